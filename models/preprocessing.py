@@ -1,0 +1,57 @@
+"""The one path from a decoded picture to the pixels a network sees, shared by training and serving."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Rgb = tuple[float, float, float]
+
+
+class Preprocessing(BaseModel):
+    """How a picture of any size becomes the network's input.
+
+    `crop` brings the short side to `resize` pixels and cuts the central square; `stretch` brings both sides to
+    `resize`, so that nothing of the picture is lost. Either way the central `input_size` square remains. `mean` and
+    `std` are per channel, for values in [0, 1]; the exported graph applies them, not the caller.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fit: Literal["crop", "stretch"]
+    resize: int = Field(ge=1, le=4096)
+    input_size: int = Field(ge=1, le=4096)
+    mean: Rgb
+    std: Rgb
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Preprocessing:
+        if self.input_size > self.resize:
+            raise ValueError(f"input_size {self.input_size} is larger than resize {self.resize}")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
+
+    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a width×height picture that the network sees: (left, top, right, bottom) in its pixels."""
+        side = min(width, height)
+        span_w, span_h = (side, side) if self.fit == "crop" else (width, height)
+        seen = self.input_size / self.resize
+        half_w, half_h = span_w * seen / 2, span_h * seen / 2
+        return width / 2 - half_w, height / 2 - half_h, width / 2 + half_w, height / 2 + half_h
+
+    def apply(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize and crop one RGB picture in a single resampling: uint8, input_size×input_size×3.
+
+        Raises:
+            ValueError: if the picture is not RGB.
+        """
+        if image.mode != "RGB":
+            raise ValueError(f"expected an RGB image, got mode {image.mode}")
+        size = (self.input_size, self.input_size)
+        box = self.box(*image.size)
+        return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=None))

@@ -1,0 +1,33 @@
+"""What the three mirrored test packages share: one small run on real digits, trained once a session."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from training import pipeline
+from training.config import Recipe, load_recipe
+from training.run import Run
+
+
+@pytest.fixture(scope="session")
+def digits_recipe() -> Recipe:
+    """The shipped demonstration, as it ships."""
+    return load_recipe("digits")
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory, digits_recipe: Recipe) -> Run:
+    """A finished run: trained, calibrated, judged and exported."""
+    run = Run(tmp_path_factory.mktemp("digits") / "run")
+    pipeline.train(digits_recipe, run, Console(file=io.StringIO()))
+    return run
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(digits_run: Run) -> Path:
+    """The bundle of that run: 10 classes, 32×32 images, an 8×8 grid."""
+    return digits_run.bundle

@@ -1,0 +1,1 @@
+"""From labelled photographs to a checked bundle: data, fit, calibration, report, export."""

@@ -1,0 +1,119 @@
+"""The `camcal` command: the steps of training here, those of serving from `service.cli`.
+
+Torch is imported inside the commands, so that serving neither needs it nor waits for it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from service.cli import app
+
+console = Console(stderr=False, highlight=False)
+
+RunFolder = Annotated[Path, typer.Argument(help="The folder that `camcal train --out` made.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the recipe; may be repeated."),
+]
+
+
+@contextmanager
+def _spoken_errors() -> Iterator[None]:
+    """A user's mistake ends in one sentence and exit code 2; an interruption in one sentence and 130."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name in ("models", "training", "service"):
+            raise
+        _stop(f"{error.name} is not installed; training needs the extra: pip install 'camcal[cpu,train]'")
+    except (ValueError, OSError) as error:
+        _stop(str(error))
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\ninterrupted; the same command continues after the last finished epoch")
+        raise typer.Exit(130) from None
+
+
+def _stop(message: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(message)}")
+    raise typer.Exit(2)
+
+
+def _plain(message: str) -> str:
+    return message.replace("[", r"\[")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or the name of a recipe that ships with camcal.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint, report and bundle.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train, calibrate, evaluate and export: from labelled photographs to a bundle.
+
+    An interrupted run continues when the same command is given again.
+    """
+    with _spoken_errors():
+        from training.config import load_recipe
+
+        settings = load_recipe(recipe, overrides or ())
+        from training import pipeline
+        from training.run import Run
+
+        bundle = pipeline.train(settings, Run(out), console)
+        console.print(f"serve it:  camcal serve --bundle {bundle.path}")
+
+
+@app.command()
+def calibrate(
+    run: RunFolder,
+    overrides: Overrides = None,
+) -> None:
+    """Fit scalar, margins and temperature again, with other settings of the recipe's calibrate section if wanted."""
+    with _spoken_errors():
+        from training import pipeline
+        from training.config import RecipeError
+        from training.run import Run
+
+        if wrong := [o for o in overrides or () if not o.strip().startswith("calibrate.")]:
+            raise RecipeError(f"--set {wrong[0]}: only calibrate.… can change after training")
+        recipe = pipeline.recipe_of(Run(run), overrides or ())
+        pipeline.calibrate_run(Run(run), recipe, None, console)
+
+
+@app.command()
+def evaluate(run: RunFolder) -> None:
+    """Judge a calibrated run on its test part, and write and print the report."""
+    with _spoken_errors():
+        from training import pipeline
+        from training.run import Run
+
+        pipeline.evaluate_run(Run(run), None, console)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="Folder for the bundle; the run's own by default.")] = None,
+) -> None:
+    """Write the bundle of a calibrated and evaluated run."""
+    with _spoken_errors():
+        from training import pipeline
+        from training.run import Run
+
+        pipeline.export_run(Run(run), out or Run(run).bundle, console)
+
+
+def main() -> None:
+    """The entry point of the `camcal` command."""
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", "140")
+    app()

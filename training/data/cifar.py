@@ -1,0 +1,101 @@
+"""CIFAR-10 and CIFAR-100 from disk, in selection order: the first n_k images of a class are its long-tailed set.
+
+Read from the packed long-tailed arrays (`.npz` or `.npz.xz`) or from the folder that torchvision keeps.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.dataset import DataError
+
+Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
+Loaded = tuple[list[str], Arrays, Arrays]
+
+
+def load(root: Path, name: str) -> Loaded:
+    """Class names, the training part in selection order, and the full test part of `cifar10` or `cifar100`.
+
+    Raises:
+        DataError: if `root` holds neither form of the data.
+    """
+    if root.is_file():
+        classes, train, test = _packed(root)
+    elif root.is_dir():
+        classes, train, test = _torchvision(root, name)
+    else:
+        raise DataError(f"no data at {root}: expected a packed .npz or .npz.xz file, or torchvision's {name} folder")
+    if len(classes) != int(name.removeprefix("cifar")):
+        raise DataError(f"{root} has {len(classes)} classes, which is not {name}")
+    return classes, train, test
+
+
+def _packed(path: Path) -> Loaded:
+    try:
+        data = lzma.open(path).read() if path.suffix == ".xz" else path.read_bytes()
+        arrays = np.load(io.BytesIO(data))
+        train = arrays["train_images"], arrays["train_labels"].astype(np.int64)
+        test = arrays["test_images"], arrays["test_labels"].astype(np.int64)
+        return [str(n) for n in arrays["class_names"]], train, test
+    except (lzma.LZMAError, ValueError, KeyError, OSError) as error:
+        raise DataError(f"{path} is not a packed CIFAR file: {error}") from None
+
+
+class _Plain(pickle.Unpickler):
+    """torchvision's files are pickles of plain arrays; nothing else is allowed to come out of one."""
+
+    allowed = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content: dict[str, Any] = _Plain(file, encoding="latin1").load()
+        return content
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: expected the folder that torchvision's download makes") from None
+    except (pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise DataError(f"{path} is not a CIFAR batch: {error}") from None
+
+
+def _torchvision(root: Path, name: str) -> Loaded:
+    if name == "cifar10":
+        base, label, meta, names = "cifar-10-batches-py", "labels", "batches.meta", "label_names"
+        parts = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
+    else:
+        base, label, meta, names = "cifar-100-python", "fine_labels", "meta", "fine_label_names"
+        parts = ["train"], ["test"]
+    folder = root / base if (root / base).is_dir() else root
+
+    def read(files: list[str]) -> Arrays:
+        batches = [_unpickle(folder / file) for file in files]
+        flat = np.concatenate([batch["data"] for batch in batches])
+        images = np.ascontiguousarray(flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        return images, np.array([value for batch in batches for value in batch[label]], dtype=np.int64)
+
+    images, labels = read(parts[0])
+    order = _selection_order(labels)
+    return list(_unpickle(folder / meta)[names]), (images[order], labels[order]), read(parts[1])
+
+
+def _selection_order(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The order in which LDAM's code selects images: seed 0, then one shuffle for each class in label order."""
+    random = np.random.RandomState(0)
+    order = []
+    for label in range(int(labels.max()) + 1):
+        where = np.flatnonzero(labels == label)
+        random.shuffle(where)
+        order.append(where)
+    return np.concatenate(order)

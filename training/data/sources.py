@@ -1,0 +1,92 @@
+"""From a recipe's data section to a `Dataset`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.preprocessing import Preprocessing
+from training.config import DataConfig
+from training.data import cifar, folder
+from training.data.dataset import DataError, Dataset, LabelledImages, first_of_each, long_tail_counts, split_each
+
+Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Images, N×H×W×3, and labels, N."""
+
+
+def preprocessing_of(config: DataConfig) -> Preprocessing:
+    """The part of a data section that a bundle keeps."""
+    return Preprocessing(**config.model_dump(include={"fit", "resize", "input_size", "mean", "std"}))
+
+
+def load_dataset(config: DataConfig, seed: int) -> Dataset:
+    """Load, cut to a long tail where the source is balanced, and put the held-out part aside.
+
+    Raises:
+        DataError: if files are missing, unreadable or do not fit the recipe.
+    """
+    load = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "folder": _folder}[config.source]
+    classes, train, test = load(config, seed)
+    labels = train.labels.numpy()
+    rest, held = split_each(labels, config.holdout_fraction, seed)
+    return Dataset(
+        classes=classes,
+        preprocessing=preprocessing_of(config),
+        train=train.subset(rest),
+        holdout=train.subset(held),
+        test=test,
+    )
+
+
+Loaded = tuple[list[str], LabelledImages, LabelledImages]
+
+
+def _tensors(arrays: Arrays) -> LabelledImages:
+    images, labels = arrays
+    return LabelledImages(images=torch.from_numpy(images), labels=torch.from_numpy(labels.astype(np.int64)))
+
+
+def _square(config: DataConfig, size: int) -> None:
+    if config.input_size != size or config.resize != size:
+        raise DataError(f"{config.source} images are {size}×{size}: set data.resize and data.input_size to {size}")
+
+
+def _digits(config: DataConfig, seed: int) -> Loaded:
+    """scikit-learn's 1,797 handwritten digits of 8×8, four times enlarged; 40 of each kept for the test."""
+    from sklearn.datasets import load_digits
+
+    _square(config, 32)
+    data = load_digits()
+    grey = (np.kron(data.images, np.ones((1, 4, 4))) * (255 / 16)).round().astype(np.uint8)
+    images, labels = np.repeat(grey[..., None], 3, axis=3), data.target.astype(np.int64)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    images, labels = images[order], labels[order]
+    test = first_of_each(labels, np.full(10, 40))
+    rest = np.setdiff1d(np.arange(len(labels)), test)
+    train = rest[first_of_each(labels[rest], long_tail_counts(130, 10, config.imbalance))]
+    names = "zero one two three four five six seven eight nine".split()
+    return names, _tensors((images[train], labels[train])), _tensors((images[test], labels[test]))
+
+
+def _cifar(config: DataConfig, seed: int) -> Loaded:
+    _square(config, 32)
+    assert config.root is not None
+    classes, train, test = cifar.load(config.root, config.source)
+    counts = long_tail_counts(5000 if config.source == "cifar10" else 500, len(classes), config.imbalance)
+    chosen = first_of_each(train[1], counts)
+    return classes, _tensors((train[0][chosen], train[1][chosen])), _tensors(test)
+
+
+def _folder(config: DataConfig, seed: int) -> Loaded:
+    assert config.root is not None
+    listing = folder.list_images(config.root, config.split_file)
+    if not listing.test:
+        rest, part = split_each(np.array([label for _, label in listing.train]), config.test_fraction, seed)
+        listing = folder.Listing(
+            classes=listing.classes,
+            train=[listing.train[i] for i in rest],
+            test=[listing.train[i] for i in part],
+        )
+    train, test = (_tensors(folder.decode(part, preprocessing_of(config))) for part in (listing.train, listing.test))
+    return listing.classes, train, test

@@ -1,0 +1,125 @@
+"""The report: honest figures of a calibrated network on the test part, before and after each step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from models.bundle import GROUPS, group_of
+from models.classifier import LongTailClassifier
+from training import metrics
+from training.calibrate import predict_logits
+from training.config import Recipe
+from training.data import Dataset
+
+STEPS = {
+    "trained": "as trained",
+    "scalar": "+ scalar",
+    "marc": "+ MARC",
+    "calibrated": "+ temperature",
+}
+
+
+def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe, trained_scalar: float) -> dict[str, Any]:
+    """Everything the report holds, ready for JSON. This is the only place where the test part is looked at.
+
+    Args:
+        trained_scalar: s as training left it, before its selection on held-out images.
+    """
+    counts_K = data.train_counts()
+    groups_K = [group_of(int(count)) for count in counts_K]
+    labels_N = data.test.labels.numpy()
+    probabilities = _probabilities(network, data, trained_scalar)
+    prior_K = counts_K / counts_K.sum()
+    weights_N = _prior_weights(labels_N, prior_K)
+    return {
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "data": {
+            "classes": len(data.classes),
+            "train": len(data.train),
+            "holdout": len(data.holdout),
+            "test": len(data.test),
+            "largest_class": int(counts_K.max()),
+            "smallest_class": int(counts_K.min()),
+            "groups": {group: groups_K.count(group) for group in GROUPS},
+        },
+        "test": {step: metrics.figures(p, labels_N, list(groups_K)) for step, p in probabilities.items()},
+        "test_under_train_prior": {
+            "trained": metrics.figures(probabilities["trained"], labels_N, list(groups_K), weights_N),
+            "calibrated": metrics.figures(
+                shift_prior(probabilities["calibrated"], prior_K), labels_N, list(groups_K), weights_N
+            ),
+        },
+        "reliability": {
+            step: metrics.top_label_reliability(probabilities[step], labels_N, np.ones(len(labels_N)))
+            for step in ("trained", "calibrated")
+        },
+        "per_class": _per_class(data, counts_K, probabilities, labels_N),
+    }
+
+
+def shift_prior(probabilities_NK: metrics.Floats, prior_K: metrics.Floats) -> metrics.Floats:
+    """Probabilities for a balanced prior, turned into those for another: p_k·π_k, normalised."""
+    shifted = probabilities_NK * prior_K
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def _probabilities(network: LongTailClassifier, data: Dataset, trained_scalar: float) -> dict[str, metrics.Floats]:
+    logits_NK = predict_logits(network.eval(), data.test)
+    with torch.no_grad():
+        marc_NK = network.calibrate(logits_NK.to(network.mean.device)).cpu()
+    logits = {
+        "trained": logits_NK * (trained_scalar / network.head.scalar.item()),
+        "scalar": logits_NK,
+        "marc": marc_NK,
+        "calibrated": marc_NK / network.temperature.item(),
+    }
+    return {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
+
+
+def _prior_weights(labels_N: NDArray[np.int64], prior_K: metrics.Floats) -> metrics.Floats:
+    """Weights under which the test part has the class frequencies `prior_K`."""
+    shares = np.bincount(labels_N, minlength=len(prior_K)) / len(labels_N)
+    return np.asarray((prior_K / np.where(shares > 0, shares, 1))[labels_N])
+
+
+def _per_class(
+    data: Dataset, counts_K: NDArray[np.int64], probabilities: dict[str, metrics.Floats], labels_N: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    columns = {step: metrics.per_class_accuracy(probabilities[step], labels_N) for step in ("trained", "calibrated")}
+    return [
+        {"class": name, "train_count": int(counts_K[k]), "group": group_of(int(counts_K[k]))}
+        | {f"accuracy_{step}": None if np.isnan(v[k]) else round(float(v[k]), 4) for step, v in columns.items()}
+        for k, name in enumerate(data.classes)
+    ]
+
+
+def print_report(report: dict[str, Any], console: Console) -> None:
+    """The report's main figures as a table, in percent."""
+    d = report["data"]
+    console.print(
+        f"{report['recipe']}: {d['classes']} classes, {d['train']} training images ({d['largest_class']} to "
+        f"{d['smallest_class']} a class, held-out ones included), {d['holdout']} held out, {d['test']} for the test"
+    )
+    groups = [f"{group} ({d['groups'][group]})" for group in GROUPS]
+    table = Table("test set, balanced prior", "accuracy", *groups, "ECE", "class-wise ECE", "NLL", "Brier", box=None)
+    for step, name in STEPS.items():
+        table.add_row(name, *_row(report["test"][step]))
+    table.add_section()
+    for step in ("trained", "calibrated"):
+        table.add_row(f"training prior, {step}", *_row(report["test_under_train_prior"][step]))
+    console.print(table)
+
+
+def _row(f: dict[str, Any]) -> list[str]:
+    def percent(value: float | None) -> str:
+        return "n/a" if value is None else f"{100 * value:.1f}"
+
+    parts = [percent(f["accuracy"]), *(percent(f["groups"][group]) for group in GROUPS)]
+    return [*parts, percent(f["ece"]), f"{100 * f['classwise_ece']:.2f}", f"{f['nll']:.3f}", f"{f['brier']:.3f}"]

@@ -1,0 +1,155 @@
+"""From a calibrated network to a bundle: one ONNX graph, checked against PyTorch before it is let out."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from models.bundle import (
+    INPUTS,
+    MODEL_FILE,
+    OUTPUTS,
+    REPORT_FILE,
+    Bundle,
+    Calibration,
+    ClassInfo,
+    Manifest,
+    group_of,
+    sha256,
+    write_manifest,
+)
+from models.classifier import LongTailClassifier, ServedClassifier
+from training.config import Recipe
+from training.data.sources import preprocessing_of
+from training.run import save_json
+
+TOLERANCE = 1e-4
+MAX_BATCH = 65535
+
+
+class ExportError(ValueError):
+    """A graph that does not compute what the network computes."""
+
+
+def export_onnx(network: LongTailClassifier, size: int, path: Path) -> None:
+    """Write the serving graph of a network for images of size×size, and check it against PyTorch.
+
+    Raises:
+        ExportError: if ONNX Runtime's outputs differ from PyTorch's by more than 1e-4, relative to values above one.
+    """
+    served = ServedClassifier(network.eval().cpu()).eval()
+    examples = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8))
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # The exporter warns of its own dependencies' deprecations; what it writes is checked below.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            served,
+            (examples, torch.tensor(2)),
+            dynamo=True,
+            verbose=False,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            dynamic_shapes={"images": {0: batch}, "top_k": None},
+        )
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+    for count, top_k in ((3, 2), (1, network.marc.omega.numel())):
+        _check_parity(served, path, examples[:count], top_k)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop what the exporter notes about its source: stack traces with this machine's paths, and names of modules."""
+    del model.metadata_props[:]
+    for part in (model.graph, *model.functions):
+        del part.metadata_props[:]
+        part.doc_string = ""
+        for node in part.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+
+
+def _check_parity(served: ServedClassifier, path: Path, images: torch.Tensor, top_k: int) -> None:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected: list[NDArray[Any]] = [output.numpy() for output in served(images, torch.tensor(top_k))]
+    found = session.run(list(OUTPUTS), {"images": images.numpy(), "top_k": np.array(top_k, dtype=np.int64)})
+    for name, ours, theirs in zip(OUTPUTS, expected, found, strict=True):
+        if ours.shape != theirs.shape:
+            raise ExportError(f"output {name} has shape {theirs.shape} in ONNX and {ours.shape} in PyTorch")
+        error = float(np.max(np.abs(ours - theirs) / np.maximum(np.abs(ours), 1)))
+        if error > TOLERANCE:
+            raise ExportError(f"output {name} differs by {error:.1e} between ONNX and PyTorch; allowed: {TOLERANCE}")
+
+
+@torch.no_grad()
+def export_bundle(
+    network: LongTailClassifier,
+    recipe: Recipe,
+    classes: list[str],
+    train_counts: list[int],
+    report: dict[str, Any],
+    folder: Path,
+) -> Bundle:
+    """Write a bundle into `folder`, replacing a bundle that is there, and return it verified.
+
+    Raises:
+        ExportError: if the graph does not agree with PyTorch, or `folder` holds something that is not a bundle.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / MODEL_FILE).is_file():
+        raise ExportError(f"{folder} is not empty and not a bundle; choose another folder")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    preprocessing = preprocessing_of(recipe.data)
+    export_onnx(network, preprocessing.input_size, partial / MODEL_FILE)
+    save_json(partial / REPORT_FILE, report)
+    size = preprocessing.input_size
+    grid = network.features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[2:]
+    files = {name: sha256(partial / name) for name in (MODEL_FILE, REPORT_FILE)}
+    manifest = Manifest(
+        schema_version=1,
+        name=recipe.name,
+        version=files[MODEL_FILE][:12],
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        classes=[
+            ClassInfo(name=name, train_count=count, group=group_of(count))
+            for name, count in zip(classes, train_counts, strict=True)
+        ],
+        preprocessing=preprocessing,
+        calibration=Calibration(
+            scalar=float(network.head.scalar),
+            omega=network.marc.omega.tolist(),
+            beta=network.marc.beta.tolist(),
+            weight_norms=network.head.weight_norms().tolist(),
+            temperature=float(network.temperature),
+        ),
+        grid=(grid[0], grid[1]),
+        figures={step: report["test"][step] for step in ("trained", "calibrated")},
+        recipe=recipe.model_dump(mode="json"),
+        files=files,
+    )
+    write_manifest(partial, manifest)
+    Bundle.load(partial)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+    return Bundle.load(folder)

@@ -1,0 +1,108 @@
+"""The steps from a recipe to a bundle, each of which reads what the one before left in the run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from models.bundle import Bundle
+from training.calibrate import calibrate
+from training.config import Recipe, apply_override, parse_recipe
+from training.data import Dataset, load_dataset
+from training.evaluate import evaluate, print_report
+from training.export import export_bundle
+from training.fit import fit
+from training.run import Run, RunError, load_network, network_tensors, save_json, save_tensors
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train(recipe: Recipe, run: Run, console: Console) -> Bundle:
+    """All steps. A run that was interrupted continues; a finished one is only calibrated and exported again."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    data = load(recipe, console)
+    device = default_device()
+    console.print(f"training {recipe.model.backbone} on {len(data.train)} images, {device.type}")
+    began = time.perf_counter()
+    fit(recipe, data, run, console, device)
+    console.print(f"trained in {time.perf_counter() - began:.0f} s")
+    calibrate_run(run, recipe, data, console)
+    evaluate_run(run, data, console)
+    return export_run(run, run.bundle, console)
+
+
+def load(recipe: Recipe, console: Console) -> Dataset:
+    """The recipe's data, with a word about its size."""
+    with console.status("reading images"):
+        return load_dataset(recipe.data, recipe.seed)
+
+
+def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console: Console) -> None:
+    """Fit scalar, MARC and temperature to the trained network; writes `network.safetensors`.
+
+    Args:
+        recipe: whose calibration settings to use; None for those that the network was trained with.
+        data: the run's data; None loads it.
+    """
+    network, trained_with, meta = load_network(run.checkpoint)
+    if meta["epoch"] < trained_with.fit.epochs:
+        raise RunError(
+            f"{run.path} has {meta['epoch']} of {trained_with.fit.epochs} epochs: finish it with `camcal train` first"
+        )
+    recipe = recipe or trained_with
+    data = data or load(recipe, console)
+    began = time.perf_counter()
+    with console.status("calibrating"):
+        fitted = calibrate(network.to(default_device()), data, recipe)
+    console.print(
+        f"calibrated in {time.perf_counter() - began:.0f} s: scalar {fitted.trained_scalar:.2f} → {fitted.scalar:.2f}, "
+        f"temperature {fitted.temperature:.3f}"
+        + (f", omega at its lower bound for {fitted.omega_at_bound} classes" if fitted.omega_at_bound else "")
+    )
+    meta |= {"recipe": recipe.model_dump(mode="json"), "calibration": dataclasses.asdict(fitted)}
+    save_tensors(run.network, network_tensors(network.cpu()), meta)
+
+
+def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, Any]:
+    """Judge the calibrated network on the test part; writes `report.json`."""
+    network, recipe, meta = load_network(run.network)
+    data = data or load(recipe, console)
+    with console.status("evaluating"):
+        trained_scalar = meta["calibration"]["trained_scalar"]
+        report = evaluate(network.to(default_device()), data, recipe, trained_scalar)
+    report |= {"calibration": meta["calibration"], "epochs": meta["epoch"]}
+    save_json(run.report, report)
+    print_report(report, console)
+    return report
+
+
+def export_run(run: Run, folder: Path, console: Console) -> Bundle:
+    """Write the bundle of a calibrated and evaluated run."""
+    network, recipe, meta = load_network(run.network)
+    try:
+        report = json.loads(run.report.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{run.report} is missing: run `camcal evaluate {run.path}` first") from None
+    with console.status("exporting"):
+        bundle = export_bundle(network, recipe, meta["classes"], meta["train_counts"], report, folder)
+    console.print(f"bundle {bundle.manifest.name} {bundle.manifest.version} written to {folder}")
+    return bundle
+
+
+def recipe_of(run: Run, overrides: Sequence[str]) -> Recipe:
+    """The recipe that a run was trained with, changed by `section.key=value` overrides."""
+    _, recipe, _ = load_network(run.checkpoint)
+    raw = recipe.model_dump(mode="json")
+    for override in overrides:
+        apply_override(raw, override)
+    return parse_recipe(raw, run.checkpoint.name)

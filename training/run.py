@@ -1,0 +1,117 @@
+"""A run's folder: what each step leaves there for the next."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.classifier import LongTailClassifier
+from models.preprocessing import Preprocessing
+from training.config import Recipe, RecipeError, parse_recipe
+from training.data.sources import preprocessing_of
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used as asked."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files under one `--out` folder."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """Network and optimiser after the last finished epoch."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def network(self) -> Path:
+        """The calibrated network."""
+        return self.path / "network.safetensors"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    @property
+    def bundle(self) -> Path:
+        return self.path / "bundle"
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write tensors with JSON metadata; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, partial, metadata={"camcal": json.dumps(meta)})
+    os.replace(partial, path)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote.
+
+    Raises:
+        RunError: if the file is missing or is not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {})["camcal"])
+            return {name: file.get_tensor(name) for name in file.keys()}, meta
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: has `camcal train` finished in {path.parent}?") from None
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise RunError(f"{path} is not a camcal checkpoint: {error}") from None
+
+
+def save_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON; the file appears whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def build_network(recipe: Recipe, classes: int, preprocessing: Preprocessing | None = None) -> LongTailClassifier:
+    """The untrained network of a recipe, seeded by it.
+
+    Raises:
+        ValueError: if a part refuses its setting.
+    """
+    torch.manual_seed(recipe.seed)
+    return LongTailClassifier(classes, preprocessing or preprocessing_of(recipe.data), **recipe.model.model_dump())
+
+
+def network_tensors(network: LongTailClassifier) -> dict[str, Tensor]:
+    """The state of a network under the names it has in a file."""
+    return {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+
+
+def load_network(path: Path) -> tuple[LongTailClassifier, Recipe, dict[str, Any]]:
+    """A network from `checkpoint.safetensors` or `network.safetensors`, its recipe, and the rest of the metadata.
+
+    Raises:
+        RunError: if the file is missing, damaged, or was written by another layout of the network.
+    """
+    tensors, meta = load_tensors(path)
+    try:
+        recipe = parse_recipe(meta["recipe"], path.name)
+        network = build_network(recipe, len(meta["classes"]))
+        restore(network, tensors)
+    except (KeyError, RuntimeError, RecipeError) as error:
+        raise RunError(f"{path} does not fit this version of camcal: {error}") from None
+    return network.eval(), recipe, meta
+
+
+def restore(network: LongTailClassifier, tensors: dict[str, Tensor]) -> None:
+    """Copy `network.*` tensors into a network."""
+    state = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
+    network.load_state_dict(state)
