@@ -107,7 +107,8 @@ def load_network(path: Path) -> tuple[LongTailClassifier, Recipe, dict[str, Any]
         network = build_network(recipe, len(meta["classes"]))
         restore(network, tensors)
     except (KeyError, RuntimeError, RecipeError) as error:
-        raise RunError(f"{path} does not fit this version of camcal: {error}") from None
+        reason = " ".join(str(error).split())
+        raise RunError(f"{path} does not fit this version of camcal: {reason}") from None
     return network.eval(), recipe, meta
 
 

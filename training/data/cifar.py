@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import lzma
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -44,30 +45,39 @@ def _packed(path: Path) -> Loaded:
         train = arrays["train_images"], arrays["train_labels"].astype(np.int64)
         test = arrays["test_images"], arrays["test_labels"].astype(np.int64)
         return [str(n) for n in arrays["class_names"]], train, test
-    except (lzma.LZMAError, ValueError, KeyError, OSError) as error:
+    except (lzma.LZMAError, zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError) as error:
         raise DataError(f"{path} is not a packed CIFAR file: {error}") from None
 
 
 class _Plain(pickle.Unpickler):
     """torchvision's files are pickles of plain arrays; nothing else is allowed to come out of one."""
 
-    allowed = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
+    allowed = {
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
 
     def find_class(self, module: str, name: str) -> Any:
+        # The files were written when NumPy's core had its old name.
+        module = module.replace("numpy.core", "numpy._core")
         if (module, name) not in self.allowed:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return super().find_class(module, name)
 
 
 def _unpickle(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            content: dict[str, Any] = _Plain(file, encoding="latin1").load()
-        return content
+            content = _Plain(file, encoding="latin1").load()
     except FileNotFoundError:
         raise DataError(f"{path} is missing: expected the folder that torchvision's download makes") from None
     except (pickle.UnpicklingError, EOFError, ValueError) as error:
         raise DataError(f"{path} is not a CIFAR batch: {error}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is not a CIFAR batch: it holds a {type(content).__name__}")
+    return content
 
 
 def _torchvision(root: Path, name: str) -> Loaded:

@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from models.resnet_cifar import CifarBlock, CifarResNet
+
+
+def test_resnet32_has_the_published_number_of_parameters() -> None:
+    trunk = CifarResNet(32)
+    classifier_of_ten = 64 * 10 + 10
+    # He et al., table 6: 0.46 million.
+    assert sum(p.numel() for p in trunk.parameters()) + classifier_of_ten == 464_154
+
+
+def test_the_map_is_a_quarter_of_the_image() -> None:
+    assert CifarResNet(8)(torch.zeros(2, 3, 32, 32)).shape == (2, 64, 8, 8)
+
+
+def test_the_shortcut_subsamples_and_pads_with_zeros() -> None:
+    block = CifarBlock(2, 4, stride=2).eval()
+    torch.nn.init.zeros_(block.conv2.weight)
+    image = torch.rand(1, 2, 4, 4)
+    out = block(image)
+    assert torch.equal(out[:, 1:3], image[:, :, ::2, ::2])
+    assert not out[:, [0, 3]].any()
+
+
+@pytest.mark.parametrize("depth", [2, 9, 18])
+def test_other_depths_are_refused(depth: int) -> None:
+    with pytest.raises(ValueError, match="6n\\+2"):
+        CifarResNet(depth)

@@ -1,0 +1,78 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.config import AugmentConfig
+from training.data.augment import Augment
+
+IMAGES = torch.randint(0, 256, (64, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def _apply(images: Tensor = IMAGES, seed: int = 0, **settings: Any) -> Tensor:
+    return Augment(AugmentConfig.model_validate(settings), torch.Generator().manual_seed(seed))(images)
+
+
+def test_the_defaults_change_nothing() -> None:
+    assert torch.equal(_apply(), IMAGES.float())
+
+
+def test_flip_mirrors_about_half() -> None:
+    out = _apply(flip=True)
+    mirrored = [torch.allclose(a, b.flip(1).float(), atol=1e-3) for a, b in zip(out, IMAGES, strict=True)]
+    kept = [torch.allclose(a, b.float(), atol=1e-3) for a, b in zip(out, IMAGES, strict=True)]
+    assert all(m or k for m, k in zip(mirrored, kept, strict=True))
+    assert 20 <= sum(mirrored) <= 44
+
+
+def test_shift_moves_by_whole_pixels_and_fills_with_zero() -> None:
+    out = _apply(shift=2)
+    for image, original in zip(out, IMAGES, strict=True):
+        padded = torch.nn.functional.pad(original.float(), (0, 0, 2, 2, 2, 2))
+        windows = [padded[y : y + 16, x : x + 16] for y in range(5) for x in range(5)]
+        assert any(torch.allclose(image, window, atol=1e-2) for window in windows)
+
+
+def test_a_crop_shows_a_part_of_the_image() -> None:
+    ramp = torch.arange(16.0).mul(15).to(torch.uint8).reshape(1, 1, 16, 1).expand(64, 16, 16, 3)
+    out = _apply(ramp, area=[0.25, 0.25], fill="mirror")
+    span = out[:, 8, -1, 0] - out[:, 8, 0, 0]
+    torch.testing.assert_close(span, torch.full_like(span, 0.5 * 225), rtol=0.1, atol=2)
+
+
+def test_rotation_leaves_the_centre_and_fills_the_corners() -> None:
+    white = torch.full((64, 17, 17, 3), 255, dtype=torch.uint8)
+    out = _apply(white, rotate=45)
+    assert (out[:, 8, 8] > 254).all()
+    assert (out[:, 0, 0].amax(dim=1) < 1).sum() > 20
+    assert (_apply(white, rotate=45, fill="mirror") > 254).all()
+
+
+def test_random_fill_is_mirror_or_one_plain_colour() -> None:
+    grey = torch.full((300, 17, 17, 3), 100, dtype=torch.uint8)
+    corner = _apply(grey, rotate=45, fill="random")[:, 0, 0]
+    black, white = (corner < 1).all(dim=1), (corner > 254).all(dim=1)
+    mirrored = (corner - 100).abs().amax(dim=1) < 1
+    other = ~(black | white | mirrored)
+    assert min(black.sum(), white.sum(), mirrored.sum(), other.sum()) > 20
+
+
+def test_erase_blanks_a_square() -> None:
+    black = torch.zeros(64, 16, 16, 3, dtype=torch.uint8)
+    share = (_apply(black, erase=0.5) == 127.5).float().mean(dim=(1, 2, 3))
+    assert share.max() == 0.25 and share.min() >= 0.0625
+
+
+def test_colour_keeps_the_range() -> None:
+    out = _apply(colour=0.4)
+    assert out.min() >= 0 and out.max() <= 255
+    assert not torch.equal(out, IMAGES.float())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_generator_decides_everything(seed: int) -> None:
+    settings: dict[str, Any] = {"flip": True, "area": [0.5, 1], "aspect": [0.7, 1.4], "rotate": 20, "fill": "random"}
+    settings |= {"erase": 0.3, "colour": 0.2}
+    assert torch.equal(_apply(seed=seed, **settings), _apply(seed=seed, **settings))
+    assert not torch.equal(_apply(seed=seed, **settings), _apply(seed=seed + 1, **settings))

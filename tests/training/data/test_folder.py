@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.preprocessing import Preprocessing
+from training.data import folder
+from training.data.dataset import DataError
+
+
+def _image(path: Path, colour: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] = (40, 30)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def _paths(samples: folder.Samples) -> list[tuple[str, int]]:
+    return [(path.name, label) for path, label in samples]
+
+
+def test_train_and_test_folders(tmp_path: Path) -> None:
+    for part in ("train/cat/b.jpg", "train/cat/a.PNG", "train/dog/deep/c.jpg", "test/dog/d.webp"):
+        _image(tmp_path / part)
+    (tmp_path / "train/cat/notes.txt").write_text("not an image")
+    listing = folder.list_images(tmp_path)
+    assert listing.classes == ["cat", "dog"]
+    assert _paths(listing.train) == [("a.PNG", 0), ("b.jpg", 0), ("c.jpg", 1)]
+    assert _paths(listing.test) == [("d.webp", 1)]
+
+
+def test_class_folders_without_a_test_part(tmp_path: Path) -> None:
+    for part in ("cat/a.jpg", "dog/b.jpg", ".cache/c.jpg"):
+        _image(tmp_path / part)
+    (tmp_path / "empty").mkdir()
+    listing = folder.list_images(tmp_path)
+    assert listing.classes == ["cat", "dog"] and listing.test == []
+
+
+def test_split_file_with_names(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("path,split,label\nx/a.jpg,train,dog\nx/b.jpg,test,cat\n")
+    listing = folder.list_images(tmp_path, "s.csv")
+    assert listing.classes == ["cat", "dog"]
+    assert listing.train == [(tmp_path / "x/a.jpg", 1)] and listing.test == [(tmp_path / "x/b.jpg", 0)]
+
+
+def test_split_file_with_indices_and_a_class_table(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("path,split,label,extra\na.jpg,train,1,z\nb.jpg,test,zebra,z\n")
+    (tmp_path / "classes.csv").write_text("label,name\n0,zebra\n1,ant\n")
+    listing = folder.list_images(tmp_path, "s.csv")
+    assert listing.classes == ["zebra", "ant"]
+    assert _paths(listing.train) == [("a.jpg", 1)] and _paths(listing.test) == [("b.jpg", 0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\na.jpg,0", "has no column 'split'; it needs label, path, split"),
+        ("path,split,label\na.jpg,validation,0", "line 2: split is 'validation'; expected train or test"),
+        ("path,split,label\na.jpg,train,7", "line 2: label '7' is not in classes.csv"),
+    ],
+)
+def test_a_wrong_split_file(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "s.csv").write_text(text)
+    (tmp_path / "classes.csv").write_text("label,name\n0,zebra\n")
+    with pytest.raises(DataError, match=message):
+        folder.list_images(tmp_path, "s.csv")
+
+
+def test_missing_places(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no folder at .*nowhere"):
+        folder.list_images(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="has 0 folders with images; expected one for each of at least two classes"):
+        folder.list_images(tmp_path)
+    with pytest.raises(DataError, match="s.csv cannot be read"):
+        folder.list_images(tmp_path, "s.csv")
+
+
+def test_a_class_that_only_the_test_part_has(tmp_path: Path) -> None:
+    for part in ("train/cat/a.jpg", "train/dog/b.jpg", "test/cow/c.jpg"):
+        _image(tmp_path / part)
+    with pytest.raises(DataError, match="has the class 'cow', which .*train does not have"):
+        folder.list_images(tmp_path)
+
+
+RULE = Preprocessing(fit="crop", resize=16, input_size=16, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def test_decoding_gives_rgb_of_the_input_size(tmp_path: Path) -> None:
+    _image(tmp_path / "a.png", (200, 100, 50))
+    Image.new("L", (20, 60), 77).save(tmp_path / "b.png")
+    images, labels = folder.decode([(tmp_path / "a.png", 3), (tmp_path / "b.png", 1)], RULE)
+    assert images.shape == (2, 16, 16, 3) and labels.tolist() == [3, 1]
+    assert np.unique(images[0].reshape(-1, 3), axis=0).tolist() == [[200, 100, 50]]
+    assert (images[1] == 77).all()
+
+
+def test_the_orientation_tag_is_obeyed(tmp_path: Path) -> None:
+    pixels = np.zeros((16, 16, 3), dtype=np.uint8)
+    pixels[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    images, _ = folder.decode([(tmp_path / "turned.png", 0)], RULE)
+    assert images[0, 2].max() == 0 and images[0, 13].min() == 255
+
+
+def test_unreadable_files_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    _image(tmp_path / "good.png")
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff not a photograph")
+    samples = [(tmp_path / name, 0) for name in ("good.png", "bad.jpg", "gone.jpg")]
+    with pytest.raises(DataError, match="2 of 3 images cannot be read; the first: .*bad.jpg"):
+        folder.decode(samples, RULE)

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+
+from training.config import RECIPES, RecipeError, load_recipe
+
+MINIMAL = 'name = "r"\n[data]\nsource = "digits"\n[fit]\nepochs = 3\n'
+
+
+def _recipe(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.stem)
+def test_every_shipped_recipe_is_valid_and_named_after_its_file(path: Path) -> None:
+    assert load_recipe(path.stem).name == path.stem
+
+
+def test_overrides_are_toml_values_or_bare_words(tmp_path: Path) -> None:
+    path = _recipe(tmp_path, MINIMAL)
+    recipe = load_recipe(
+        path, ["fit.lr=0.5", "model.head=linear", "augment.area=[0.5, 1]", "seed=7", "model.learn_scalar=false"]
+    )
+    assert (recipe.fit.lr, recipe.model.head, recipe.augment.area) == (0.5, "linear", (0.5, 1.0))
+    assert recipe.seed == 7 and not recipe.model.learn_scalar
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + "epoch = 3", r"unknown key 'fit.epoch'; did you mean 'epochs'\?; accepted here: epochs, batch_size"),
+        (MINIMAL + "[modle]\nhead = 'linear'", r"unknown key 'modle'; did you mean 'model'\?"),
+        (MINIMAL + "lr = 'fast'", r"'fit.lr': Input should be a valid number.*\(found 'fast'\)"),
+        (MINIMAL + "lr = -1", r"'fit.lr': Input should be greater than 0 \(found -1\)"),
+        ("name = 'r'\n[fit]\nepochs = 1", "'data' is missing"),
+        ("name = ", "recipe.toml is not valid TOML"),
+        (MINIMAL + "[augment]\narea = [1, 0.5]", r"'augment': area must be a range \[low, high\]"),
+        (
+            "name='r'\n[fit]\nepochs=1\n[data]\nsource='cifar10'",
+            "source 'cifar10' needs data.root: pass --set data.root",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(_recipe(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fit.epochs", "is not of the form section.key=value"),
+        ("name.x=1", "'name' is not a section"),
+        ("fit.epoch=1", r"did you mean 'epochs'\?"),
+    ],
+)
+def test_a_wrong_override_is_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(_recipe(tmp_path, MINIMAL), [override])
+
+
+def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
+    with pytest.raises(RecipeError, match="no recipe 'digit': give a TOML file or one of: .*digits"):
+        load_recipe("digit")

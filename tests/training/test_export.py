@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from models.bundle import INPUTS, OUTPUTS, Bundle
+from models.classifier import ServedClassifier
+from training import export
+from training.config import Recipe
+from training.data import load_dataset
+from training.export import ExportError
+from training.run import Run, load_network
+
+
+@pytest.mark.parametrize(("batch", "top_k"), [(1, 1), (7, 3), (5, 10)])
+def test_onnx_and_pytorch_agree_on_real_images(digits_run: Run, digits_recipe: Recipe, batch: int, top_k: int) -> None:
+    images = load_dataset(digits_recipe.data, digits_recipe.seed).test.images[:batch]
+    network, _, _ = load_network(digits_run.network)
+    with torch.no_grad():
+        expected = ServedClassifier(network)(images, torch.tensor(top_k))
+    session = onnxruntime.InferenceSession(str(digits_run.bundle / "model.onnx"), providers=["CPUExecutionProvider"])
+    found = session.run(list(OUTPUTS), {"images": images.numpy(), "top_k": np.array(top_k)})
+    for name, ours, theirs in zip(OUTPUTS, expected, found, strict=True):
+        np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_maps_through_the_exported_graph_sum_to_logits(digits_run: Run, digits_recipe: Recipe) -> None:
+    images = load_dataset(digits_recipe.data, digits_recipe.seed).test.images[:50].numpy()
+    session = onnxruntime.InferenceSession(str(digits_run.bundle / "model.onnx"), providers=["CPUExecutionProvider"])
+    logits, calibrated, _, _, top, maps = session.run(list(OUTPUTS), {"images": images, "top_k": np.array(10)})
+    c = Bundle.load(digits_run.bundle).manifest.calibration
+    sums = maps.sum(axis=(2, 3))
+    np.testing.assert_allclose(sums, np.take_along_axis(logits, top, 1), rtol=1e-4, atol=1e-4)
+    omega, offset = np.array(c.omega), np.array(c.beta) * np.array(c.weight_norms)
+    expected = np.take_along_axis(calibrated, top, 1)
+    np.testing.assert_allclose(omega[top] * sums + offset[top], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_graph_has_the_contracts_names_and_no_trace_of_where_it_was_made(digits_run: Run) -> None:
+    data = (digits_run.bundle / "model.onnx").read_bytes()
+    model = onnx.load_from_string(data)
+    assert [i.name for i in model.graph.input] == list(INPUTS)
+    assert [o.name for o in model.graph.output] == list(OUTPUTS)
+    assert b"/models/" not in data and b".py" not in data
+
+
+def test_a_graph_that_computes_something_else_is_refused(digits_run: Run, tmp_path: Path) -> None:
+    network, _, _ = load_network(digits_run.network)
+    path = tmp_path / "model.onnx"
+    export.export_onnx(network, 32, path)
+    with torch.no_grad():
+        network.marc.beta.add_(0.01)
+    with pytest.raises(ExportError, match="output calibrated_logits differs by .* between ONNX and PyTorch"):
+        export._check_parity(ServedClassifier(network), path, torch.zeros(1, 32, 32, 3, dtype=torch.uint8), 2)
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(digits_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    network, recipe, meta = load_network(digits_run.network)
+    with pytest.raises(ExportError, match="is not empty and not a bundle; choose another folder"):
+        export.export_bundle(network, recipe, meta["classes"], meta["train_counts"], {}, tmp_path)
+    assert (tmp_path / "thesis.txt").exists()

@@ -1,0 +1,102 @@
+import io
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from training import fit as fit_module
+from training.config import FitConfig, Recipe, load_recipe
+from training.data import Dataset, load_dataset
+from training.fit import fit, learning_rate
+from training.run import Run, RunError, build_network, load_tensors
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe("digits", ["fit.epochs=3", "data.imbalance=20", "fit.warmup_epochs=1"])
+
+
+@pytest.fixture(scope="module")
+def data(recipe: Recipe) -> Dataset:
+    return load_dataset(recipe.data, recipe.seed)
+
+
+def _fit(recipe: Recipe, data: Dataset, path: Path) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    fit(recipe, data, Run(path), console, torch.device("cpu"))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fit(recipe, data, tmp_path / "whole")
+    real, calls = fit_module._epoch, []
+
+    def interrupted(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)  # type: ignore[arg-type]  # the arguments are those of the real one
+
+    monkeypatch.setattr(fit_module, "_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(recipe, data, tmp_path / "parts")
+    monkeypatch.undo()
+    assert "continuing after epoch 2 of 3" in _fit(recipe, data, tmp_path / "parts")
+    whole, _ = load_tensors(Run(tmp_path / "whole").checkpoint)
+    parts, meta = load_tensors(Run(tmp_path / "parts").checkpoint)
+    assert whole.keys() == parts.keys() and meta["epoch"] == 3
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_training_learns_and_says_how_it_goes(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    output = _fit(recipe, data, tmp_path)
+    losses = [float(line.split("loss ")[1].split()[0]) for line in output.splitlines() if "loss" in line]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    assert "img/s" in output and "min left" in output
+
+
+def test_another_recipe_in_the_same_folder_is_refused(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    short = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"epochs": 1})})
+    _fit(short, data, tmp_path)
+    with pytest.raises(RunError, match="holds a run with another fit.epochs: choose another --out"):
+        _fit(recipe, data, tmp_path)
+    with pytest.raises(RunError, match="another seed"):
+        _fit(short.model_copy(update={"seed": 1}), data, tmp_path)
+
+
+def test_a_run_that_diverges_says_so(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    wild = recipe.model_copy(
+        update={
+            "fit": recipe.fit.model_copy(update={"lr": 1e30}),
+            "model": recipe.model.model_copy(update={"head": "linear"}),
+        }
+    )
+    with pytest.raises(RunError, match="the loss became (nan|inf) in epoch 1; lower fit.lr"):
+        _fit(wild, data, tmp_path)
+
+
+def test_the_learning_rate_warms_up_and_then_follows_a_cosine() -> None:
+    config = FitConfig(epochs=20, lr=0.4, warmup_epochs=4)
+    rates = [learning_rate(config, epoch) for epoch in (0, 2, 4, 12, 20)]
+    assert rates[0] < 0.01
+    assert rates[1] == pytest.approx(0.2, rel=0.02)
+    assert rates[2:] == [pytest.approx(0.4), pytest.approx(0.2), pytest.approx(0, abs=1e-12)]
+
+
+def test_a_warm_up_longer_than_the_run_is_cut_to_half() -> None:
+    config = FitConfig(epochs=2, lr=1.0, warmup_epochs=5)
+    assert learning_rate(config, 1) == pytest.approx(1.0)
+    assert all(math.isfinite(learning_rate(config, e / 10)) for e in range(21))
+
+
+def test_single_numbers_are_not_decayed(recipe: Recipe) -> None:
+    network = build_network(recipe, 10)
+    groups = fit_module._optimizer(network, recipe.fit).param_groups
+    assert network.camc is not None
+    assert {id(p) for p in groups[1]["params"]} == {id(network.head.scalar), id(network.camc.alpha)}
+    assert groups[0]["weight_decay"] == recipe.fit.weight_decay and groups[1]["weight_decay"] == 0

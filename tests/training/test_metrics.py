@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from training import metrics
+
+P = np.array([[0.7, 0.2, 0.1], [0.4, 0.5, 0.1], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]])
+Y = np.array([0, 0, 2, 1])
+ONES = np.ones(4)
+
+
+def test_softmax_by_hand_and_without_overflow() -> None:
+    np.testing.assert_allclose(metrics.softmax(np.log([[1.0, 3.0]])), [[0.25, 0.75]])
+    np.testing.assert_allclose(metrics.softmax(np.array([[1e4, 0.0]], dtype=np.float32)), [[1, 0]])
+
+
+def test_accuracy_per_class_and_group() -> None:
+    per_class = metrics.per_class_accuracy(P, Y)
+    assert per_class.tolist() == [0.5, 0.0, 1.0]
+    assert metrics.group_accuracy(per_class, ["many", "many", "few"]) == {"many": 0.25, "medium": None, "few": 1.0}
+
+
+def test_a_class_without_samples_has_no_accuracy() -> None:
+    per_class = metrics.per_class_accuracy(P[:2], Y[:2])
+    assert np.isnan(per_class[1:]).all()
+    assert metrics.group_accuracy(per_class, ["many", "few", "few"])["few"] is None
+
+
+def test_ece_by_hand() -> None:
+    # Confidences .7 (right), .5 (wrong), .8 (right), .4 (wrong), each alone in its bin of 1/15.
+    assert metrics.expected_calibration_error(P, Y, ONES) == pytest.approx((0.3 + 0.5 + 0.2 + 0.4) / 4)
+
+
+def test_ece_joins_what_falls_into_one_bin() -> None:
+    p = np.array([[0.61, 0.39], [0.65, 0.35]])
+    assert metrics.expected_calibration_error(p, np.array([0, 1]), np.ones(2)) == pytest.approx(abs(0.63 - 0.5))
+
+
+def test_bins_are_closed_above() -> None:
+    diagram = metrics.reliability(np.array([0.0, 1 / 15, 1.0]), np.array([0.0, 0.0, 1.0]), np.ones(3))
+    assert [round(b["share"], 3) for b in diagram] == [0.667] + [0] * 13 + [0.333]
+
+
+def test_classwise_error_by_hand() -> None:
+    p = np.array([[0.9, 0.1], [0.8, 0.2]])
+    # Class 0: |.9 - 1|/2 + |.8 - 0|/2 = .45; class 1: |.1 - 0|/2 + |.2 - 1|/2 = .45.
+    assert metrics.classwise_calibration_error(p, np.array([0, 1]), np.ones(2)) == pytest.approx(0.45)
+
+
+def test_nll_and_brier_by_hand() -> None:
+    p, y = np.array([[0.5, 0.5], [0.25, 0.75]]), np.array([0, 1])
+    assert metrics.negative_log_likelihood(p, y, np.ones(2)) == pytest.approx(-(np.log(0.5) + np.log(0.75)) / 2)
+    assert metrics.brier_score(p, y, np.ones(2)) == pytest.approx((0.5 + 0.125) / 2)
+
+
+def test_a_weight_of_two_counts_like_a_sample_twice() -> None:
+    weighted = metrics.figures(P, Y, ["many", "medium", "few"], np.array([1.0, 2.0, 1.0, 1.0]))
+    index = [0, 1, 1, 2, 3]
+    repeated = metrics.figures(P[index], Y[index], ["many", "medium", "few"])
+    for name in ("accuracy", "ece", "classwise_ece", "nll", "brier"):
+        assert weighted[name] == pytest.approx(repeated[name])
+
+
+def test_perfect_probabilities_have_no_error() -> None:
+    rng = np.random.default_rng(0)
+    p = metrics.softmax(rng.normal(size=(200_000, 4)))
+    y = (p.cumsum(axis=1) > rng.random((len(p), 1))).argmax(axis=1)
+    result = metrics.figures(p, y, ["many"] * 4)
+    assert result["ece"] < 0.005 and result["classwise_ece"] < 0.005
+
+
+def test_nothing_to_measure_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 probabilities for 0 labels"):
+        metrics.figures(P[:0], Y[:0], ["many"] * 3)
