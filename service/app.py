@@ -1,0 +1,89 @@
+"""The ASGI app: routes, errors and metrics round one runtime."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+
+from service import errors
+from service.metrics import Metrics
+from service.middleware import RequestMiddleware
+from service.routes import cam, health, metrics, model, page, predict
+from service.runtime import Runtime
+from service.schemas import ProblemDetails
+from service.session import Session, load_session
+from service.settings import Settings
+
+API_VERSION = "1.0.0"
+_DESCRIPTION = (
+    "Image classification with probabilities calibrated for the tail, and heatmaps that sum to the very score they "
+    "explain. Errors are `application/problem+json` (RFC 9457) with a stable `type`."
+)
+
+
+def create_app(settings: Settings | None = None, session: Session | None = None) -> FastAPI:
+    """The service as an ASGI app.
+
+    Args:
+        settings: by default those of the environment.
+        session: a loaded model; by default the lifespan loads `settings.bundle`, which may raise BundleError or
+            DeviceError.
+    """
+    settings = settings or Settings()
+    app = FastAPI(
+        title="camcal",
+        version=API_VERSION,
+        description=_DESCRIPTION,
+        lifespan=_lifespan,
+        docs_url=None,  # both pages would load scripts from elsewhere
+        redoc_url=None,
+        openapi_url=None,  # served below, as a route with a template like all others
+        redirect_slashes=False,
+    )
+    app.state.settings = settings
+    app.state.session = session
+    app.state.metrics = Metrics()
+    app.add_middleware(RequestMiddleware, metrics=app.state.metrics, access_log=settings.access_log)
+    errors.install(app, app.state.metrics)
+    for module in (predict, cam, model, health, metrics, page):
+        app.include_router(module.router)
+    app.add_api_route("/openapi.json", _openapi_json, include_in_schema=False)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    session = app.state.session or await asyncio.to_thread(load_session, settings)
+    app.state.runtime = runtime = Runtime(settings, session, app.state.metrics)
+    try:
+        yield
+    finally:
+        await runtime.close()
+        app.state.runtime = None
+
+
+async def _openapi_json(request: Request) -> Response:
+    return Response(orjson.dumps(openapi(request.app)), media_type="application/json")
+
+
+def openapi(app: FastAPI) -> dict[str, object]:
+    """The OpenAPI document; needs no bundle."""
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schemas = document["components"]["schemas"]
+    problem = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(problem.pop("$defs"))
+    schemas["ProblemDetails"] = problem
+    # FastAPI's own error form, which this service never sends.
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "security" in operation:
+                operation["security"].insert(0, {})  # a service without a key asks for none
+    return document

@@ -1,0 +1,186 @@
+"""The commands of serving: `serve`, `predict`, `inspect`.
+
+Everything heavy is imported inside the commands, so that `--help` is quick and `predict` needs no web server.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+    from service.offline import FilePrediction
+    from service.session import Session
+    from service.settings import Settings
+
+app = typer.Typer(
+    name="camcal",
+    help="Classify images with calibrated probabilities and exact heatmaps.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+BundleOption = Annotated[Path | None, typer.Option(help="Folder of the bundle; by default CAMCAL_BUNDLE's.")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+
+
+@app.command()
+def serve(
+    bundle: BundleOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on [8000].")] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Serve a bundle over HTTP. Every CAMCAL_ variable of the environment applies; options win."""
+    with spoken_errors():
+        settings = _settings(bundle=bundle, host=host, port=port, device=device)
+        session = _session(settings)
+    from service.server import serve as run
+
+    run(settings, session)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...|FOLDER", help="Image files, or folders of them.")],
+    bundle: BundleOption = None,
+    cam: Annotated[
+        Path | None, typer.Option(help="Write heatmaps of the best class: a PNG, or a folder for several images.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a .csv or .jsonl file instead of a table.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Classes shown for each image [5].")] = None,
+    prior: Annotated[str, typer.Option(help="Class prior: balanced or train.")] = "balanced",
+    device: DeviceOption = None,
+) -> None:
+    """Classify images. A bad image is named on standard error, and the exit code is then 1."""
+    with spoken_errors():
+        from service.decoding import Limits
+        from service.offline import find_images, predict_files
+        from service.output import CamWriter, open_writer
+        from service.prediction import Ranker, parse_prior
+
+        wanted = parse_prior(prior)
+        files = find_images(images)
+        settings = _settings(bundle=bundle, device=device)
+        session = _session(settings)
+        count = Ranker(session.bundle.manifest).check_top_k(top_k)
+        cams = CamWriter(cam, single=len(files) == 1) if cam else None
+        limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
+        heatmaps = cams is not None
+        answers = predict_files(session, files, top_k=count, prior=wanted, limits=limits, heatmaps=heatmaps)
+        failed = 0
+        with open_writer(out) as write:
+            for answer in _progress(answers, len(files)):
+                if answer.error is not None:
+                    failed += 1
+                    typer.echo(f"{answer.path}: {answer.error}", err=True)
+                    continue
+                write(answer)
+                if cams and answer.heatmap:
+                    cams.write(answer.path, answer.heatmap)
+    if failed:
+        typer.echo(f"{failed} of {len(files)} images could not be predicted", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Verify a bundle's checksums and describe it."""
+    with spoken_errors():
+        from models.bundle import Bundle
+
+        loaded = Bundle.load(bundle)
+    typer.echo(loaded.manifest.model_dump_json(indent=2) if as_json else _summary(loaded))
+
+
+@app.command(hidden=True)
+def openapi() -> None:
+    """Print the OpenAPI document as YAML."""
+    import yaml
+
+    from service.app import create_app
+    from service.app import openapi as document
+
+    typer.echo(yaml.safe_dump(document(create_app()), sort_keys=False, allow_unicode=True, width=120), nl=False)
+
+
+@contextmanager
+def spoken_errors() -> Iterator[None]:
+    """An error that a person can mend ends in one sentence and exit code 2; anything else stays a traceback."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise
+        fail("onnxruntime is not installed: pip install 'camcal[cpu]', or 'camcal[gpu]' for CUDA")
+    except (ValueError, OSError) as error:
+        fail(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error))
+
+
+def fail(message: str) -> NoReturn:
+    """Say why on standard error and exit with code 2."""
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)
+
+
+def _settings(**overrides: Any) -> Settings:
+    from service.settings import load_settings
+
+    return load_settings(**overrides)
+
+
+def _session(settings: Settings) -> Session:
+    from service.session import load_session
+
+    return load_session(settings)
+
+
+def _progress(answers: Iterator[FilePrediction], total: int) -> Iterator[FilePrediction]:
+    """The same answers, with a bar on standard error where a person is looking."""
+    if not sys.stderr.isatty() or total < 2:
+        return answers
+    from rich.console import Console
+    from rich.progress import track
+
+    return iter(track(answers, "predicting", total=total, console=Console(stderr=True), transient=True))
+
+
+def _summary(bundle: Bundle) -> str:
+    from models.bundle import GROUPS
+
+    manifest = bundle.manifest
+    groups = [info.group for info in manifest.classes]
+    counts = sorted(info.train_count for info in manifest.classes)
+    rule, calibration = manifest.preprocessing, manifest.calibration
+    lines = [
+        f"{manifest.name} {manifest.version}, made {manifest.created}",
+        f"classes        {len(groups)}: " + ", ".join(f"{groups.count(group)} {group}" for group in GROUPS),
+        f"training       {sum(counts)} images, {counts[0]} to {counts[-1]} a class",
+        f"preprocessing  {rule.fit} to {rule.resize} px, then the central {rule.input_size}×{rule.input_size}",
+        f"heatmaps       {manifest.grid[0]}×{manifest.grid[1]}",
+        f"calibration    scalar {calibration.scalar:.4g}, temperature {calibration.temperature:.4g}, "
+        f"omega {min(calibration.omega):.4g} to {max(calibration.omega):.4g}, "
+        f"beta {min(calibration.beta):.4g} to {max(calibration.beta):.4g}",
+        *(f"  {name:<28} {value}" for name, value in _flat("", manifest.figures)),
+        f"files          {len(manifest.files)}, all checksums right",
+    ]
+    return "\n".join(lines)
+
+
+def _flat(prefix: str, figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Nested figures as lines: `calibrated.ece`, `0.0213`."""
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            yield from _flat(f"{prefix}{name}.", value)
+        else:
+            yield f"{prefix}{name}", f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,54 @@
+"""How many CPUs this process may use: the host's count misleads inside a limited container."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """CPUs by affinity and cgroup quota (v2 or v1), at least 1. A quota of 2.5 CPUs counts as 2.
+
+    Args:
+        root: where `proc` and `sys` are; another folder only in tests.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([affinity, *(int(quota) for quota in _quotas(root))]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The CPU quota of this process's cgroup and of every cgroup above it, in CPUs."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            yield from _walk(root / "sys/fs/cgroup", path, _quota_v2)
+        elif "cpu" in controllers.split(","):
+            for mount in ("cpu", "cpu,cpuacct"):
+                yield from _walk(root / "sys/fs/cgroup" / mount, path, _quota_v1)
+
+
+def _walk(mount: Path, path: str, read: Callable[[Path], float | None]) -> Iterator[float]:
+    # Inside a container the path may be the host's, and absent here; the mount itself is then the container's cgroup.
+    folder = Path(path.lstrip("/"))
+    for part in (folder, *folder.parents):
+        try:
+            quota = read(mount / part)
+        except (OSError, ValueError):
+            continue
+        if quota is not None:
+            yield quota
+
+
+def _quota_v2(folder: Path) -> float | None:
+    quota, period = (folder / "cpu.max").read_text().split()
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(folder: Path) -> float | None:
+    quota = int((folder / "cpu.cfs_quota_us").read_text())
+    return None if quota <= 0 else quota / int((folder / "cpu.cfs_period_us").read_text())

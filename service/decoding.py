@@ -1,0 +1,154 @@
+"""From the bytes of an image file to the pixels a network sees. Every fault of the bytes is one of three errors."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from models.preprocessing import Preprocessing
+
+ACCEPTED = "JPEG, PNG, WebP, GIF or BMP"
+PICTURE_SIDE = 512  # longest side of the picture kept beside a heatmap, in px
+
+# The limits below are ours and exact; Pillow's own warnings (size, odd EXIF) would only reach the operator's log.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class UnsupportedFormatError(ValueError):
+    """The bytes are not of an accepted image format."""
+
+
+class UndecodableImageError(ValueError):
+    """The bytes begin like an image, but no picture comes out of them."""
+
+
+class ImageTooLargeError(ValueError):
+    """The file has too many bytes, or the picture too many pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The largest file, in bytes, and the largest picture, in pixels, that are decoded."""
+
+    max_bytes: int
+    max_pixels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """A picture ready for the network."""
+
+    pixels: NDArray[np.uint8]  # input_size × input_size × 3, RGB
+    width: int  # of the upright picture, px
+    height: int
+    picture: bytes  # the part that the network sees, in its true shape, as a JPEG; empty when not asked for
+    picture_size: tuple[int, int]  # its width and height, px
+
+
+# The plug-ins are called directly: `Image.open` checks the size only after opening, and against Pillow's limit.
+_FORMATS: list[tuple[Callable[[bytes], bool], Callable[[io.BytesIO], ImageFile.ImageFile]]] = [
+    (lambda head: head.startswith(b"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
+    (lambda head: head.startswith(b"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
+    (lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", WebPImagePlugin.WebPImageFile),
+    (lambda head: head.startswith((b"GIF87a", b"GIF89a")), GifImagePlugin.GifImageFile),
+    (lambda head: head.startswith(b"BM"), BmpImagePlugin.BmpImageFile),
+]
+
+_UPRIGHT = {  # EXIF orientation → what turns the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(data: bytes, preprocessing: Preprocessing, limits: Limits, *, picture: bool = True) -> Decoded:
+    """Decode one image file: the first frame, upright, on white, RGB; then resize and crop.
+
+    Args:
+        data: the file.
+        preprocessing: the network's rule.
+        limits: checked from the file's header, before any pixel is decoded.
+        picture: whether to keep a small JPEG of what the network sees.
+
+    Raises:
+        UnsupportedFormatError: if the bytes begin like none of the accepted formats.
+        ImageTooLargeError: if the file or the picture exceeds `limits`.
+        UndecodableImageError: if the bytes are damaged, truncated or empty.
+    """
+    if len(data) > limits.max_bytes:
+        raise ImageTooLargeError(f"the image has {len(data)} bytes; the limit is {limits.max_bytes} (CAMCAL_MAX_BYTES)")
+    plugin = _sniff(data[:16])
+    try:
+        with plugin(io.BytesIO(data)) as image:
+            _check_pixels(*image.size, limits.max_pixels)
+            image.load()
+            rgb = _rgb(_upright(image))
+    except ImageTooLargeError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageTooLargeError(
+            f"the image has too many pixels; the limit is {limits.max_pixels} (CAMCAL_MAX_PIXELS)"
+        ) from None
+    except Exception as error:  # damaged files make Pillow raise nearly anything, from OSError to struct.error
+        raise UndecodableImageError(f"the image is damaged or truncated: {_reason(error)}") from None
+    kept, size = _picture(rgb, preprocessing) if picture else (b"", (0, 0))
+    return Decoded(pixels=preprocessing.apply(rgb), width=rgb.width, height=rgb.height, picture=kept, picture_size=size)
+
+
+def _sniff(head: bytes) -> Callable[[io.BytesIO], ImageFile.ImageFile]:
+    for matches, plugin in _FORMATS:
+        if matches(head):
+            return plugin
+    raise UnsupportedFormatError(f"the file begins with the bytes {head[:8].hex(' ')}; expected a {ACCEPTED} image")
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        limit = f"{max_pixels / 1e6:g} Mpx (CAMCAL_MAX_PIXELS)"
+        raise ImageTooLargeError(f"the image is {width}×{height} px; the limit is {limit}")
+
+
+def _reason(error: Exception) -> str:
+    # Only Pillow's sentences for people; a KeyError or struct.error of its parser says nothing to them.
+    return str(error) if isinstance(error, OSError) and error.errno is None and str(error) else "no picture in it"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(0x0112, 1))
+    except Exception:  # a damaged EXIF block is no reason to refuse a whole picture
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: 16-bit grey scaled to 8 bits, transparency laid on white."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _picture(rgb: Image.Image, preprocessing: Preprocessing) -> tuple[bytes, tuple[int, int]]:
+    """A JPEG of what the network sees, in its true shape, with the longest side at most `PICTURE_SIDE`."""
+    left, top, right, bottom = preprocessing.box(*rgb.size)
+    shrink = min(1.0, PICTURE_SIDE / max(right - left, bottom - top))
+    size = (max(1, round((right - left) * shrink)), max(1, round((bottom - top) * shrink)))
+    small = rgb.resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom), reducing_gap=2.0)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue(), size

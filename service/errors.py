@@ -1,0 +1,138 @@
+"""The one place where exceptions become `application/problem+json` (RFC 9457)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service.admission import QueueFullError
+from service.batching import ClosedError, DeadlineError, InferenceError
+from service.decoding import ImageTooLargeError, UndecodableImageError, UnsupportedFormatError
+from service.metrics import Metrics
+from service.settings import sentence
+
+PROBLEM_JSON = "application/problem+json"
+
+# kind → (status, title). `urn:camcal:error:<kind>` is the problem's `type`: stable, for programs.
+KINDS: dict[str, tuple[int, str]] = {
+    "malformed-request": (400, "The request is malformed"),
+    "unauthorized": (401, "The API key is missing or wrong"),
+    "not-found": (404, "There is nothing here"),
+    "method-not-allowed": (405, "The method is not allowed"),
+    "body-timeout": (408, "The request body came too slowly"),
+    "too-large": (413, "The image is too large"),
+    "unsupported-format": (415, "The format is not accepted"),
+    "undecodable-image": (422, "The image cannot be decoded"),
+    "invalid-parameter": (422, "A parameter is not valid"),
+    "queue-full": (429, "The queue is full"),
+    "client-gone": (499, "The client has gone"),
+    "internal": (500, "The service failed"),
+    "not-ready": (503, "The service is not ready"),
+    "deadline-passed": (504, "The deadline has passed"),
+}
+
+_REJECTIONS = {"deadline-passed": "deadline", "not-ready": "not_ready"}
+
+
+@dataclass(eq=False)
+class Problem(Exception):
+    """An error for the client: `kind` is a key of KINDS, `detail` a sentence, `errors` the fields at fault."""
+
+    kind: str
+    detail: str
+    headers: dict[str, str] = field(default_factory=dict)
+    errors: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def status(self) -> int:
+        return KINDS[self.kind][0]
+
+    def body(self) -> dict[str, Any]:
+        """The members of RFC 9457, and `errors` where fields are at fault."""
+        status, title = KINDS[self.kind]
+        body = {"type": f"urn:camcal:error:{self.kind}", "title": title, "status": status, "detail": self.detail}
+        return body | ({"errors": self.errors} if self.errors else {})
+
+    def response(self) -> Response:
+        return Response(orjson.dumps(self.body()), self.status, self.headers, PROBLEM_JSON)
+
+
+def bad_parameter(name: str, message: str, where: str = "query") -> Problem:
+    """A parameter whose value is not valid; `message` is a sentence that names it and what is accepted."""
+    return Problem("invalid-parameter", message, errors=[{"in": where, "field": name, "message": message}])
+
+
+def problem_of(error: Exception) -> Problem:
+    """What a client is told of `error`. Anything unforeseen is `internal`, and says nothing of the inside."""
+    match error:
+        case Problem():
+            return error
+        case UnsupportedFormatError():
+            return Problem("unsupported-format", str(error))
+        case ImageTooLargeError():
+            return Problem("too-large", str(error))
+        case UndecodableImageError():
+            return Problem("undecodable-image", str(error))
+        case QueueFullError():
+            headers = {"Retry-After": str(error.retry_after_s)}
+            if error.reason == "queue_bytes":
+                headers["Connection"] = "close"  # the client is still sending
+            return Problem("queue-full", str(error), headers)
+        case DeadlineError():
+            return Problem("deadline-passed", "the model had no room for this request in time; try again later")
+        case ClosedError():
+            return Problem("not-ready", str(error))
+        case RequestValidationError():
+            return _invalid(error)
+        case HTTPException():
+            return _http(error)
+    return Problem("internal", "the service failed on this request; its log says why")
+
+
+def install(app: FastAPI, metrics: Metrics) -> None:
+    """Let every foreseen exception of a route be answered by its problem, and count what was refused."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        problem = problem_of(error)
+        if reason := error.reason if isinstance(error, QueueFullError) else _REJECTIONS.get(problem.kind):
+            metrics.rejected.labels(reason).inc()
+        return problem.response()
+
+    for kind in (
+        Problem,
+        UnsupportedFormatError,
+        ImageTooLargeError,
+        UndecodableImageError,
+        QueueFullError,
+        DeadlineError,
+        ClosedError,
+        InferenceError,
+        RequestValidationError,
+        HTTPException,
+    ):
+        app.add_exception_handler(kind, answer)
+
+
+def _invalid(error: RequestValidationError) -> Problem:
+    errors = []
+    for found in error.errors():
+        where, *path = (str(part) for part in found["loc"])
+        name = ".".join(path)
+        message = f"{name} is {str(found['input'])[:100]!r}: {sentence(found['msg'])}"
+        errors.append({"in": where, "field": name, "message": message})
+    return Problem("invalid-parameter", "; ".join(e["message"] for e in errors), errors=errors)
+
+
+def _http(error: HTTPException) -> Problem:
+    headers = dict(error.headers or {})
+    match error.status_code:
+        case 404:
+            return Problem("not-found", "no route has this path; GET /openapi.json lists them all", headers)
+        case 405:
+            return Problem("method-not-allowed", f"this path accepts {headers.get('Allow', 'another method')}", headers)
+    return Problem("malformed-request" if error.status_code < 500 else "internal", str(error.detail), headers)

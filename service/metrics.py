@@ -1,0 +1,96 @@
+"""Every Prometheus metric of the service, in a registry of its own for each app."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from models.bundle import GROUPS
+
+STAGES = ("decode", "queue", "inference", "post", "store", "render")
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_STAGE_SECONDS = (0.0001, 0.00025, 0.0005, *_SECONDS)
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_SHARES = tuple(i / 10 for i in range(1, 10)) + (0.95, 0.99, 1.0)
+_SHIFTS = (-0.5, -0.25, -0.1, -0.05, -0.01, 0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+class Metrics:
+    """One attribute a metric; `render` gives them all as text."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        self.requests = Counter("camcal_requests_total", "Answered requests", ["route", "code"], registry=registry)
+        self.request_seconds = Histogram(
+            "camcal_request_duration_seconds", "Whole requests", ["route"], buckets=_SECONDS, registry=registry
+        )
+        self.stage_seconds = Histogram(
+            "camcal_stage_duration_seconds", "Parts of requests", ["stage"], buckets=_STAGE_SECONDS, registry=registry
+        )
+        self.in_flight = Gauge("camcal_in_flight", "Requests being answered", registry=registry)
+        self.ready = Gauge("camcal_ready", "1 when ready for requests, 0 before and while draining", registry=registry)
+        self.cancelled = Counter("camcal_cancelled_total", "Clients gone before the answer", registry=registry)
+        self.rejected = Counter(
+            "camcal_rejected_total", "Requests refused for want of room or time", ["reason"], registry=registry
+        )
+        for reason in ("queue_full", "queue_bytes", "deadline", "not_ready"):
+            self.rejected.labels(reason)
+
+        self.batch_size = Histogram("camcal_batch_size", "Images in a run", buckets=_BATCH_SIZES, registry=registry)
+        self.batch_padding = Counter("camcal_batch_padding_total", "Empty images added to runs", registry=registry)
+        self.queue_depth = Gauge("camcal_queue_depth", "Requests that wait for the model", registry=registry)
+        self.queue_bytes = Gauge("camcal_queue_bytes", "Bytes of request bodies in memory", registry=registry)
+        self.queue_limit = Gauge("camcal_queue_limit", "Requests that may wait", registry=registry)
+
+        self.model_info = Gauge(
+            "camcal_model_info", "The model served", ["name", "version", "provider", "classes"], registry=registry
+        )
+        self.device_fallback = Gauge(
+            "camcal_device_fallback", "1 when the CPU stands in for a GPU that failed", registry=registry
+        )
+
+        self.store_entries = Gauge("camcal_cam_store_entries", "Explanations kept", registry=registry)
+        self.store_bytes = Gauge("camcal_cam_store_bytes", "Bytes of explanations kept", registry=registry)
+        self.store_evictions = Counter(
+            "camcal_cam_store_evictions_total", "Explanations dropped", ["reason"], registry=registry
+        )
+        self.store_reads = Counter(
+            "camcal_cam_store_reads_total", "Explanations asked for", ["result"], registry=registry
+        )
+        self.store_failures = Counter(
+            "camcal_cam_store_failures_total", "Faults of the store", ["operation"], registry=registry
+        )
+        for reason in ("expired", "full"):
+            self.store_evictions.labels(reason)
+        for result in ("hit", "miss"):
+            self.store_reads.labels(result)
+        for operation in ("put", "get"):
+            self.store_failures.labels(operation)
+
+        self.predictions = Counter(
+            "camcal_predictions_total", "Predictions by the group of the best class", ["group"], registry=registry
+        )
+        self.confidence = Histogram(
+            "camcal_calibrated_confidence",
+            "Calibrated probability of the best class",
+            ["group"],
+            buckets=_SHARES,
+            registry=registry,
+        )
+        self.shift = Histogram(
+            "camcal_calibration_shift",
+            "Calibrated minus plain probability of the best class",
+            buckets=_SHIFTS,
+            registry=registry,
+        )
+        for group in GROUPS:
+            self.predictions.labels(group)
+            self.confidence.labels(group)
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self.registry)

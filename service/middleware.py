@@ -1,0 +1,95 @@
+"""Round every request: an id, the metrics, safe headers, and an answer even to what nobody foresaw."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from uuid import uuid4
+
+import orjson
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import problem_of
+from service.metrics import Metrics
+from service.runtime import running
+
+log = logging.getLogger("camcal")
+access = logging.getLogger("camcal.access")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestMiddleware:
+    """ASGI middleware; the outermost."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, access_log: bool = False):
+        self.app = app
+        self.metrics = metrics
+        self.access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, send)
+        try:
+            with self.metrics.in_flight.track_inprogress():
+                await self._answer(scope, receive, exchange)
+        finally:
+            self._record(exchange)
+
+    async def _answer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
+        try:
+            await self.app(scope, receive, exchange.send)
+        except Exception as error:  # the last resort: the client gets a problem, the log gets the trace
+            log.exception("request %s failed", exchange.id)
+            if exchange.code is None:
+                await problem_of(error).response()(scope, receive, exchange.send)
+
+    def _record(self, exchange: _Exchange) -> None:
+        seconds = time.perf_counter() - exchange.started
+        code = str(exchange.code or 499)
+        self.metrics.requests.labels(exchange.route, code).inc()
+        self.metrics.request_seconds.labels(exchange.route).observe(seconds)
+        if code == "499":
+            self.metrics.cancelled.inc()
+        if self.access_log:
+            line = {
+                "time": time.time(),
+                "request_id": exchange.id,
+                "method": exchange.scope["method"],
+                "route": exchange.route,
+                "code": int(code),
+                "duration_s": round(seconds, 6),
+            }
+            access.info(orjson.dumps(line).decode())
+
+
+class _Exchange:
+    """One request and what was answered."""
+
+    def __init__(self, scope: Scope, send: Send):
+        self.scope = scope
+        self.started = time.perf_counter()
+        self.code: int | None = None
+        self._send = send
+        given = Headers(scope=scope).get("x-request-id", "")
+        self.id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+
+    @property
+    def route(self) -> str:
+        """The route's template; never the path, of which there are infinitely many."""
+        return getattr(self.scope.get("route"), "path", "unmatched")
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.code = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = self.id
+            headers["X-Content-Type-Options"] = "nosniff"
+            runtime = running(self.scope["app"]) if "app" in self.scope else None
+            if runtime and runtime.draining:
+                headers["Connection"] = "close"  # let clients that keep connections find another replica
+        await self._send(message)

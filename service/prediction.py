@@ -1,0 +1,105 @@
+"""From the model's outputs to a ranked answer under a class prior, the same for HTTP and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.bundle import Manifest
+from service.session import Outputs
+
+Prior = Literal["balanced", "train"]
+PRIORS: tuple[Prior, ...] = ("balanced", "train")
+DEFAULT_TOP_K = 5
+
+
+def parse_prior(name: str) -> Prior:
+    """The prior called `name`. Raises ValueError if there is none."""
+    for prior in PRIORS:
+        if name == prior:
+            return prior
+    raise ValueError(f"the prior is {name!r}; expected {' or '.join(PRIORS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """One image's answer: K values of each kind, and the classes shown, best first.
+
+    `probabilities` are softmax(z) of the plain logits; `calibrated_probabilities` are under the prior asked for.
+    """
+
+    classes: list[int]
+    logits: NDArray[np.float32]
+    calibrated_logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    calibrated_probabilities: NDArray[np.float32]
+
+
+class Ranker:
+    """Ranks the classes of one model under a prior."""
+
+    def __init__(self, manifest: Manifest):
+        self.manifest = manifest
+        self.classes = len(manifest.classes)
+        counts = manifest.train_counts()
+        # The prior's log ratio to the balanced one: log(n_k / N) − log(1 / K).
+        self._log_ratio = np.log(counts / counts.sum()) + np.log(self.classes)
+
+    def check_top_k(self, top_k: int | None) -> int:
+        """How many classes to show; min(5, K) by default. Raises ValueError outside 1..K."""
+        if top_k is None:
+            return min(DEFAULT_TOP_K, self.classes)
+        if not 1 <= top_k <= self.classes:
+            raise ValueError(f"top_k is {top_k}; the model has {self.classes} classes: ask for 1 to {self.classes}")
+        return top_k
+
+    def maps_needed(self, top_k: int, prior: Prior, cam: bool) -> int:
+        """The `top_k` to ask of the graph. It ranks by calibrated logit: another prior may want any class's map."""
+        if prior == "balanced":
+            return top_k
+        return self.classes if cam else 1
+
+    def rank(self, outputs: Outputs, row: int, top_k: int, prior: Prior) -> Ranking:
+        """The answer for image `row` of a batch that was run with at least `maps_needed`."""
+        calibrated_logits = outputs.calibrated_logits[row]
+        if prior == "balanced":
+            classes = outputs.top_classes[row, :top_k]
+            calibrated = outputs.calibrated_probabilities[row]
+        else:
+            # softmax(z'/T + log ratio), in float64 so that the order is that of the exact values.
+            shifted = calibrated_logits.astype(np.float64) / self.manifest.calibration.temperature + self._log_ratio
+            classes = np.argsort(-shifted, kind="stable")[:top_k]
+            odds = np.exp(shifted - shifted.max())
+            calibrated = (odds / odds.sum()).astype(np.float32)
+        return Ranking(
+            classes=[int(k) for k in classes],
+            logits=outputs.logits[row],
+            calibrated_logits=calibrated_logits,
+            probabilities=outputs.probabilities[row],
+            calibrated_probabilities=calibrated,
+        )
+
+    def maps(self, outputs: Outputs, row: int, classes: list[int]) -> NDArray[np.float32]:
+        """The plain contribution maps of `classes` for image `row`: k×h×w."""
+        at = {int(k): place for place, k in enumerate(outputs.top_classes[row])}
+        return outputs.maps[row, [at[k] for k in classes]]
+
+    def rows(self, ranking: Ranking) -> list[dict[str, Any]]:
+        """The `predictions` of an answer, best first."""
+        return [self._describe(k, ranking) for k in ranking.classes]
+
+    def _describe(self, k: int, ranking: Ranking) -> dict[str, Any]:
+        info = self.manifest.classes[k]
+        return {
+            "class_id": k,
+            "label": info.name,
+            "group": info.group,
+            "train_count": info.train_count,
+            "logit": float(ranking.logits[k]),
+            "probability": float(ranking.probabilities[k]),
+            "calibrated_logit": float(ranking.calibrated_logits[k]),
+            "calibrated_probability": float(ranking.calibrated_probabilities[k]),
+        }

@@ -1,0 +1,45 @@
+"""`GET /model`: what is served, how it was calibrated, and what was measured of it."""
+
+from __future__ import annotations
+
+import orjson
+from fastapi import APIRouter, Response
+
+from models.bundle import GROUPS, Manifest
+from service.prediction import PRIORS
+from service.routes.documented import problems
+from service.runtime import Key, Running
+from service.schemas import ModelDescription
+
+router = APIRouter()
+
+
+@router.get(
+    "/model",
+    dependencies=[Key],
+    response_model=ModelDescription,
+    responses=problems(401, 500, 503),
+    summary="Describe the model",
+)
+async def model(runtime: Running) -> Response:
+    """Classes, groups, calibration, preprocessing and measured figures."""
+    return Response(orjson.dumps(describe(runtime.manifest)), media_type="application/json")
+
+
+def describe(manifest: Manifest) -> dict[str, object]:
+    """The body of `GET /model`."""
+    groups = [info.group for info in manifest.classes]
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "created": manifest.created,
+        "classes": [
+            {"class_id": k, "label": info.name, "group": info.group, "train_count": info.train_count}
+            for k, info in enumerate(manifest.classes)
+        ],
+        "groups": {group: groups.count(group) for group in GROUPS},
+        "calibration": {**manifest.calibration.model_dump(), "priors": PRIORS},
+        "preprocessing": manifest.preprocessing.model_dump(),
+        "grid": manifest.grid,
+        "figures": manifest.figures,
+    }

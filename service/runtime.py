@@ -1,0 +1,143 @@
+"""What a running service is made of, and how a route reaches it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from service.admission import Admission
+from service.batching import Batcher, BatchReport
+from service.cpus import usable_cpus
+from service.decoding import Limits
+from service.errors import Problem
+from service.metrics import Metrics
+from service.prediction import Ranker
+from service.session import Session
+from service.settings import Settings
+from service.stores import MapStore
+from service.stores.memory import MemoryStore
+
+log = logging.getLogger("camcal")
+
+T = TypeVar("T")
+
+
+class Runtime:
+    """A loaded model with its queue, threads and store. Made and closed inside one event loop."""
+
+    def __init__(self, settings: Settings, session: Session, metrics: Metrics):
+        self.settings = settings
+        self.session = session
+        self.metrics = metrics
+        self.manifest = session.bundle.manifest
+        self.limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
+        self.ranker = Ranker(self.manifest)
+        self.draining = False
+        self.admission = Admission(queue_limit=settings.queue_limit, queue_bytes=settings.queue_bytes)
+        self.batcher = Batcher(session.run, max_batch=settings.max_batch, on_batch=self._count_batch)
+        self.threads = ThreadPoolExecutor(settings.decode_threads or usable_cpus(), thread_name_prefix="decode")
+        memory = MemoryStore(settings.cam_max_bytes, lambda reason: metrics.store_evictions.labels(reason).inc())
+        self.store: MapStore = memory
+        self._describe(memory)
+
+    @property
+    def ready(self) -> bool:
+        return not self.draining
+
+    def drain(self) -> None:
+        """Tell balancers to go elsewhere; requests that still come are served."""
+        self.draining = True
+
+    async def close(self) -> None:
+        """Answer what waits, then give everything back."""
+        self.draining = True
+        await self.batcher.close()
+        self.threads.shutdown()
+        await self.store.close()
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run `work` in one of the decode threads; it is never started if the caller has gone before."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+
+    def _count_batch(self, report: BatchReport) -> None:
+        self.metrics.batch_size.observe(report.size)
+        self.metrics.batch_padding.inc(self.session.bucket(report.size) - report.size)
+
+    def _describe(self, memory: MemoryStore) -> None:
+        metrics, manifest, session = self.metrics, self.manifest, self.session
+        classes = str(len(manifest.classes))
+        metrics.model_info.labels(manifest.name, manifest.version, session.provider, classes).set(1)
+        metrics.device_fallback.set(session.fallback is not None)
+        metrics.ready.set_function(lambda: self.ready)
+        metrics.queue_limit.set(self.settings.queue_limit)
+        metrics.queue_depth.set_function(lambda: self.admission.depth)
+        metrics.queue_bytes.set_function(lambda: self.admission.nbytes)
+        metrics.store_entries.set_function(lambda: len(memory))
+        metrics.store_bytes.set_function(lambda: memory.nbytes)
+
+
+def running(app: FastAPI) -> Runtime | None:
+    """The app's runtime, or None before its start and after its end."""
+    runtime: Runtime | None = getattr(app.state, "runtime", None)
+    return runtime
+
+
+async def get_runtime(request: Request) -> Runtime:
+    """The runtime that answers `request`. Raises Problem 503 when there is none."""
+    if runtime := running(request.app):
+        return runtime
+    raise Problem("not-ready", "the model is not loaded")
+
+
+_bearer = HTTPBearer(auto_error=False, description="The service's API key, if it has one.")
+_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The service's API key, if it has one.")
+
+
+async def check_key(
+    request: Request,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    header: Annotated[str | None, Depends(_header)],
+) -> None:
+    """Raises Problem 401 when the service has a key and the request does not carry it."""
+    settings: Settings = request.app.state.settings
+    if settings.api_key is None:
+        return
+    given = bearer.credentials if bearer else header or ""
+    if not secrets.compare_digest(given.encode(), settings.api_key.get_secret_value().encode()):
+        message = "send the API key as `Authorization: Bearer <key>` or `X-API-Key: <key>`"
+        raise Problem("unauthorized", message, {"WWW-Authenticate": "Bearer", "Connection": "close"})
+
+
+Running = Annotated[Runtime, Depends(get_runtime)]
+Key = Depends(check_key)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled as soon as the client has left.
+
+    The body of `request` must have been read: the next message of its connection is then the client's leaving.
+
+    Raises:
+        Problem: of kind `client-gone`.
+    """
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Problem("client-gone", "the client left before its answer")
+        return task.result()
+    finally:
+        task.cancel()
+        watch.cancel()

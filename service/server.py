@@ -1,0 +1,74 @@
+"""Runs the app under uvicorn, and drains it in the way that orchestrators expect."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.runtime import running
+from service.session import Session
+from service.settings import Settings
+
+log = logging.getLogger("camcal")
+
+
+class DrainingServer(uvicorn.Server):
+    """On SIGTERM: not ready at once, serve on for `drain_s`, then finish what runs and exit with code 0.
+
+    SIGINT skips the wait, and a second signal ends at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float):
+        super().__init__(config)
+        self._app = app
+        self._drain_s = drain_s
+        self._signals = 0
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            self.should_exit = self.force_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._drain, self._drain_s if sig == signal.SIGTERM else 0.0)
+
+    def _drain(self, drain_s: float) -> None:
+        log.info("draining: not ready, serving for %g s more", drain_s)
+        if runtime := running(self._app):
+            runtime.drain()
+        self._loop.call_later(drain_s, self._stop)
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+def serve(settings: Settings, session: Session) -> None:
+    """Serve `session` until a signal comes."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    manifest = session.bundle.manifest
+    log.info("model %s %s, %d classes", manifest.name, manifest.version, len(manifest.classes))
+    log.info("device %s, %s", session.provider, "API key required" if settings.api_key else "no API key")
+    app = create_app(settings, session)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=math.ceil(settings.timeout_s) + 5,
+    )
+    DrainingServer(config, app, settings.drain_s).run()

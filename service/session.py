@@ -1,0 +1,145 @@
+"""ONNX Runtime over a bundle: a batch of images in, named arrays out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from models.bundle import INPUTS, OUTPUTS, Bundle, BundleError
+from service.cpus import usable_cpus
+from service.settings import Device, Settings
+
+log = logging.getLogger("camcal")
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+class DeviceError(ValueError):
+    """The device that the settings ask for cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What the graph says of N images, for K classes, the k best of them and a map of h×w positions.
+
+    `maps` are the plain contribution maps of `top_classes`, the classes of the k highest calibrated logits in
+    falling order; each map sums over its positions to that class's entry of `logits`.
+    """
+
+    logits: NDArray[np.float32]  # N×K
+    calibrated_logits: NDArray[np.float32]  # N×K
+    probabilities: NDArray[np.float32]  # N×K
+    calibrated_probabilities: NDArray[np.float32]  # N×K
+    top_classes: NDArray[np.int64]  # N×k
+    maps: NDArray[np.float32]  # N×k×h×w
+
+
+class Session:
+    """One model on one device. `run` is to be called from one thread at a time.
+
+    Raises:
+        BundleError: if the graph's inputs, outputs, classes or grid are not what the manifest says.
+        DeviceError: if `device` is `cuda` and CUDA cannot be used.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: Device = "auto", threads: int | None = None, max_batch: int = 32):
+        self.bundle = bundle
+        self.max_batch = max_batch
+        self._session, self.fallback = _open(bundle, device, threads or usable_cpus())
+        self.provider: str = self._session.get_providers()[0]
+        self._check()
+
+    def buckets(self) -> list[int]:
+        """The batch sizes that are run: 1, 2, 4, … and `max_batch`."""
+        return sorted({*(1 << power for power in range(self.max_batch.bit_length())), self.max_batch})
+
+    def bucket(self, count: int) -> int:
+        """The smallest batch size that is run and holds `count` images."""
+        return next(size for size in self.buckets() if size >= count)
+
+    def warm_up(self) -> None:
+        """Run every bucket once, so that no request pays for a first run."""
+        size = self.bundle.manifest.preprocessing.input_size
+        for bucket in self.buckets():
+            self.run(np.zeros((bucket, size, size, 3), dtype=np.uint8), top_k=1)
+
+    def run(self, images: NDArray[np.uint8], top_k: int) -> Outputs:
+        """Run N images (uint8, N×H×W×3, N ≤ `max_batch`) and return the maps of the `top_k` best classes."""
+        count = len(images)
+        if padding := self.bucket(count) - count:
+            images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), dtype=np.uint8)])
+        arrays = self._session.run(list(OUTPUTS), {"images": images, "top_k": np.array(top_k, dtype=np.int64)})
+        return Outputs(**{name: array[:count] for name, array in zip(OUTPUTS, arrays, strict=True)})
+
+    def _check(self) -> None:
+        manifest = self.bundle.manifest
+        inputs = {node.name for node in self._session.get_inputs()}
+        outputs = {node.name for node in self._session.get_outputs()}
+        if inputs != set(INPUTS) or not outputs.issuperset(OUTPUTS):
+            raise BundleError(
+                f"the graph takes {sorted(inputs)} and returns {sorted(outputs)}; "
+                f"expected {sorted(INPUTS)} and {sorted(OUTPUTS)}"
+            )
+        size, classes = manifest.preprocessing.input_size, len(manifest.classes)
+        top_k = min(2, classes)
+        try:
+            result = self.run(np.zeros((1, size, size, 3), dtype=np.uint8), top_k)
+        except Exception as error:  # ONNX Runtime raises its own classes, which share no public base
+            raise BundleError(f"the graph does not take images of {size}×{size} px: {error}") from None
+        for name, array in vars(result).items():
+            expected = {"top_classes": (1, top_k), "maps": (1, top_k, *manifest.grid)}.get(name, (1, classes))
+            if array.shape != expected:
+                raise BundleError(f"the graph's {name} has shape {array.shape}; the manifest says {expected}")
+
+
+def load_session(settings: Settings) -> Session:
+    """The bundle of `settings`, verified, loaded and warmed up.
+
+    Raises:
+        BundleError: if the folder is not a bundle that this service can run.
+        DeviceError: if the device that was asked for cannot be used.
+    """
+    session = Session(
+        Bundle.load(settings.bundle),
+        device=settings.device,
+        threads=settings.intra_threads,
+        max_batch=settings.max_batch,
+    )
+    session.warm_up()
+    return session
+
+
+def _open(bundle: Bundle, device: Device, threads: int) -> tuple[ort.InferenceSession, str | None]:
+    """The session, and why it is on the CPU although `auto` found an ONNX Runtime built for CUDA."""
+    built_for_cuda = CUDA in ort.get_available_providers()
+    if device == "cuda" and not built_for_cuda:
+        raise DeviceError("device is cuda, but this ONNX Runtime is built without CUDA: install the extra `gpu`")
+    if device == "cpu" or not built_for_cuda:
+        return _create(bundle, threads, [CPU]), None
+    ort.preload_dlls()
+    # HEURISTIC: the default EXHAUSTIVE search costs about 0.6 s at each new batch size.
+    cuda = (CUDA, {"cudnn_conv_algo_search": "HEURISTIC"})
+    session = _create(bundle, threads, [cuda, CPU])
+    if session.get_providers()[0] == CUDA:
+        return session, None
+    reason = "ONNX Runtime is built for CUDA but could not start it: check the driver and the CUDA libraries"
+    if device == "cuda":
+        raise DeviceError(f"device is cuda, but {reason}")
+    log.warning("running on the CPU: %s", reason)
+    return session, reason
+
+
+def _create(bundle: Bundle, threads: int, providers: list[str | tuple[str, dict[str, str]]]) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    # ONNX Runtime would take the host's CPU count, 6.6× slower in a limited container (microsoft/onnxruntime#29510).
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(bundle.model_path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime raises its own classes, which share no public base
+        raise BundleError(f"ONNX Runtime cannot load {bundle.model_path.name}: {error}") from None

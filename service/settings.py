@@ -1,0 +1,71 @@
+"""Every setting of the service, read from `CAMCAL_*` environment variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+import models
+
+PREFIX = "CAMCAL_"
+DEFAULT_BUNDLE = Path(models.__file__).parent / "pretrained" / "caltech100"
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class SettingsError(ValueError):
+    """An environment variable or option with a value that cannot be used; the message is one sentence."""
+
+
+class Settings(BaseSettings):
+    """What an operator may choose. Every field `x` is the environment variable `CAMCAL_X`; an empty one is unset."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
+
+    bundle: Path = Field(DEFAULT_BUNDLE, description="Folder of the bundle to serve.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_key: SecretStr | None = Field(None, description="Key that /predict, /cam and /model ask for; none by default.")
+    access_log: bool = Field(False, description="One JSON line per request on standard error.")
+
+    device: Device = Field("auto", description="`cuda` fails without CUDA; `auto` falls back to the CPU and says so.")
+    max_batch: int = Field(32, ge=1, le=1024, description="Images in one run of the model.")
+    intra_threads: int | None = Field(None, ge=1, le=1024, description="Threads of a run; by default every usable CPU.")
+    decode_threads: int | None = Field(None, ge=1, le=1024, description="Threads that decode; by default one per CPU.")
+
+    queue_limit: int = Field(256, ge=1, description="Requests that may wait; one more is answered 429.")
+    queue_bytes: int = Field(256 * 2**20, ge=1, description="Bytes of request bodies held at once; more: 429.")
+    timeout_s: float = Field(10.0, gt=0, le=3600, description="Longest wait of a complete request for the model: 504.")
+    body_timeout_s: float = Field(30.0, gt=0, le=3600, description="Longest time a request body may take: 408.")
+    keep_alive_s: int = Field(65, ge=1, le=3600, description="How long an idle connection stays open.")
+    drain_s: float = Field(5.0, ge=0, le=3600, description="After SIGTERM: time to go on serving while not ready.")
+
+    max_bytes: int = Field(20_000_000, ge=1, description="Largest image file.")
+    max_pixels: int = Field(50_000_000, ge=1, description="Largest image, width times height.")
+
+    cam_ttl_s: float = Field(600.0, gt=0, le=31_536_000, description="Life of a heatmap.")
+    cam_max_bytes: int = Field(64 * 2**20, ge=1, description="Memory for heatmaps; the oldest leave first.")
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings from the environment; `overrides` that are not None win.
+
+    Raises:
+        SettingsError: naming the first variable whose value cannot be used, and what is accepted.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        shown = "" if field == "api_key" else f" is {str(first['input'])!r}"
+        raise SettingsError(f"{PREFIX}{field.upper()}{shown}: {sentence(first['msg'])}") from None
+
+
+def sentence(message: str) -> str:
+    """A pydantic message in the tone of ours: `Input should be ...` becomes `it should be ...`."""
+    message = message.removeprefix("Value error, ")
+    return "it" + message.removeprefix("Input") if message.startswith("Input ") else message

@@ -1,0 +1,65 @@
+"""Explanations in this process's memory, bounded in bytes and in time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+OVERHEAD_BYTES = 200  # of one entry, beside its value: key, tuple, float and the dictionary's slot
+
+
+class MemoryStore:
+    """Entries leave when their life is over, or oldest first when there is no room.
+
+    Args:
+        max_bytes: bound on all entries together.
+        on_evict: told of each removal: `expired` or `full`.
+        clock: seconds that only rise.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int,
+        on_evict: Callable[[str], None] = lambda reason: None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self._on_evict = on_evict
+        self._clock = clock
+        self._entries: dict[str, tuple[float, bytes]] = {}  # in order of arrival
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    async def put(self, key: str, value: bytes, ttl_s: float) -> None:
+        """Keep `value`. Raises ValueError if it alone exceeds `max_bytes`."""
+        need = len(value) + OVERHEAD_BYTES
+        if need > self.max_bytes:
+            raise ValueError(f"an entry of {need} bytes exceeds the store's {self.max_bytes} (CAMCAL_CAM_MAX_BYTES)")
+        self._drop_expired()
+        while self.nbytes + need > self.max_bytes:
+            self._drop(next(iter(self._entries)), "full")
+        self._entries[key] = (self._clock() + ttl_s, value)
+        self.nbytes += need
+
+    async def get(self, key: str) -> bytes | None:
+        """The value, or None if it is unknown or its life is over."""
+        self._drop_expired()
+        entry = self._entries.get(key)
+        return None if entry is None or entry[0] <= self._clock() else entry[1]
+
+    async def close(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self.nbytes = 0
+
+    def _drop_expired(self) -> None:
+        # All entries of one service live equally long, so the oldest expires first.
+        now = self._clock()
+        while self._entries and self._entries[oldest := next(iter(self._entries))][0] <= now:
+            self._drop(oldest, "expired")
+
+    def _drop(self, key: str, reason: str) -> None:
+        self.nbytes -= len(self._entries.pop(key)[1]) + OVERHEAD_BYTES
+        self._on_evict(reason)

@@ -1,0 +1,111 @@
+"""Clients of the service over a small real bundle, and one whose model waits until a test lets it go."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.bundle import Bundle
+from service.app import create_app
+from service.session import Outputs, Session
+from service.settings import PREFIX, Settings
+
+with warnings.catch_warnings():
+    # Starlette asks for another client library than httpx from its next major version on.
+    warnings.simplefilter("ignore")
+    from starlette.testclient import TestClient as TestClient
+
+ClientFactory = Callable[..., TestClient]
+
+
+class GatedSession(Session):
+    """A real session whose runs, once `close` was called, wait until `open`."""
+
+    def __init__(self, bundle: Bundle, **options: Any) -> None:
+        self._open = threading.Event()
+        self._open.set()
+        self.waiting = threading.Semaphore(0)  # released once for each run that begins to wait
+        self.sizes: list[int] = []
+        super().__init__(bundle, **options)
+
+    def close(self) -> None:
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def run(self, images: NDArray[np.uint8], top_k: int) -> Outputs:
+        if not self._open.is_set():
+            self.waiting.release()
+            assert self._open.wait(20)
+        self.sizes.append(len(images))
+        return super().run(images, top_k)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of whoever runs the tests must not reach them."""
+    for name in list(os.environ):
+        if name.startswith(PREFIX):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def bundle(digits_bundle: Path) -> Bundle:
+    return Bundle.load(digits_bundle)
+
+
+@pytest.fixture(scope="session")
+def session(bundle: Bundle) -> Session:
+    return Session(bundle, device="cpu", threads=1)
+
+
+@pytest.fixture
+def gated(bundle: Bundle) -> Iterator[GatedSession]:
+    gated = GatedSession(bundle, device="cpu", threads=1)
+    yield gated
+    gated.open()
+
+
+@pytest.fixture
+def client_factory(session: Session) -> Iterator[ClientFactory]:
+    """Makes clients of started apps; keywords are settings, and `session` another session."""
+    with ExitStack() as stack:
+
+        def make(session: Session = session, **settings: Any) -> TestClient:
+            chosen = Settings(bundle=session.bundle.path, max_batch=session.max_batch, **settings)
+            return stack.enter_context(TestClient(create_app(chosen, session)))
+
+        yield make
+
+
+@pytest.fixture
+def client(client_factory: ClientFactory) -> TestClient:
+    return client_factory()
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (60, 40), mode: str = "RGB") -> Image.Image:
+    """A smooth random picture."""
+    small = np.random.default_rng(seed).integers(0, 256, size=(6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png(seed: int = 0, size: tuple[int, int] = (60, 40)) -> bytes:
+    return encoded(picture(seed, size))

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+
+from service.admission import Admission, QueueFullError
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_ticket_gives_everything_back() -> None:
+    admission = Admission(queue_limit=2, queue_bytes=100)
+    with admission.ticket() as ticket:
+        ticket.reserve(60)
+        ticket.join()
+        assert (admission.depth, admission.nbytes) == (1, 60)
+        ticket.leave()
+        ticket.leave()
+        assert (admission.depth, admission.nbytes) == (0, 60)
+    assert (admission.depth, admission.nbytes) == (0, 0)
+
+
+def test_full_in_requests() -> None:
+    admission = Admission(queue_limit=1, queue_bytes=100)
+    with admission.ticket() as first:
+        first.join()
+        with admission.ticket() as second, pytest.raises(QueueFullError, match="CAMCAL_QUEUE_LIMIT") as caught:
+            second.join()
+        assert admission.depth == 1
+    assert (caught.value.reason, caught.value.retry_after_s) == ("queue_full", 1)
+
+
+def test_full_in_bytes() -> None:
+    admission = Admission(queue_limit=9, queue_bytes=100)
+    with admission.ticket() as first, admission.ticket() as second:
+        first.reserve(60)
+        with pytest.raises(QueueFullError, match="60 bytes of images are waiting; the limit is 100") as caught:
+            second.reserve(50)
+        second.reserve(40)
+    assert caught.value.reason == "queue_bytes"
+    assert admission.nbytes == 0
+
+
+def test_retry_after_follows_the_measured_rate() -> None:
+    clock = Clock()
+    admission = Admission(queue_limit=100, queue_bytes=100, clock=clock)
+    waiting = [admission.ticket() for _ in range(60)]
+    for ticket in waiting:
+        ticket.join()
+    for ticket in waiting[:20]:  # two a second
+        clock.now += 0.5
+        ticket.leave()
+    assert admission.retry_after_s() == pytest.approx(40 / 2, abs=2)
+    clock.now += 60  # what was measured is stale
+    assert admission.retry_after_s() == 1
+
+
+def test_retry_after_is_bounded() -> None:
+    clock = Clock()
+    admission = Admission(queue_limit=10_000, queue_bytes=100, clock=clock)
+    tickets = [admission.ticket() for _ in range(5000)]
+    for ticket in tickets:
+        ticket.join()
+    for ticket in tickets[:2]:
+        clock.now += 4
+        ticket.leave()
+    assert admission.retry_after_s() == 60

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from service.batching import Answer, Batcher, BatchReport, ClosedError, DeadlineError, InferenceError
+from service.session import Outputs
+
+
+def image(value: int) -> NDArray[np.uint8]:
+    return np.full((2, 2, 3), value, dtype=np.uint8)
+
+
+class Device:
+    """Answers each image with its own value as the logit; waits at a gate, and fails on the value 255."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.batches: list[tuple[list[int], int]] = []
+
+    def __call__(self, images: NDArray[np.uint8], top_k: int) -> Outputs:
+        values = images[:, 0, 0, 0].astype(np.float32)[:, None]
+        self.batches.append(([int(v) for v in values[:, 0]], top_k))
+        assert self.gate.wait(10)
+        if 255 in values:
+            raise ArithmeticError("boom")
+        classes = np.zeros((len(images), 1), dtype=np.int64)
+        maps = values[:, :, None, None]
+        return Outputs(
+            logits=values,
+            calibrated_logits=values,
+            probabilities=values,
+            calibrated_probabilities=values,
+            top_classes=classes,
+            maps=maps,
+        )
+
+    async def entered(self, batches: int) -> None:
+        while len(self.batches) < batches:
+            await asyncio.sleep(0.001)
+
+
+def value(answer: Answer) -> int:
+    return int(answer.outputs.logits[answer.row, 0])
+
+
+def test_idle_device_starts_at_once_and_batch_grows_while_it_is_busy() -> None:
+    device, reports = Device(), list[BatchReport]()
+
+    async def main() -> list[int]:
+        batcher = Batcher(device, max_batch=3, on_batch=reports.append)
+        first = asyncio.ensure_future(batcher.submit(image(0), 1))
+        await device.entered(1)
+        later = [asyncio.ensure_future(batcher.submit(image(i), top_k=i)) for i in range(1, 6)]
+        await asyncio.sleep(0.02)
+        device.gate.set()
+        answers = [value(answer) for answer in await asyncio.gather(first, *later)]
+        await batcher.close()
+        return answers
+
+    assert asyncio.run(main()) == [0, 1, 2, 3, 4, 5]
+    assert device.batches == [([0], 1), ([1, 2, 3], 3), ([4, 5], 5)]
+    assert [report.size for report in reports] == [1, 3, 2]
+    assert reports[0].inference_s > 0.015
+
+
+def test_cancelled_image_is_skipped_and_harms_nobody() -> None:
+    device = Device()
+
+    async def main() -> None:
+        batcher = Batcher(device, max_batch=8)
+        running = asyncio.ensure_future(batcher.submit(image(0), 1))
+        await device.entered(1)
+        gone = asyncio.ensure_future(batcher.submit(image(1), 1))
+        stays = asyncio.ensure_future(batcher.submit(image(2), 1))
+        await asyncio.sleep(0)
+        gone.cancel()
+        running.cancel()  # too late to skip: its batch runs on, and its answer is dropped
+        await asyncio.sleep(0)
+        device.gate.set()
+        assert value(await stays) == 2
+        await batcher.close()
+
+    asyncio.run(main())
+    assert device.batches == [([0], 1), ([2], 1)]
+
+
+def test_cancelled_in_the_same_turn_as_the_dispatch() -> None:
+    device = Device()
+
+    async def main() -> None:
+        batcher = Batcher(device, max_batch=8)
+        running = asyncio.ensure_future(batcher.submit(image(0), 1))
+        await device.entered(1)
+        gone = asyncio.ensure_future(batcher.submit(image(1), 1))
+        await asyncio.sleep(0)
+        device.gate.set()
+        time.sleep(0.02)  # the batch ends while the loop is held, so both happen in its next turn
+        gone.cancel()
+        await running
+        await batcher.close()
+
+    asyncio.run(main())
+    assert device.batches == [([0], 1)]
+
+
+def test_deadline_passes_even_while_the_device_is_stuck() -> None:
+    device = Device()
+
+    async def main() -> None:
+        batcher = Batcher(device, max_batch=8)
+        running = asyncio.ensure_future(batcher.submit(image(0), 1, deadline=time.monotonic() + 0.05))
+        await device.entered(1)
+        with pytest.raises(DeadlineError):
+            await batcher.submit(image(1), 1, deadline=time.monotonic() + 0.05)
+        with pytest.raises(DeadlineError):
+            await batcher.submit(image(2), 1, deadline=time.monotonic() - 1)
+        device.gate.set()
+        assert value(await running) == 0  # dispatched in time, so answered
+        await batcher.close()
+
+    asyncio.run(main())
+    assert device.batches == [([0], 1)]
+
+
+def test_failed_batch_does_not_end_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+    device = Device()
+    device.gate.set()
+
+    async def main() -> None:
+        batcher = Batcher(device, max_batch=8)
+        with pytest.raises(InferenceError) as caught:
+            await batcher.submit(image(255), 1)
+        assert isinstance(caught.value.__cause__, ArithmeticError)
+        assert value(await batcher.submit(image(7), 1)) == 7
+        await batcher.close()
+
+    with caplog.at_level(logging.ERROR, "camcal"):
+        asyncio.run(main())
+    assert "the model failed on a batch of 1" in caplog.text
+
+
+def test_close_answers_what_waits_and_takes_no_more() -> None:
+    device = Device()
+
+    async def main() -> None:
+        batcher = Batcher(device, max_batch=1)
+        waiting = [asyncio.ensure_future(batcher.submit(image(i), 1)) for i in range(3)]
+        await device.entered(1)
+        closing = asyncio.ensure_future(batcher.close())
+        await asyncio.sleep(0)
+        with pytest.raises(ClosedError):
+            await batcher.submit(image(9), 1)
+        device.gate.set()
+        await closing
+        assert [value(answer) for answer in await asyncio.gather(*waiting)] == [0, 1, 2]
+
+    asyncio.run(main())
+
+
+def test_dispatch_is_told() -> None:
+    device, told = Device(), list[str]()
+    device.gate.set()
+
+    async def main() -> None:
+        batcher = Batcher(device, max_batch=1)
+        answer = await batcher.submit(image(1), 1, on_dispatch=lambda: told.append("left"))
+        assert answer.queue_s >= 0
+        await batcher.close()
+
+    asyncio.run(main())
+    assert told == ["left"]

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from models.bundle import MODEL_FILE, Bundle
+from service.app import create_app
+from service.app import openapi as document
+from service.cli import app
+from service.settings import Settings
+from tests.service.conftest import TestClient, png
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images, one of them in a folder below, and a file that is none."""
+    folder = tmp_path / "images"
+    (folder / "below").mkdir(parents=True)
+    (folder / "a.png").write_bytes(png(0))
+    (folder / "b.PNG").write_bytes(png(1))
+    (folder / "below" / "a.png").write_bytes(png(2))
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def test_table(bundle: Bundle, folder: Path) -> None:
+    result = run("predict", folder / "a.png", "--bundle", bundle.path, "--top-k", 3)
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 4
+    assert len(re.findall(r"\d+\.\d%", result.stdout)) == 6
+
+
+def test_csv(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    assert run("predict", folder, "--bundle", bundle.path, "--out", out, "--top-k", 2).exit_code == 0
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(Path(row["file"]).name, row["rank"]) for row in rows] == [
+        (name, rank) for name in ("a.png", "b.PNG", "a.png") for rank in ("1", "2")
+    ]
+    assert 0 < float(rows[0]["calibrated_probability"]) <= 1
+
+
+def test_jsonl_says_what_the_service_says(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    assert run("predict", folder, "--bundle", bundle.path, "--out", out, "--prior", "train").exit_code == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    with TestClient(create_app(Settings(bundle=bundle.path, max_batch=2))) as client:
+        served = client.post("/predict?prior=train", files={"image": png(0)}).json()
+    for offline, online in zip(lines[0]["predictions"], served["predictions"], strict=True):
+        assert offline["label"] == online["label"]
+        assert offline["calibrated_probability"] == pytest.approx(online["calibrated_probability"], rel=1e-3)
+
+
+def test_one_heatmap(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "heat.png"
+    assert run("predict", folder / "a.png", "--bundle", bundle.path, "--cam", target).exit_code == 0
+    with Image.open(target) as image:
+        assert max(image.size) == 512
+
+
+def test_many_heatmaps(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "heat" / "maps"
+    assert run("predict", folder, "--bundle", bundle.path, "--cam", target, "--prior", "train").exit_code == 0
+    assert sorted(file.name for file in target.iterdir()) == ["a.png-2.png", "a.png.png", "b.PNG.png"]
+
+
+def test_bad_image_is_named_and_the_rest_goes_on(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    (folder / "a.png").write_bytes(b"nope")
+    out = tmp_path / "out.jsonl"
+    result = run("predict", folder, folder / "notes.txt", "--bundle", bundle.path, "--out", out)
+    assert result.exit_code == 1
+    assert len(out.read_text().splitlines()) == 2
+    assert f"{folder / 'a.png'}: the file begins with the bytes 6e 6f 70 65" in result.stderr
+    assert f"{folder / 'notes.txt'}: " in result.stderr
+    assert "2 of 4 images could not be predicted" in result.stderr
+
+
+def test_only_bad_images(bundle: Bundle, folder: Path) -> None:
+    result = run("predict", folder / "notes.txt", "--bundle", bundle.path)
+    assert (result.exit_code, result.stdout) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["predict", "nothing.png"], "error: nothing.png does not exist"),
+        (["predict", "{empty}"], "holds no image (.jpg, .jpeg, .png, .webp, .gif, .bmp)"),
+        (["predict", "{image}", "--bundle", "nowhere"], "error: no bundle at nowhere"),
+        (["predict", "{image}", "--prior", "odd"], "error: the prior is 'odd'; expected balanced or train"),
+        (["predict", "{image}", "--bundle", "{bundle}", "--top-k", "11"], "error: top_k is 11; the model has 10"),
+        (["predict", "{image}", "--bundle", "{bundle}", "--out", "a.txt"], "expected a file that ends in .csv or"),
+        (["predict", "{image}", "--bundle", "{bundle}", "--out", "none/a.csv"], "none/a.csv: No such file"),
+        (["predict", "{image}", "--bundle", "{bundle}", "--cam", "a.bmp"], "expected a file that ends in .png"),
+        (["inspect", "nowhere"], "error: no bundle at nowhere"),
+        (["serve", "--bundle", "nowhere"], "error: no bundle at nowhere"),
+        (["serve", "--port", "70000"], "error: CAMCAL_PORT is '70000': it should be less than"),
+        (["serve", "--device", "tpu"], "error: CAMCAL_DEVICE is 'tpu': it should be 'auto', 'cpu' or 'cuda'"),
+        (["serve", "--bundle", "{bundle}", "--device", "cuda"], "built without CUDA: install the extra `gpu`"),
+    ],
+)
+def test_mistake_is_one_sentence(bundle: Bundle, tmp_path: Path, arguments: list[str], said: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.png").write_bytes(png())
+    places = {"empty": tmp_path / "empty", "image": tmp_path / "a.png", "bundle": bundle.path}
+    result = run(*(argument.format(**places) for argument in arguments))
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_inspect(bundle: Bundle) -> None:
+    result = run("inspect", bundle.path)
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"{bundle.manifest.name} {bundle.manifest.version}")
+    assert "all checksums right" in result.stdout
+    as_json = run("inspect", bundle.path, "--json")
+    assert json.loads(as_json.stdout) == json.loads(bundle.manifest.model_dump_json())
+
+
+@pytest.mark.parametrize("command", ["inspect", "serve"])
+def test_changed_byte_is_found(bundle: Bundle, tmp_path: Path, command: str) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(bundle.path, changed)
+    data = bytearray((changed / MODEL_FILE).read_bytes())
+    data[len(data) // 2] ^= 1
+    (changed / MODEL_FILE).write_bytes(data)
+    result = run(command, changed) if command == "inspect" else run(command, "--bundle", changed)
+    assert result.exit_code == 2
+    assert "was changed" in result.stderr
+
+
+def test_openapi() -> None:
+    assert yaml.safe_load(run("openapi").stdout) == document(create_app())
+
+
+def test_start_is_light() -> None:
+    code = "import sys, service.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not {"fastapi", "onnxruntime", "numpy", "PIL", "pydantic", "torch"} & set(loaded.split())
+
+
+def test_module_runs() -> None:
+    command = [sys.executable, "-m", "service", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert all(name in shown for name in ("serve", "predict", "inspect"))
+    assert "openapi" not in shown
+
+
+def test_missing_onnxruntime_is_one_sentence(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "service.session", raising=False)
+    result = run("serve", "--bundle", bundle.path)
+    assert result.exit_code == 2
+    assert "pip install 'camcal[cpu]'" in result.stderr

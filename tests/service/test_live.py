@@ -1,0 +1,250 @@
+"""What needs a real server: many clients at once, clients that leave, slow clients, signals."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from models.bundle import Bundle
+from service.app import create_app
+from service.session import Session
+from service.settings import Settings
+from tests.service.conftest import GatedSession, png
+from tests.service.test_predict import RAW, problem
+
+ROOT = Path(__file__).parents[2]
+
+Live = Callable[..., str]
+
+
+@pytest.fixture
+def live() -> Iterator[Live]:
+    """Runs apps on real sockets in threads of this process; gives their addresses."""
+    with ExitStack() as stack:
+
+        def start(session: Session, **settings: Any) -> str:
+            chosen = Settings(bundle=session.bundle.path, max_batch=session.max_batch, **settings)
+            return stack.enter_context(running(create_app(chosen, session)))
+
+        yield start
+
+
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    wait_for(lambda: server.started)
+    try:
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def metric(url: str, name: str) -> float:
+    text = httpx.get(f"{url}/metrics").text
+    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+
+def post(url: str, seed: int = 0, **options: Any) -> httpx.Response:
+    return httpx.post(f"{url}/predict", content=png(seed), headers=RAW, timeout=15, **options)
+
+
+def test_answers_are_not_mixed(live: Live, session: Session) -> None:
+    url = live(session)
+    alone = [post(url, seed).json()["predictions"] for seed in range(12)]
+
+    def ask(number: int) -> None:
+        seed = number % 12
+        body = post(url, seed, params={"top_k": 1 + number % 5}).json()
+        for prediction, expected in zip(body["predictions"], alone[seed], strict=False):
+            assert prediction["class_id"] == expected["class_id"]
+            assert prediction["logit"] == pytest.approx(expected["logit"], rel=1e-3, abs=1e-3)
+        numbers = httpx.get(url + body["cam"]["url"], params={"format": "json"}).json()
+        assert numbers["sum"] == pytest.approx(body["predictions"][0]["calibrated_logit"], rel=1e-3, abs=1e-3)
+
+    with ThreadPoolExecutor(12) as clients:
+        list(clients.map(ask, range(72)))
+
+
+def test_requests_share_batches_while_the_model_is_busy(live: Live, gated: GatedSession) -> None:
+    url = live(gated)
+    gated.sizes.clear()
+    gated.close()
+    with ThreadPoolExecutor(8) as clients:
+        first = clients.submit(post, url)
+        assert gated.waiting.acquire(timeout=10)
+        later = [clients.submit(post, url, seed) for seed in range(1, 6)]
+        wait_for(lambda: metric(url, "camcal_queue_depth") == 5)
+        gated.open()
+        assert [answer.result().status_code for answer in (first, *later)] == [200] * 6
+    assert gated.sizes == [1, 5]
+    assert metric(url, "camcal_batch_padding_total") == 3
+
+
+def test_full_queue(live: Live, gated: GatedSession) -> None:
+    url = live(gated, queue_limit=2)
+    gated.close()
+    with ThreadPoolExecutor(8) as clients:
+        taken = clients.submit(post, url)
+        assert gated.waiting.acquire(timeout=10)
+        waiting = [clients.submit(post, url) for _ in range(2)]
+        wait_for(lambda: metric(url, "camcal_queue_depth") == 2)
+        refused = post(url)
+        assert "2 requests are waiting; the limit is 2" in problem(refused, 429, "queue-full")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        gated.open()
+        assert [answer.result().status_code for answer in (taken, *waiting)] == [200] * 3
+    assert metric(url, 'camcal_rejected_total{reason="queue_full"}') == 1
+    assert post(url).status_code == 200
+
+
+def test_deadline(live: Live, gated: GatedSession) -> None:
+    url = live(gated, timeout_s=0.3)
+    gated.close()
+    with ThreadPoolExecutor(2) as clients:
+        taken = clients.submit(post, url)
+        assert gated.waiting.acquire(timeout=10)
+        problem(post(url), 504, "deadline-passed")
+        gated.open()
+        assert taken.result().status_code == 200
+    assert metric(url, 'camcal_rejected_total{reason="deadline"}') == 1
+    assert gated.sizes[-1] == 1
+
+
+def test_deadline_passes_before_decoding(live: Live, gated: GatedSession) -> None:
+    url = live(gated, timeout_s=1e-9)
+    problem(post(url), 504, "deadline-passed")
+
+
+def test_client_that_leaves_is_skipped(live: Live, gated: GatedSession) -> None:
+    url = live(gated)
+    gated.sizes.clear()
+    gated.close()
+    with ThreadPoolExecutor(4) as clients:
+        taken = clients.submit(post, url)
+        assert gated.waiting.acquire(timeout=10)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/predict", content=png(1), headers=RAW, timeout=0.3)
+        stays = clients.submit(post, url, 2)
+        wait_for(lambda: metric(url, "camcal_cancelled_total") == 1 and metric(url, "camcal_queue_depth") == 1)
+        gated.open()
+        assert taken.result().status_code == stays.result().status_code == 200
+    assert gated.sizes == [1, 1]
+    assert metric(url, 'camcal_requests_total{code="499",route="/predict"}') == 1
+
+
+def connect(url: str) -> socket.socket:
+    host, _, port = url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def head(length: int) -> bytes:
+    lines = ["POST /predict HTTP/1.1", "Host: x", "Content-Type: image/png", f"Content-Length: {length}", "", ""]
+    return "\r\n".join(lines).encode()
+
+
+def received(connection: socket.socket) -> tuple[int, dict[str, Any]]:
+    """Status and body of the answer; the server must then close the connection."""
+    with connection, connection.makefile("rb") as stream:
+        answer = stream.read()
+    header, _, body = answer.partition(b"\r\n\r\n")
+    return int(header.split()[1]), json.loads(body)
+
+
+def test_slow_body(live: Live, session: Session) -> None:
+    connection = connect(live(session, body_timeout_s=0.2))
+    connection.sendall(head(1000) + b"\x89PNG")
+    status, body = received(connection)
+    assert (status, body["type"]) == (408, "urn:camcal:error:body-timeout")
+
+
+def test_client_that_leaves_in_its_body(live: Live, session: Session) -> None:
+    url = live(session)
+    with connect(url) as connection:
+        connection.sendall(head(1000) + b"\x89PNG")
+    wait_for(lambda: metric(url, "camcal_cancelled_total") == 1)
+    assert metric(url, "camcal_queue_bytes") == 0
+
+
+def test_declared_length_is_refused_before_the_body(live: Live, session: Session) -> None:
+    connection = connect(live(session))
+    connection.sendall(head(10**12))
+    assert received(connection)[0] == 413
+
+
+def test_endless_body_is_cut_off(live: Live, session: Session) -> None:
+    url = live(session, max_bytes=50_000)
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 10_000
+            yield bytes(10_000)
+
+    problem(httpx.post(f"{url}/predict", content=endless(), headers=RAW), 413, "too-large")
+    assert sent < 50_000_000
+
+
+@contextmanager
+def process(bundle: Bundle, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`python -m service serve` on a free port."""
+    command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle.path), "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env={"CAMCAL_MAX_BATCH": "2", **environment}, stderr=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            assert child.stderr is not None
+            log = iter(child.stderr.readline, "")
+            url = next(found[0] for line in log if (found := re.search(r"http://[\d.:]+", line)))
+            yield child, url
+        finally:
+            child.kill()
+
+
+def test_sigterm_drains(bundle: Bundle) -> None:
+    with process(bundle, CAMCAL_DRAIN_S="1") as (child, url):
+        assert httpx.get(f"{url}/health/ready").status_code == 200
+        child.send_signal(signal.SIGTERM)
+        wait_for(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
+        assert post(url).status_code == 200
+        assert child.wait(10) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/health/live")
+
+
+def test_sigint_does_not_wait_and_a_second_signal_ends_at_once(bundle: Bundle) -> None:
+    with process(bundle, CAMCAL_DRAIN_S="60") as (child, _):
+        child.send_signal(signal.SIGINT)
+        assert child.wait(10) == 0
+    with process(bundle, CAMCAL_DRAIN_S="60") as (child, _):
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        child.send_signal(signal.SIGTERM)
+        child.wait(10)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.bundle import Bundle
+from service.prediction import PRIORS, Ranker, parse_prior
+from service.session import Outputs, Session
+
+
+@pytest.fixture(scope="module")
+def outputs(session: Session) -> Outputs:
+    manifest = session.bundle.manifest
+    size = manifest.preprocessing.input_size
+    images = np.random.default_rng(1).integers(0, 256, size=(8, size, size, 3), dtype=np.uint8)
+    return session.run(images, top_k=len(manifest.classes))
+
+
+def test_balanced_prior_is_the_graphs(bundle: Bundle, outputs: Outputs) -> None:
+    ranking = Ranker(bundle.manifest).rank(outputs, row=2, top_k=3, prior="balanced")
+    assert ranking.classes == outputs.top_classes[2, :3].tolist()
+    np.testing.assert_array_equal(ranking.calibrated_probabilities, outputs.calibrated_probabilities[2])
+
+
+def test_train_prior_follows_bayes(bundle: Bundle, outputs: Outputs) -> None:
+    ranking = Ranker(bundle.manifest).rank(outputs, row=2, top_k=3, prior="train")
+    counts = bundle.manifest.train_counts()
+    # p(k | x) under another prior: the balanced posterior times the prior, normalised.
+    expected = outputs.calibrated_probabilities[2].astype(np.float64) * counts
+    np.testing.assert_allclose(ranking.calibrated_probabilities, expected / expected.sum(), rtol=1e-4)
+    assert ranking.classes == np.argsort(-expected)[:3].tolist()
+
+
+def test_train_prior_raises_the_head(bundle: Bundle, outputs: Outputs) -> None:
+    ranker, counts = Ranker(bundle.manifest), bundle.manifest.train_counts()
+    head = int(counts.argmax())
+    for row in range(8):
+        balanced, train = (ranker.rank(outputs, row, 1, prior).calibrated_probabilities for prior in PRIORS)
+        assert train[head] > balanced[head]
+
+
+def test_rows_are_sorted_and_described(bundle: Bundle, outputs: Outputs) -> None:
+    ranker = Ranker(bundle.manifest)
+    for prior in PRIORS:
+        rows = ranker.rows(ranker.rank(outputs, row=0, top_k=4, prior=prior))
+        shares = [row["calibrated_probability"] for row in rows]
+        assert shares == sorted(shares, reverse=True)
+        info = bundle.manifest.classes[rows[0]["class_id"]]
+        assert (rows[0]["label"], rows[0]["group"], rows[0]["train_count"]) == (info.name, info.group, info.train_count)
+
+
+def test_maps_needed(bundle: Bundle) -> None:
+    ranker = Ranker(bundle.manifest)
+    assert ranker.maps_needed(3, "balanced", cam=True) == 3
+    assert ranker.maps_needed(3, "train", cam=True) == ranker.classes
+    assert ranker.maps_needed(3, "train", cam=False) == 1
+
+
+def test_maps_are_those_of_the_classes(bundle: Bundle, outputs: Outputs) -> None:
+    classes = [7, 0, 3]
+    maps = Ranker(bundle.manifest).maps(outputs, row=5, classes=classes)
+    np.testing.assert_allclose(maps.sum(axis=(1, 2)), outputs.logits[5, classes], rtol=1e-4, atol=1e-4)
+
+
+def test_top_k_limits(bundle: Bundle) -> None:
+    ranker = Ranker(bundle.manifest)
+    assert ranker.check_top_k(None) == 5
+    assert ranker.check_top_k(10) == 10
+    with pytest.raises(ValueError, match="top_k is 11; the model has 10 classes: ask for 1 to 10"):
+        ranker.check_top_k(11)
+
+
+def test_parse_prior() -> None:
+    assert [parse_prior(name) for name in PRIORS] == list(PRIORS)
+    with pytest.raises(ValueError, match="the prior is 'uniform'; expected balanced or train"):
+        parse_prior("uniform")

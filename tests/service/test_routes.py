@@ -1,0 +1,212 @@
+"""The small routes: model, health, metrics, page, OpenAPI; and what holds for all of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from models.bundle import Bundle, BundleError
+from service.app import create_app, openapi
+from service.metrics import STAGES
+from service.routes.model import describe
+from service.schemas import Contributions, ModelDescription, Prediction
+from service.settings import Settings
+from tests.service.conftest import ClientFactory, TestClient, png
+from tests.service.test_predict import RAW, problem
+
+OPENAPI_FILE = Path(__file__).parents[2] / "openapi.yaml"
+
+
+def test_model(client: TestClient, bundle: Bundle) -> None:
+    body = client.get("/model").json()
+    ModelDescription.model_validate(body, extra="forbid")
+    assert body == json.loads(json.dumps(describe(bundle.manifest)))
+    assert sum(body["groups"].values()) == len(body["classes"]) == 10
+    assert body["calibration"]["priors"] == ["balanced", "train"]
+    assert body["figures"] == bundle.manifest.figures
+
+
+def test_answers_follow_their_schemas(client: TestClient) -> None:
+    body = client.post("/predict?logits=all", content=png(), headers=RAW).json()
+    Prediction.model_validate(body, extra="forbid")
+    numbers = client.get(body["cam"]["url"], params={"format": "json"}).json()
+    Contributions.model_validate(numbers, extra="forbid")
+
+
+def test_health(client: TestClient, bundle: Bundle) -> None:
+    assert client.get("/health/live").json() == {"status": "alive"}
+    assert client.get("/health/ready").json() == {
+        "status": "ready",
+        "model": {"name": bundle.manifest.name, "version": bundle.manifest.version},
+        "provider": "CPUExecutionProvider",
+        "device_fallback": None,
+    }
+    assert "camcal_ready 1.0" in client.get("/metrics").text
+
+
+def test_draining_is_not_ready_but_serves(client: TestClient) -> None:
+    client.app.state.runtime.drain()  # type: ignore[attr-defined]  # any ASGI app
+    response = client.get("/health/ready")
+    assert "draining" in problem(response, 503, "not-ready")
+    assert response.headers["connection"] == "close"
+    assert client.get("/health/live").status_code == 200
+    assert client.post("/predict", content=png(), headers=RAW).status_code == 200
+    assert "camcal_ready 0.0" in client.get("/metrics").text
+
+
+def test_without_a_model_nothing_is_ready(bundle: Bundle) -> None:
+    client = TestClient(create_app(Settings(bundle=bundle.path)))  # never started
+    for response in (
+        client.get("/health/ready"),
+        client.get("/model"),
+        client.get("/cam/" + "a" * 22),
+        client.post("/predict", content=png(), headers=RAW),
+    ):
+        assert problem(response, 503, "not-ready") == "the model is not loaded"
+    assert client.get("/health/live").status_code == 200
+    assert 'camcal_rejected_total{reason="not_ready"} 4.0' in client.get("/metrics").text
+
+
+def test_lifespan_loads_the_bundle_of_the_settings(bundle: Bundle, tmp_path: Path) -> None:
+    with TestClient(create_app(Settings(bundle=bundle.path, max_batch=2))) as client:
+        assert client.get("/health/ready").status_code == 200
+    assert client.get("/health/ready").status_code == 503
+    with pytest.raises(BundleError, match="no bundle at"), TestClient(create_app(Settings(bundle=tmp_path / "none"))):
+        pass
+
+
+def test_page(client: TestClient) -> None:
+    for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
+        response = client.get(path)
+        assert response.headers["content-type"].startswith(kind)
+        assert response.headers["content-security-policy"].startswith("default-src 'self'; img-src 'self' blob: data:")
+        assert "http" not in response.text.replace("http://www.w3.org/2000/svg", "")  # nothing from elsewhere
+        assert "style=" not in response.text  # the policy forbids it
+    for path in ("/docs", "/redoc"):
+        problem(client.get(path), 404, "not-found")
+
+
+def test_unknown_path_and_method(client: TestClient) -> None:
+    problem(client.get("/nope"), 404, "not-found")
+    problem(client.get("/predict/"), 404, "not-found")
+    response = client.get("/predict")
+    assert problem(response, 405, "method-not-allowed") == "this path accepts POST"
+    assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("header", ["Authorization", "X-API-Key"])
+def test_api_key(client_factory: ClientFactory, header: str) -> None:
+    client = client_factory(api_key="s3cret")
+    prefix = "Bearer " if header == "Authorization" else ""
+    for method, path in (("POST", "/predict"), ("GET", "/cam/" + "a" * 22), ("GET", "/model")):
+        for headers in ({}, {header: f"{prefix}wrong"}, {header: f"{prefix}sécret".encode()}):
+            response = client.request(method, path, headers=headers)
+            problem(response, 401, "unauthorized")
+            assert response.headers["www-authenticate"] == "Bearer"
+        assert client.request(method, path, headers={header: f"{prefix}s3cret"}).status_code != 401
+    for path in ("/", "/health/ready", "/metrics", "/openapi.json"):
+        assert client.get(path).status_code == 200
+
+
+def test_request_id(client: TestClient) -> None:
+    ids = {client.get("/health/live").headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
+    for given, kept in (("trace-1.a_B", True), ("bad id", False), ("x" * 65, False)):
+        answered = client.get("/health/live", headers={"X-Request-Id": given}).headers["x-request-id"]
+        assert (answered == given) is kept
+
+
+def test_access_log(client_factory: ClientFactory, caplog: pytest.LogCaptureFixture) -> None:
+    client = client_factory(access_log=True)
+    with caplog.at_level(logging.INFO, "camcal.access"):
+        client.get("/cam/" + "a" * 22, headers={"X-Request-Id": "me"})
+    (line,) = [record.message for record in caplog.records if record.name == "camcal.access"]
+    entry = json.loads(line)
+    assert (entry["request_id"], entry["route"], entry["code"]) == ("me", "/cam/{id}", 404)
+
+
+def test_what_nobody_foresaw(session: Any, bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    app = create_app(Settings(bundle=bundle.path), session)
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise KeyError("the secret of the inside")
+
+    with TestClient(app) as client:
+        response = client.get("/broken")
+        assert "secret" not in problem(response, 500, "internal")
+        assert response.headers["x-request-id"] in caplog.text
+        assert "the secret of the inside" in caplog.text
+        assert 'camcal_requests_total{code="500",route="/broken"} 1.0' in client.get("/metrics").text
+
+
+def test_metrics(client: TestClient, bundle: Bundle) -> None:
+    body = client.post("/predict", content=png(), headers=RAW).json()
+    client.get(body["cam"]["url"])
+    client.get("/nope/" + "x" * 50)
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    text = response.text
+    group = body["predictions"][0]["group"]
+    name, version = bundle.manifest.name, bundle.manifest.version
+    provider = "CPUExecutionProvider"
+    for line in (
+        'camcal_requests_total{code="200",route="/predict"} 1.0',
+        'camcal_requests_total{code="200",route="/cam/{id}"} 1.0',
+        'camcal_requests_total{code="404",route="unmatched"} 1.0',
+        'camcal_request_duration_seconds_count{route="/predict"} 1.0',
+        *(f'camcal_stage_duration_seconds_count{{stage="{stage}"}} 1.0' for stage in STAGES),
+        "camcal_batch_size_count 1.0",
+        "camcal_batch_padding_total 0.0",
+        "camcal_queue_depth 0.0",
+        "camcal_queue_limit 256.0",
+        "camcal_queue_bytes 0.0",
+        'camcal_rejected_total{reason="queue_full"} 0.0',
+        "camcal_cancelled_total 0.0",
+        "camcal_in_flight 1.0",  # the reading itself
+        "camcal_ready 1.0",
+        f'camcal_model_info{{classes="10",name="{name}",provider="{provider}",version="{version}"}} 1.0',
+        "camcal_device_fallback 0.0",
+        "camcal_cam_store_entries 1.0",
+        'camcal_cam_store_reads_total{result="hit"} 1.0',
+        f'camcal_predictions_total{{group="{group}"}} 1.0',
+        f'camcal_calibrated_confidence_count{{group="{group}"}} 1.0',
+        "camcal_calibration_shift_count 1.0",
+    ):
+        assert f"\n{line}\n" in text, line
+    assert body["id"] not in text
+
+
+def test_apps_do_not_share_metrics(client_factory: ClientFactory) -> None:
+    one, other = client_factory(), client_factory()
+    one.get("/nope")
+    assert 'route="unmatched"' in one.get("/metrics").text
+    assert 'route="unmatched"' not in other.get("/metrics").text
+
+
+def test_openapi_file_is_the_apps(client: TestClient) -> None:
+    document = openapi(create_app())
+    assert yaml.safe_load(OPENAPI_FILE.read_text()) == document, "run: python -m service openapi > openapi.yaml"
+    assert client.get("/openapi.json").json() == document
+
+
+def test_openapi_documents_bodies_and_errors() -> None:
+    document: Any = openapi(create_app())
+    predict, cam = document["paths"]["/predict"]["post"], document["paths"]["/cam/{id}"]["get"]
+    assert set(predict["requestBody"]["content"]) == {"multipart/form-data", "image/*"}
+    assert set(predict["responses"]) == set("200 400 401 408 413 415 422 429 500 503 504".split())
+    assert set(cam["responses"]) == set("200 304 401 404 422 500 503".split())
+    images = {"image/png", "image/webp", "image/jpeg", "application/octet-stream", "application/json"}
+    assert set(cam["responses"]["200"]["content"]) == images
+    for operation in (predict, cam):
+        assert {} in operation["security"]
+        for status, response in operation["responses"].items():
+            if status >= "400":
+                assert set(response["content"]) == {"application/problem+json"}
+    for reference in set(json.dumps(document).split('"#/components/schemas/')[1:]):
+        assert reference.partition('"')[0] in document["components"]["schemas"]
