@@ -1,0 +1,89 @@
+# camcal's tasks. `make` alone lists them. They need make, pip and Python 3.11 or newer, nothing else.
+
+# A setting given to camcal itself (CAMCAL_PORT=9000 make serve) counts here too.
+BUNDLE ?= $(or $(CAMCAL_BUNDLE),models/pretrained/caltech100)
+PORT ?= $(or $(CAMCAL_PORT),8000)
+# No `?=` here: some shells and conda export a HOST that means something else. `make serve HOST=0.0.0.0` works.
+HOST := $(or $(CAMCAL_HOST),127.0.0.1)
+# ONNX Runtime sends usage data to its maker unless told not to.
+export ORT_DISABLE_TELEMETRY := 1
+# Extra arguments for pytest: make test ARGS="tests/service -x"
+ARGS ?=
+# make lock UPGRADE=1 takes the newest versions; without it, a pin that still fits stays.
+UPGRADE ?=
+# The first interpreter that is new enough. `make serve PYTHON=/path/to/python` chooses another.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+# Quiet twice: progress and warnings are silent, errors are not.
+PIP_INSTALL = pip install --quiet --quiet --disable-pip-version-check
+COMPILE = .venv-lock/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+	--fork-strategy fewest --generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
+	$(if $(UPGRADE),--upgrade)
+
+# $(call environment,FOLDER,LOCK): a virtual environment with what requirements/LOCK.txt pins.
+# An interpreter that has gone (a removed Python, a moved folder) makes a fresh one.
+define environment
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "camcal needs Python 3.11 or newer: $(or $(PYTHON),python3) is older or missing." \
+			"Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$1/bin/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $1 || { \
+		echo "Could not make $1. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$1/bin/$(PIP_INSTALL) --require-hashes -r requirements/$2.txt
+endef
+
+# $(call camcal,FOLDER): camcal itself, editable, with the pinned build backend.
+define camcal
+	@$1/bin/$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test format openapi lock clean
+
+help: ## List these tasks
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+serve: .venv/.ready ## Serve BUNDLE at HOST:PORT (models/pretrained/caltech100 at 127.0.0.1:8000)
+	@echo "camcal: serving $(BUNDLE) at http://$(HOST):$(PORT)/ (Ctrl-C stops it)"
+	@CAMCAL_BUNDLE="$(BUNDLE)" CAMCAL_HOST="$(HOST)" CAMCAL_PORT="$(PORT)" exec .venv/bin/camcal serve
+
+test: .venv-dev/.ready ## Lint, check formatting and types, run the tests (ARGS for pytest)
+	.venv-dev/bin/ruff check
+	.venv-dev/bin/ruff format --check
+	.venv-dev/bin/mypy
+	.venv-dev/bin/python -m pytest $(ARGS)
+
+format: .venv-dev/.ready ## Sort imports, mend what the linter can, format
+	.venv-dev/bin/ruff check --fix
+	.venv-dev/bin/ruff format
+
+openapi: .venv-dev/.ready ## Write openapi.yaml from the app
+	.venv-dev/bin/camcal openapi > .venv-dev/openapi.yaml
+	@mv .venv-dev/openapi.yaml openapi.yaml
+
+lock: .venv-lock/.ready ## Pin what pyproject.toml asks for (UPGRADE=1 for the newest)
+	$(COMPILE) --extra cpu --group build --output-file requirements/serve.txt
+	$(COMPILE) --extra gpu --group build --output-file requirements/gpu.txt
+	$(COMPILE) --extra cpu --extra train --extra dev --group build --output-file requirements/dev.txt
+	$(subst pyproject.toml,--group lock,$(COMPILE)) --output-file requirements/uv.txt
+
+clean: ## Remove the virtual environments, caches and build leftovers
+	rm -rf .venv .venv-dev .venv-lock build dist camcal.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find models training service tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.ready: requirements/serve.txt pyproject.toml
+	@echo "camcal: setting up .venv for serving (the first time takes about half a minute)"
+	$(call environment,.venv,serve)
+	$(call camcal,.venv)
+
+.venv-dev/.ready: requirements/dev.txt pyproject.toml
+	@echo "camcal: setting up .venv-dev with torch (the first time takes a few minutes and about 6 GB)"
+	$(call environment,.venv-dev,dev)
+	$(call camcal,.venv-dev)
+
+.venv-lock/.ready: requirements/uv.txt
+	@echo "camcal: setting up .venv-lock"
+	$(call environment,.venv-lock,uv)
+	@touch $@

@@ -1,0 +1,182 @@
+"""The repository itself: who may import whom, what the locks pin, what is tracked and documented."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from service.metrics import Metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCKS = {"serve": ["cpu"], "gpu": ["gpu"], "dev": ["cpu", "train", "dev"]}
+# What only training needs; the lock for serving brings none of it.
+TRAINING_ONLY = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "sklearn", "scipy", "matplotlib")
+
+
+def imported(package: str) -> Iterator[tuple[str, str]]:
+    """Each (file, module) such that the file of `package` imports the module, inside functions too."""
+    for file in sorted((ROOT / package).rglob("*.py")):
+        name = str(file.relative_to(ROOT))
+        for node in ast.walk(ast.parse(file.read_text(), name)):
+            if isinstance(node, ast.Import):
+                yield from ((name, alias.name) for alias in node.names)
+            # A relative import (level above 0) cannot leave a top-level package.
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                yield name, node.module
+
+
+def imports_of(package: str, forbidden: str) -> list[str]:
+    return [f"{file} imports {name}" for file, name in imported(package) if name.split(".")[0] == forbidden]
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"), [("service", "training"), ("models", "training"), ("models", "service")]
+)
+def test_package_never_imports(package: str, forbidden: str) -> None:
+    assert imports_of(package, forbidden) == []
+
+
+def run_without_training_packages(code: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a fresh interpreter in which every package that only training needs cannot be imported."""
+    # None in sys.modules makes Python's own import raise ModuleNotFoundError.
+    block = f"import sys\nsys.modules.update(dict.fromkeys({TRAINING_ONLY!r}))\n"
+    return subprocess.run([sys.executable, "-c", block + code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_every_module_of_service_imports_without_torch() -> None:
+    result = run_without_training_packages(
+        "import importlib, pkgutil, service\n"
+        "names = [m.name for m in pkgutil.walk_packages(service.__path__, 'service.')]\n"
+        "for name in names:\n"
+        "    if not name.endswith('__main__'):\n"
+        "        importlib.import_module(name)\n"
+        "assert len(names) > 5, names\n"
+        "assert not [n for n in sys.modules if n.split('.')[0] == 'training']\n"
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_command_line_starts_without_torch() -> None:
+    result = run_without_training_packages(
+        "from training.cli import main\nsys.argv = ['camcal', 'serve', '--help']\nmain()\n"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "serve" in result.stdout
+
+
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def lock_text(lock: str) -> str:
+    return (ROOT / "requirements" / f"{lock}.txt").read_text()
+
+
+def pins(lock: str) -> dict[str, str]:
+    """Package → version of one lock."""
+    return dict(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", lock_text(lock), flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_lock_pins_what_pyproject_asks_for(lock: str) -> None:
+    project = pyproject()["project"]
+    asked = [*project["dependencies"], *pyproject()["build-system"]["requires"]]
+    asked += [line for extra in LOCKS[lock] for line in project["optional-dependencies"][extra]]
+    pinned = pins(lock)
+    for requirement in map(Requirement, asked):
+        version = pinned.get(canonicalize_name(requirement.name))
+        assert version is not None, f"{requirement} is not in requirements/{lock}.txt; run make lock"
+        assert version in requirement.specifier, f"{requirement.name}=={version} is not {requirement}; run make lock"
+
+
+@pytest.mark.parametrize("lock", [*LOCKS, "uv"])
+def test_every_pin_has_a_hash(lock: str) -> None:
+    # An entry is one logical line: the pin, then its hashes behind backslashes.
+    entries = [line for line in lock_text(lock).replace("\\\n", " ").splitlines() if line and line.lstrip()[0] != "#"]
+    assert entries
+    for entry in entries:
+        assert re.match(r"[a-z0-9-]+==\S+ ", entry), entry
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), entry
+
+
+@pytest.mark.parametrize("lock", [*LOCKS, "uv"])
+def test_lock_names_no_index_and_no_place(lock: str) -> None:
+    # Neither an address nor a path can be written without a slash.
+    assert [line for line in lock_text(lock).splitlines() if "/" in line or "--index" in line or "--find" in line] == []
+
+
+@pytest.mark.parametrize("lock", ["serve", "gpu"])
+def test_lock_for_serving_has_no_training_package(lock: str) -> None:
+    assert pins(lock).keys() & {*TRAINING_ONLY, "scikit-learn"} == set()
+
+
+@pytest.mark.parametrize("lock", ["serve", "gpu"])
+def test_what_is_tested_is_what_is_served(lock: str) -> None:
+    tested = pins("dev")
+    # The CUDA libraries differ: torch and ONNX Runtime each bring the releases they were built for.
+    shared = [name for name in pins(lock).keys() & tested.keys() if not name.startswith("nvidia-")]
+    assert {name: pins(lock)[name] for name in shared} == {name: tested[name] for name in shared}
+
+
+def test_locks_take_one_onnxruntime() -> None:
+    assert "onnxruntime-gpu" not in pins("serve")
+    assert "onnxruntime" not in pins("gpu")
+
+
+def test_locked_build_backend_is_the_one_that_builds() -> None:
+    assert pyproject()["dependency-groups"]["build"] == pyproject()["build-system"]["requires"]
+
+
+def test_changelog_has_this_version() -> None:
+    version = pyproject()["project"]["version"]
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_no_tracked_file_is_over_13_mb() -> None:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout")
+    files = [ROOT / name for name in listing.stdout.split("\0") if name]
+    assert [str(file) for file in files if file.is_file() and file.stat().st_size > 13_000_000] == []
+
+
+def make_targets() -> set[str]:
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)
+    return set(phony.split())
+
+
+def test_make_help_lists_every_target() -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^  make ([a-z]+)  +\S", shown, flags=re.MULTILINE)) == make_targets()
+
+
+def test_documents_name_only_targets_that_exist() -> None:
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        named = set(re.findall(r"(?:^|`)make ([a-z]+)\b", document.read_text(), flags=re.MULTILINE))
+        assert named <= make_targets(), document
+
+
+def test_alerts_name_only_metrics_that_exist() -> None:
+    rules = [r for group in yaml.safe_load((ROOT / "docker/alerts.yml").read_text())["groups"] for r in group["rules"]]
+    named = {name for rule in rules for name in re.findall(r"\bcamcal_\w+", rule["expr"])}
+    exist = set(re.findall(r"^# TYPE (\w+)", Metrics().render().decode(), flags=re.MULTILINE))
+    assert named
+    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in named} <= exist
+
+
+def test_image_installs_each_lock_with_its_hashes() -> None:
+    dockerfile = (ROOT / "docker/Dockerfile").read_text()
+    assert set(re.findall(r"COPY requirements/(\w+)\.txt", dockerfile)) == {"serve", "gpu"}
+    assert "--require-hashes" in dockerfile
