@@ -15,9 +15,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service.cli import app
+from service.cli import app, fail, spoken_errors
 
-console = Console(stderr=False, highlight=False)
+console = Console(highlight=False)
+
+_EXTRA = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "sklearn"}
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder that `camcal train --out` made.")]
 Overrides = Annotated[
@@ -30,25 +32,15 @@ Overrides = Annotated[
 def _spoken_errors() -> Iterator[None]:
     """A user's mistake ends in one sentence and exit code 2; an interruption in one sentence and 130."""
     try:
-        yield
+        with spoken_errors():
+            yield
     except ModuleNotFoundError as error:
-        if error.name in ("models", "training", "service"):
+        if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
-        _stop(f"{error.name} is not installed; training needs the extra: pip install 'camcal[cpu,train]'")
-    except (ValueError, OSError) as error:
-        _stop(str(error))
+        fail(f"{error.name} is not installed; training needs more than serving: pip install 'camcal[cpu,train]'")
     except KeyboardInterrupt:
-        Console(stderr=True).print("\ninterrupted; the same command continues after the last finished epoch")
+        typer.echo("\ninterrupted; the same command continues after the last finished epoch", err=True)
         raise typer.Exit(130) from None
-
-
-def _stop(message: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_plain(message)}")
-    raise typer.Exit(2)
-
-
-def _plain(message: str) -> str:
-    return message.replace("[", r"\[")
 
 
 @app.command()

@@ -101,20 +101,26 @@ def _per_class(
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
-    """The report's main figures as a table, in percent."""
+    """The report's main figures as two tables; all but NLL and Brier score are in percent."""
     d = report["data"]
     console.print(
         f"{report['recipe']}: {d['classes']} classes, {d['train']} training images ({d['largest_class']} to "
         f"{d['smallest_class']} a class, held-out ones included), {d['holdout']} held out, {d['test']} for the test"
     )
-    groups = [f"{group} ({d['groups'][group]})" for group in GROUPS]
-    table = Table("test set, balanced prior", "accuracy", *groups, "ECE", "class-wise ECE", "NLL", "Brier", box=None)
-    for step, name in STEPS.items():
-        table.add_row(name, *_row(report["test"][step]))
-    table.add_section()
-    for step in ("trained", "calibrated"):
-        table.add_row(f"training prior, {step}", *_row(report["test_under_train_prior"][step]))
-    console.print(table)
+    balanced = {name: report["test"][step] for step, name in STEPS.items()}
+    console.print(_table("balanced test, balanced prior", d["groups"], balanced))
+    under_train = {STEPS[step]: figures for step, figures in report["test_under_train_prior"].items()}
+    console.print(_table("test weighted to the training frequencies, training prior", d["groups"], under_train))
+
+
+def _table(title: str, groups: dict[str, int], rows: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    for name in ("top-1", *(f"{group} ({groups[group]})" for group in GROUPS), "ECE", "cwECE", "NLL", "Brier"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, figures in rows.items():
+        table.add_row(name, *_row(figures))
+    return table
 
 
 def _row(f: dict[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ def test_the_report_of_a_real_run(digits_run: Run) -> None:
 
 
 def test_the_printed_report_has_groups_and_calibration_before_and_after(digits_run: Run) -> None:
-    console = Console(file=io.StringIO(), width=160)
+    console = Console(file=io.StringIO(), width=80)
     report = json.loads(digits_run.report.read_text())
     print_report(report, console)
     assert isinstance(console.file, io.StringIO)
@@ -40,7 +40,7 @@ def test_the_printed_report_has_groups_and_calibration_before_and_after(digits_r
 
 
 def test_an_empty_group_is_not_zero(digits_run: Run) -> None:
-    console = Console(file=io.StringIO(), width=160)
+    console = Console(file=io.StringIO(), width=80)
     report = json.loads(digits_run.report.read_text())
     report["test"]["trained"]["groups"]["few"] = None
     print_report(report, console)

@@ -1,0 +1,106 @@
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from training.cli import app
+from training.run import Run
+
+
+def _camcal(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def run(digits_run: Run, tmp_path: Path) -> Run:
+    """A finished run of its own for each test to change."""
+    return Run(Path(shutil.copytree(digits_run.path, tmp_path / "run")))
+
+
+def test_all_commands_are_listed() -> None:
+    output = _camcal("--help").output
+    assert all(name in output for name in ("train", "calibrate", "evaluate", "export", "serve", "inspect", "predict"))
+
+
+def test_a_finished_run_is_not_trained_again(run: Run) -> None:
+    before = run.checkpoint.read_bytes()
+    result = _camcal("train", "digits", "--out", run.path)
+    assert result.exit_code == 0, result.output
+    assert "continuing after epoch" in result.output and "serve it:  camcal serve --bundle" in result.output
+    assert run.checkpoint.read_bytes() == before
+
+
+def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
+    assert _camcal("calibrate", run.path, "--set", "calibrate.marc=false").exit_code == 0
+    result = _camcal("evaluate", run.path)
+    assert result.exit_code == 0 and "cwECE" in result.output
+    report = json.loads(run.report.read_text())
+    assert report["test"]["marc"] == report["test"]["scalar"]
+    assert _camcal("export", run.path, "--out", tmp_path / "elsewhere").exit_code == 0
+    manifest = json.loads((tmp_path / "elsewhere" / "manifest.json").read_text())
+    assert manifest["calibration"]["omega"] == [1.0] * 10
+    assert manifest["recipe"]["calibrate"]["marc"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nothing", "--out", "OUT"], "no recipe 'nothing': give a TOML file or one of:"),
+        (
+            ["train", "digits", "--out", "OUT", "--set", "fit.epoch=1"],
+            "unknown key 'fit.epoch'; did you mean 'epochs'?",
+        ),
+        (
+            ["train", "digits", "--out", "OUT", "--set", "model.backbone=resnet33"],
+            "unknown backbone 'resnet33'; known:",
+        ),
+        (["train", "caltech100", "--out", "OUT", "--set", "data.root=nowhere"], "no folder at nowhere"),
+        (["train", "digits", "--out", "FILE"], "File exists"),
+        (["calibrate", "OUT"], "checkpoint.safetensors is missing: has `camcal train` finished"),
+        (["calibrate", "OUT", "--set", "fit.lr=1"], "--set fit.lr=1: only calibrate.… can change after training"),
+        (["evaluate", "OUT"], "network.safetensors is missing"),
+        (["export", "OUT"], "network.safetensors is missing"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "file").write_text("")
+    places = {"OUT": str(tmp_path / "out"), "FILE": str(tmp_path / "file")}
+    result = _camcal(*[places.get(a, a) for a in arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_calibrating_half_a_run_is_refused(run: Run) -> None:
+    from training.run import load_tensors, save_tensors
+
+    tensors, meta = load_tensors(run.checkpoint)
+    save_tensors(run.checkpoint, tensors, meta | {"epoch": 5})
+    result = _camcal("calibrate", run.path)
+    assert result.exit_code == 2 and "has 5 of 12 epochs: finish it with `camcal train` first" in result.stderr
+
+
+def test_exporting_without_a_report_says_what_to_do(run: Run) -> None:
+    run.report.unlink()
+    result = _camcal("export", run.path)
+    assert result.exit_code == 2 and "report.json is missing: run `camcal evaluate" in result.stderr
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.pipeline.train", stop)
+    result = _camcal("train", "digits", "--out", tmp_path)
+    assert result.exit_code == 130 and "the same command continues" in result.stderr
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [n for n in sys.modules if n == "training.pipeline"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    result = _camcal("train", "digits", "--out", tmp_path)
+    assert result.exit_code == 2 and "torch is not installed; training needs more than serving" in result.stderr
