@@ -5,13 +5,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from training.evaluate import print_report, shift_prior
+from training.evaluate import print_report
 from training.run import Run
-
-
-def test_shifting_the_prior_by_hand() -> None:
-    shifted = shift_prior(np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([0.75, 0.25]))
-    np.testing.assert_allclose(shifted, [[0.75, 0.25], [0.675 / 0.7, 0.025 / 0.7]])
 
 
 def test_the_report_of_a_real_run(digits_run: Run) -> None:
@@ -19,7 +14,7 @@ def test_the_report_of_a_real_run(digits_run: Run) -> None:
     assert report["data"]["train"] + report["data"]["holdout"] == 527 and report["data"]["test"] == 400
     assert report["data"]["groups"] == {"many": 1, "medium": 7, "few": 2}
     test = report["test"]
-    assert list(test) == ["trained", "scalar", "marc", "calibrated"]
+    assert list(test) == ["trained", "adjusted", "scalar", "marc", "calibrated"]
     assert test["trained"]["accuracy"] == test["scalar"]["accuracy"]
     assert test["marc"]["accuracy"] == test["calibrated"]["accuracy"] > 0.6
     assert test["calibrated"]["groups"]["few"] > test["trained"]["groups"]["few"]
