@@ -38,7 +38,7 @@ def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> dict
     counts_K = data.train_counts()
     groups_K = [group_of(int(count)) for count in counts_K]
     labels_N = data.test.labels.numpy()
-    raw_prior_K = logit_prior(recipe, np.bincount(data.train.labels.numpy(), minlength=len(counts_K)))
+    raw_prior_K = logit_prior(recipe, np.bincount(data.train.labels.cpu().numpy(), minlength=len(counts_K)))
     probabilities = _probabilities(network, data, raw_prior_K)
     prior_K = counts_K / counts_K.sum()
     weights_N = prior_weights(labels_N, prior_K)
