@@ -192,10 +192,12 @@ def _fit_tau(network: LongTailClassifier, cache: _Cache, weights_N: Tensor) -> t
 def _fit_margins(network: LongTailClassifier, cache: _Cache, prior_K: Floats) -> Tensor:
     """Fit and store ω and β; returns the held-out logits as calibrated by margins that were fitted without them."""
     config, norms_K = cache.recipe.calibrate, network.weight_norms().detach().cpu()
+    published = not config.marc or config.marc_on == "train"
+    start = config.start or ("identity" if published or config.rescale != "off" else "prior")
+    penalty = config.penalty if config.penalty is not None else 0.0 if published else 1.0
     start_K = torch.zeros(cache.classes)
-    if config.start == "prior":
+    if start == "prior":
         start_K = -torch.from_numpy(np.log(prior_K * cache.classes)).float()
-    penalty = config.penalty if config.penalty is not None else 0.0 if config.marc_on == "train" else 1.0
     rescale = Rescale(cache.classes)
     rescale.load_state_dict(network.rescale.state_dict())
 

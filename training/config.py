@@ -169,10 +169,10 @@ class CalibrateConfig(_Section):
     rescale: of a linear head: `tau` normalises the weights by ‖W‖^τ, `lws` learns a scale a class.
     marc: fit margins.
     marc_on: the images that they are fitted on: `train` as published, the `holdout` part, or `both`.
-    start: where margins start (and stay, without marc): `identity` as published, or `prior`, which takes the logarithm
-        of the class prior that the logits are trained for from them: logit adjustment afterwards.
-    penalty: λ that pulls margins towards their start; by default 0 on `train` as published, else 1. See
-        `training.margins.fit_marc`.
+    start: where margins start (and stay, without marc): `identity`, or `prior`, which takes the logarithm of the class
+        prior that the logits are trained for from them: logit adjustment afterwards.
+    penalty: λ that pulls margins towards their start, see `training.margins.fit_marc`. On `train` the defaults are
+        those of the paper, `identity` and 0; with held-out images they are `prior` (`identity` after rescaling) and 1.
     passes: how many augmented passes over the training images MARC's cached logits come from.
     exponent: of the generalised re-weighting, w_k ∝ (n_k/N)^-exponent.
     iterations, batch_size, lr, momentum, weight_decay: of SGD with a cosine rate; the first `warmup` iterations rise
@@ -185,7 +185,7 @@ class CalibrateConfig(_Section):
     rescale: Literal["off", "tau", "lws"] = "off"
     marc: bool = True
     marc_on: Literal["train", "holdout", "both"] = "train"
-    start: Literal["identity", "prior"] = "identity"
+    start: Literal["identity", "prior"] | None = None
     penalty: float | None = Field(default=None, ge=0)
     passes: int = Field(default=4, ge=1)
     exponent: float = Field(default=1.2, ge=0)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from models.bundle import GROUPS, group_of
 from models.classifier import LongTailClassifier
@@ -39,7 +40,8 @@ def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> dict
     groups_K = [group_of(int(count)) for count in counts_K]
     labels_N = data.test.labels.numpy()
     raw_prior_K = logit_prior(recipe, np.bincount(data.train.labels.cpu().numpy(), minlength=len(counts_K)))
-    probabilities = _probabilities(network, data, raw_prior_K)
+    logits_NK = predict_logits(network.eval(), data.test)
+    probabilities = _probabilities(network, logits_NK, raw_prior_K)
     prior_K = counts_K / counts_K.sum()
     weights_N = prior_weights(labels_N, prior_K)
     report = {
@@ -80,14 +82,13 @@ def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> dict
             )
         }
     if isinstance(network.head, WeightNormHead):
-        report["scalar_curve"] = _scalar_curve(network, data, raw_prior_K)
+        report["scalar_curve"] = _scalar_curve(network, logits_NK, data, raw_prior_K)
     return report
 
 
 def _probabilities(
-    network: LongTailClassifier, data: Dataset, raw_prior_K: metrics.Floats
+    network: LongTailClassifier, logits_NK: Tensor, raw_prior_K: metrics.Floats
 ) -> dict[str, metrics.Floats]:
-    logits_NK = predict_logits(network.eval(), data.test)
     with torch.no_grad():
         trained_NK = network.rescale.undo(logits_NK)
         marc_NK = network.calibrate(logits_NK.to(network.mean.device)).cpu()
@@ -101,13 +102,15 @@ def _probabilities(
     return {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
 
 
-def _scalar_curve(network: LongTailClassifier, data: Dataset, raw_prior_K: metrics.Floats) -> list[dict[str, float]]:
+def _scalar_curve(
+    network: LongTailClassifier, logits_NK: Tensor, data: Dataset, raw_prior_K: metrics.Floats
+) -> list[dict[str, float]]:
     """`scalar_curve` of the test part, and of the held-out part under the names `holdout_…`, class-balanced both."""
     balanced_K = np.full(len(data.classes), 1 / len(data.classes))
     curves = []
-    for part in (data.test, data.holdout):
+    for part, z_NK in ((data.test, logits_NK), (data.holdout, predict_logits(network, data.holdout))):
         labels_N = part.labels.numpy()
-        cosines_NK = predict_logits(network, part).double().numpy() / network.scalar
+        cosines_NK = z_NK.double().numpy() / network.scalar
         curves.append(scalar_curve(cosines_NK, labels_N, prior_weights(labels_N, balanced_K), raw_prior_K))
     return [
         test | {f"holdout_{name}": value for name, value in held.items() if name != "scalar"}

@@ -19,6 +19,7 @@ from training.data import Dataset, load_dataset
 from training.evaluate import evaluate, print_report
 from training.export import export_bundle
 from training.fit import fit
+from training.priors import given_prior
 from training.run import Run, RunError, load_network, network_tensors, save_json, save_tensors
 
 
@@ -42,9 +43,12 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle:
 
 
 def load(recipe: Recipe, console: Console) -> Dataset:
-    """The recipe's data, with a word about its size."""
+    """The recipe's data; a prior in the recipe that does not fit its classes is refused here, before any work."""
     with console.status("reading images"):
-        return load_dataset(recipe.data, recipe.seed)
+        data = load_dataset(recipe.data, recipe.seed)
+    if recipe.calibrate.prior is not None:
+        given_prior(recipe.calibrate.prior, data.classes)
+    return data
 
 
 def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console: Console) -> None:

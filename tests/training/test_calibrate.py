@@ -108,6 +108,10 @@ def test_margins_may_be_fitted_on_held_out_images(digits_run: Run, digits: Datas
         ]
     assert accuracy[1] > accuracy[0] + 0.03
     assert 0.3 < fitted.temperature < 5
+    # By default such margins stay near those of logit adjustment; without a start of their own they would not.
+    offsets = (network.marc.beta * network.weight_norms()).detach()
+    adjustment = -torch.tensor(fitted.logit_prior).mul(10).log().float()
+    assert (offsets - adjustment).abs().mean() < (offsets - 0).abs().mean()
 
 
 @pytest.mark.parametrize("rescale", ["tau", "lws"])
