@@ -40,7 +40,7 @@ def test_calibration_of_a_real_run_moves_the_tail_up(digits_run: Run, digits_rec
         raw, calibrated = logits.argmax(dim=1), network.calibrate(logits).argmax(dim=1)
     tail = data.test.labels >= 7
     assert (calibrated == data.test.labels)[tail].sum() > (raw == data.test.labels)[tail].sum()
-    assert meta["calibration"]["scalar"] == network.head.scalar.item()
+    assert meta["calibration"]["scalar"] == network.scalar
 
 
 def test_logits_do_not_depend_on_the_batch(digits_run: Run, digits_recipe: Recipe) -> None:
