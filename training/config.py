@@ -19,6 +19,9 @@ class RecipeError(ValueError):
     """A recipe that cannot be read, or a key or value in it that is not accepted."""
 
 
+Policy = Literal["none", "autoaugment-cifar10", "autoaugment-imagenet", "trivialaugment"]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -63,8 +66,11 @@ class AugmentConfig(_Section):
     area: range of the share of the image that is kept; aspect: range of its width to height ratio.
     rotate: up to this many degrees either way.
     fill: what is shown outside the image: `zero`, `mirror`, or `random` (mirror or a random plain colour, per image).
+    policy: a published policy of operations on grey levels and geometry; see `training.data.policies`.
     erase: side of a square that is blanked, as a share of the image's (Cutout, arXiv 1708.04552).
     colour: strength of changes to brightness, contrast and saturation.
+    mixup, cutmix: parameter of the Beta distribution that says how much of another image is mixed in, 0 for none; with
+        both, each batch takes one of the two. See `training.data.mix`.
     """
 
     flip: bool = False
@@ -73,8 +79,11 @@ class AugmentConfig(_Section):
     aspect: tuple[float, float] = (1.0, 1.0)
     rotate: float = Field(default=0.0, ge=0, le=180)
     fill: Literal["zero", "mirror", "random"] = "zero"
+    policy: Policy = "none"
     erase: float = Field(default=0.0, ge=0, lt=1)
     colour: float = Field(default=0.0, ge=0, lt=1)
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _ranges(self) -> AugmentConfig:
