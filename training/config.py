@@ -108,7 +108,9 @@ class ModelConfig(_Section):
 class FitConfig(_Section):
     """The optimisation: SGD with Nesterov momentum, a linear warm-up, then a cosine to zero.
 
+    batch_size: of all processes together.
     precision: `bf16` runs the network under autocast; head, maps and loss stay in fp32.
+    compile: compile the network first, which takes a minute or two; on a GPU it then runs as CUDA graphs.
     """
 
     epochs: int = Field(ge=1)
@@ -119,6 +121,7 @@ class FitConfig(_Section):
     weight_decay: float = Field(default=5e-4, ge=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "bf16"
+    compile: bool = False
 
 
 class CalibrateConfig(_Section):
