@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -63,22 +63,39 @@ class Group:
 ALONE = Group()
 
 
+class _Total(torch.autograd.Function):
+    """The sum over the processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _total(gradients[0])
+
+
+def _total(values: Tensor) -> Tensor:
+    total: Tensor = _Total.apply(values)  # type: ignore[no-untyped-call]
+    return total
+
+
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation by the statistics over all processes; torch's own SyncBatchNorm works on GPUs alone."""
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         if not self.training:
             return super().forward(features_BCHW)
-        wide_BCHW = features_BCHW.float()
-        count = torch.full((1,), wide_BCHW.numel() / wide_BCHW.shape[1], device=wide_BCHW.device)
-        sums = torch.cat([wide_BCHW.sum(dim=(0, 2, 3)), wide_BCHW.square().sum(dim=(0, 2, 3)), count])
-        sum_C, squares_C, number = all_reduce(sums).split([self.num_features, self.num_features, 1])
-        mean_C = sum_C / number
-        variance_C = (squares_C / number - mean_C.square()).clamp_min(0)
-        self._follow(mean_C.detach(), (variance_C * number / (number - 1)).detach())
+        wide_BCHW = features_BCHW.to(self.weight.dtype)
+        count = wide_BCHW.new_full((1,), wide_BCHW.numel() // wide_BCHW.shape[1])
+        sum_C, number = _total(torch.cat([wide_BCHW.sum(dim=(0, 2, 3)), count])).split([self.num_features, 1])
+        centred_BCHW = wide_BCHW - (sum_C / number)[:, None, None]
+        variance_C = _total(centred_BCHW.square().sum(dim=(0, 2, 3))) / number
+        self._follow((sum_C / number).detach(), (variance_C * number / (number - 1)).detach())
         scale_C = self.weight * (variance_C + self.eps).rsqrt()
-        shift_C = self.bias - mean_C * scale_C
-        return (wide_BCHW * scale_C[:, None, None] + shift_C[:, None, None]).to(features_BCHW.dtype)
+        return (centred_BCHW * scale_C[:, None, None] + self.bias[:, None, None]).to(features_BCHW.dtype)
 
     @torch.no_grad()
     def _follow(self, mean_C: Tensor, variance_C: Tensor) -> None:
