@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from models.preprocessing import Rgb
 
@@ -30,19 +30,22 @@ class DataConfig(_Section):
     """Where images come from.
 
     source: `digits` (scikit-learn's, made long-tailed), `cifar10` or `cifar100` (packed arrays or torchvision's
-        folder), `folder` (an image folder).
+        folder), `folder` (an image folder), `list` (list files; images are decoded while training).
     root: the file or folder; relative to the current folder. Not used by `digits`.
-    imbalance: of the synthetic tail of `digits` and CIFAR, n_max/n_min; not used by `folder`.
+    imbalance: of the synthetic tail of `digits` and CIFAR, n_max/n_min; not used by the others.
+    train_list, test_list: for `list`, the files with `relative/path label` a line, relative to root as the paths are.
     split_file: for `folder`, a CSV with the columns path, split and label, relative to root.
     test_fraction: for a `folder` without a test part, the share of each class that is put aside as one.
     holdout_fraction: the share of each training class that fits scalar and temperature, and is not trained on.
     fit, resize, input_size, mean, std: see `models.preprocessing.Preprocessing`.
     """
 
-    source: Literal["digits", "cifar10", "cifar100", "folder"]
+    source: Literal["digits", "cifar10", "cifar100", "folder", "list"]
     root: Path | None = None
     imbalance: float = Field(default=100.0, ge=1)
     split_file: str | None = None
+    train_list: str | None = None
+    test_list: str | None = None
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     holdout_fraction: float = Field(default=0.1, gt=0, lt=1)
     fit: Literal["crop", "stretch"] = "crop"
@@ -55,6 +58,8 @@ class DataConfig(_Section):
     def _root_given(self) -> DataConfig:
         if self.source != "digits" and self.root is None:
             raise ValueError(f"source {self.source!r} needs data.root: pass --set data.root=PATH")
+        if self.source == "list" and not (self.train_list and self.test_list):
+            raise ValueError("source 'list' needs data.train_list and data.test_list")
         return self
 
 
@@ -95,10 +100,10 @@ class AugmentConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """The network; see `models.classifier.LongTailClassifier`."""
+    """The network; see `models.classifier.LongTailClassifier`. `none` as weights stands for no pretrained ones."""
 
     backbone: str = "resnet32"
-    weights: str | None = None
+    weights: Annotated[str | None, BeforeValidator(lambda value: None if value == "none" else value)] = None
     head: Literal["cosine", "linear"] = "cosine"
     scalar: float = Field(default=16.0, gt=0)
     learn_scalar: bool = True
