@@ -39,10 +39,10 @@ define camcal
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test format openapi lock clean
+.PHONY: help serve test bench-training format openapi lock clean
 
 help: ## List these tasks
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
 serve: .venv/.ready ## Serve BUNDLE at HOST:PORT (models/pretrained/caltech100 at 127.0.0.1:8000)
 	@echo "camcal: serving $(BUNDLE) at http://$(HOST):$(PORT)/ (Ctrl-C stops it)"
@@ -53,6 +53,9 @@ test: .venv-dev/.ready ## Lint, check formatting and types, run the tests (ARGS 
 	.venv-dev/bin/ruff format --check
 	.venv-dev/bin/mypy
 	.venv-dev/bin/python -m pytest $(ARGS)
+
+bench-training: .venv-dev/.ready ## Measure an epoch against the usual loop, on a quiet machine (ARGS="--repeats 5")
+	.venv-dev/bin/python -m tests.benchmarks.training $(ARGS)
 
 format: .venv-dev/.ready ## Sort imports, mend what the linter can, format
 	.venv-dev/bin/ruff check --fix

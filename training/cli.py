@@ -61,7 +61,8 @@ def train(
         from training import pipeline
         from training.run import Run
 
-        bundle = pipeline.train(settings, Run(out), console)
+        if (bundle := pipeline.train(settings, Run(out), console)) is None:
+            return
         console.print(f"serve it:  camcal serve --bundle {bundle.path}")
 
 

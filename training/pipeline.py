@@ -16,6 +16,7 @@ from models.bundle import Bundle
 from training.calibrate import calibrate
 from training.config import Recipe, apply_override, parse_recipe
 from training.data import Dataset, load_dataset
+from training.distributed import process_group
 from training.evaluate import evaluate, print_report
 from training.export import export_bundle
 from training.fit import fit
@@ -28,15 +29,22 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def train(recipe: Recipe, run: Run, console: Console) -> Bundle:
-    """All steps. A run that was interrupted continues; a finished one is only calibrated and exported again."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    data = load(recipe, console)
-    device = default_device()
-    console.print(f"training {recipe.model.backbone} on {len(data.train)} images, {device.type}")
-    began = time.perf_counter()
-    fit(recipe, data, run, console, device)
-    console.print(f"trained in {time.perf_counter() - began:.0f} s")
+def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
+    """All steps. A run that was interrupted continues; a finished one is only calibrated and exported again.
+
+    Under `torchrun` all processes train, and the leading one does the rest; the others return None.
+    """
+    with process_group(default_device()) as (group, device):
+        console.quiet |= not group.leads
+        run.path.mkdir(parents=True, exist_ok=True)
+        data = load(recipe, console)
+        processes = f" × {group.size}" if group.size > 1 else ""
+        console.print(f"training {recipe.model.backbone} on {len(data.train)} images, {device.type}{processes}")
+        began = time.perf_counter()
+        fit(recipe, data, run, console, device, group)
+        console.print(f"trained in {time.perf_counter() - began:.0f} s")
+    if not group.leads:
+        return None
     calibrate_run(run, recipe, data, console)
     evaluate_run(run, data, console)
     return export_run(run, run.bundle, console)
