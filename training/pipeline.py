@@ -17,8 +17,8 @@ from training.calibrate import calibrate
 from training.config import Recipe, apply_override, parse_recipe
 from training.data import Dataset, load_dataset
 from training.evaluate import evaluate, print_report
-from training.export import export_bundle
 from training.fit import fit
+from training.report import page
 from training.run import Run, RunError, load_network, network_tensors, save_json, save_tensors
 
 
@@ -29,16 +29,20 @@ def default_device() -> torch.device:
 
 def train(recipe: Recipe, run: Run, console: Console) -> Bundle:
     """All steps. A run that was interrupted continues; a finished one is only calibrated and exported again."""
+    measure(recipe, run, load(recipe, console), console)
+    return export_run(run, run.bundle, console)
+
+
+def measure(recipe: Recipe, run: Run, data: Dataset, console: Console) -> dict[str, Any]:
+    """All steps but the export, which needs onnx; returns the report."""
     run.path.mkdir(parents=True, exist_ok=True)
-    data = load(recipe, console)
     device = default_device()
     console.print(f"training {recipe.model.backbone} on {len(data.train)} images, {device.type}")
     began = time.perf_counter()
     fit(recipe, data, run, console, device)
     console.print(f"trained in {time.perf_counter() - began:.0f} s")
     calibrate_run(run, recipe, data, console)
-    evaluate_run(run, data, console)
-    return export_run(run, run.bundle, console)
+    return evaluate_run(run, data, console)
 
 
 def load(recipe: Recipe, console: Console) -> Dataset:
@@ -74,7 +78,7 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
 
 
 def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, Any]:
-    """Judge the calibrated network on the test part; writes `report.json`."""
+    """Judge the calibrated network on the test part; writes `report.json`, and `report.html` to look at."""
     network, recipe, meta = load_network(run.network)
     data = data or load(recipe, console)
     with console.status("evaluating"):
@@ -82,12 +86,15 @@ def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, 
         report = evaluate(network.to(default_device()), data, recipe, trained_scalar)
     report |= {"calibration": meta["calibration"], "epochs": meta["epoch"]}
     save_json(run.report, report)
+    run.page.write_text(page(report), encoding="utf-8")
     print_report(report, console)
     return report
 
 
 def export_run(run: Run, folder: Path, console: Console) -> Bundle:
     """Write the bundle of a calibrated and evaluated run."""
+    from training.export import export_bundle  # the only step that needs onnx and onnxruntime
+
     network, recipe, meta = load_network(run.network)
     try:
         report = json.loads(run.report.read_text())
