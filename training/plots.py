@@ -94,8 +94,7 @@ def scatter(label: str, x: Axis, y: Axis, series: Sequence[Series], *, link: boo
         for p in one.points:
             if p.spread:
                 parts.append(_line(f"spread {one.style}", x.x(p.x), y.y(p.y - p.spread), x.x(p.x), y.y(p.y + p.spread)))
-            mark = f'<circle class="dot {one.style}" cx="{x.x(p.x):.1f}" cy="{y.y(p.y):.1f}" r="3.6">'
-            parts.append(f"{mark}<title>{escape(p.tip)}</title></circle>")
+            parts.append(_dot(one.style, x.x(p.x), y.y(p.y), p.tip))
     for one in series:
         if one.trend:
             line = " ".join(f"{x.x(px):.1f},{y.y(py):.1f}" for px, py in running_mean(one.points))
@@ -133,6 +132,18 @@ def bars(label: str, groups: Sequence[str], series: Sequence[tuple[str, Sequence
                 parts.append(_rect(f"bar {style}", x + 1, top, width - 2, HEIGHT - BOTTOM - top))
             shown = "n/a" if value is None else f"{value:.0f}" if width < 20 else f"{value:.1f}"
             parts.append(_text("value", x + width / 2, top - 4, shown))
+    return _svg(label, parts)
+
+
+def lines(label: str, x: Axis, y: Axis, series: Sequence[Series], mark: float | None = None) -> str:
+    """Curves with their points; `mark` draws an upright line at that x."""
+    parts = [_axes(x, y)]
+    if mark is not None:
+        parts.append(_line("diagonal", x.x(mark), TOP, x.x(mark), HEIGHT - BOTTOM))
+    for one in series:
+        path = " ".join(f"{x.x(p.x):.1f},{y.y(p.y):.1f}" for p in one.points)
+        parts.append(f'<polyline class="trend {one.style}" points="{path}"/>')
+        parts += [_dot(one.style, x.x(p.x), y.y(p.y), p.tip) for p in one.points]
     return _svg(label, parts)
 
 
@@ -190,6 +201,10 @@ def _y_axis(y: Axis) -> str:
         parts.append(_line("grid", LEFT, y.y(tick), WIDTH - RIGHT, y.y(tick)))
         parts.append(_text("tick right", LEFT - 6, y.y(tick) + 4, f"{tick:g}".replace("-", "−")))
     return "".join([*parts, _upright(14, (TOP + HEIGHT - BOTTOM) / 2, y.title)])
+
+
+def _dot(style: str, x: float, y: float, tip: str) -> str:
+    return f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="3.6"><title>{escape(tip)}</title></circle>'
 
 
 def _line(style: str, x1: float, y1: float, x2: float, y2: float) -> str:

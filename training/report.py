@@ -25,8 +25,8 @@ _COUNT = "training images of the class (logarithmic)"
 def page(report: Report) -> str:
     """The whole page, UTF-8 text."""
     name = escape(report["recipe"])
-    parts = [_head(report), _steps(report), _classes(report), _trust(report), _margins(report), _worst(report)]
-    body = "\n".join([*parts, _making(report)])
+    sections = (_head, _steps, _classes, _trust, _scalar, _margins, _worst, _making)
+    body = "\n".join(section(report) for section in sections)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -208,6 +208,37 @@ def _trust(report: Report) -> str:
     )
 
 
+def _scalar(report: Report) -> str:
+    """Accuracy and calibration error against the scalar, where the head has one."""
+    curve = report.get("scalar_curve")
+    if not curve:
+        return ""
+    x = plots.log_axis("scalar (logarithmic)", [point["scalar"] for point in curve])
+    figures = []
+    for column, name, plain in (("accuracy", "Accuracy", False), ("ece", "Calibration error", True)):
+        shown = [("calibrated", f"adjusted_{column}")] + [("trained", column)] * plain
+        series = [
+            Series(
+                style=style,
+                points=[
+                    Point(x=p["scalar"], y=100 * p[key], tip=f"scalar {p['scalar']:.3g}: {100 * p[key]:.1f} %")
+                    for p in curve
+                ],
+            )
+            for style, key in shown
+        ]
+        y = plots.linear_axis(f"{name.lower()}, %", [0.0, *(p.y for one in series for p in one.points)])
+        svg = plots.lines(f"{name} against the scalar", x, y, series, mark=report["calibration"]["scalar"])
+        words = "With the class prior taken out" + (" (filled), and as it is (hollow)." if plain else ".")
+        figures.append(_figure(name, words, svg))
+    return (
+        "<h2>The scalar</h2><p>A normalised classifier needs a number to multiply its cosines with. It alone changes "
+        "how sure a prediction is, not which; with the class prior taken out of the logits it decides both. The dashed "
+        "line is the one that was selected on held-out training images; the curve is that of the test part, for "
+        f'information alone.</p><div class="plots">{"".join(figures)}</div>'
+    )
+
+
 def _margins(report: Report) -> str:
     rows = report["per_class"]
     x = plots.log_axis(_COUNT, [row["train_count"] for row in rows])
@@ -258,7 +289,7 @@ def _making(report: Report) -> str:
         "hardware": made["hardware"],
         "evaluated": made["date"],
         "scalar": f"{fitted['trained_scalar']:.2f} as trained, {fitted['scalar']:.2f} selected on held-out images",
-        "temperature": f"{fitted['temperature']:.3f}",
+        "temperature": f"{fitted['temperature']:.3f}; {report['without_marc']['temperature']:.3f} without MARC",
         "held out": f"{report['data']['holdout']:,} of the training images, for scalar and temperature",
         "epoch": f"the last one, {report['epochs']}; the test part was not looked at before this report",
     }

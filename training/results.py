@@ -7,6 +7,7 @@ share (data set, recipe, seed, commit, hardware) stands once. Accuracies and err
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -144,7 +145,7 @@ def methods(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
         by_method.setdefault(row["method"], []).append(row)
 
     def place(method: str) -> tuple[float, str, str]:
-        base = method.partition(" + MARC")[0]
+        base = re.split(r" \+ (?:MARC|logit adjustment)", method)[0]
         return mean(row["accuracy"] for row in by_method.get(base, by_method[method])), base, method
 
     return [(method, by_method[method]) for method in sorted(by_method, key=place)]

@@ -73,9 +73,10 @@ class Job:
 
     @property
     def training(self) -> str:
-        """A name for what is trained: equal for jobs that differ in their calibration alone."""
+        """A folder's name for what is trained: equal for jobs that differ in their calibration alone."""
         fields = self.recipe.model_dump(mode="json", exclude={"name": True, "calibrate": True, "data": {"root"}})
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+        return f"{self.recipe.name}-s{self.recipe.seed}-{digest[:12]}"
 
 
 def load_table(path: Path, roots: Sequence[str] = (), only: str = "") -> list[Job]:

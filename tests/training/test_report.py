@@ -63,9 +63,9 @@ def test_the_page_is_well_formed_and_loads_nothing(report: dict[str, Any]) -> No
 
 def test_every_plot_is_an_svg_with_a_description(report: dict[str, Any]) -> None:
     plots = re.findall(r"<svg.*?</svg>", page(report))
-    assert len(plots) == 10
+    assert len(plots) == 10 + 2 * ("scalar_curve" in report)
     labels = [ET.fromstring(plot).attrib["aria-label"] for plot in plots]
-    assert len(set(labels)) == 10 and all(labels)
+    assert len(set(labels)) == len(labels) and all(labels)
 
 
 def test_the_page_shows_the_reports_figures(report: dict[str, Any]) -> None:
@@ -110,3 +110,17 @@ def test_a_class_without_test_images_and_a_perfect_network_are_drawn(report: dic
     html = page(report)
     assert "every test image is recognised" in html
     _read(html)
+
+
+def test_the_curve_of_the_scalar_is_drawn_where_there_is_one(report: dict[str, Any]) -> None:
+    names = ("accuracy", "ece", "adjusted_accuracy", "adjusted_ece")
+    report["scalar_curve"] = [{"scalar": s} | dict.fromkeys(names, 1 / s) for s in (1.0, 4.0, 16.0)]
+    html = page(report)
+    assert "<h2>The scalar</h2>" in html and "scalar 16: 6.2 %" in html
+    accuracy, error = (
+        html.split(f'aria-label="{name} against the scalar"')[1].split("</svg>")[0]
+        for name in ("Accuracy", "Calibration error")
+    )
+    assert (accuracy.count("<circle"), error.count("<circle")) == (3, 6)
+    del report["scalar_curve"]
+    assert "<h2>The scalar</h2>" not in page(report)
