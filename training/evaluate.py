@@ -13,14 +13,18 @@ from torch import Tensor
 
 from models.bundle import GROUPS, group_of
 from models.classifier import LongTailClassifier
+from models.normalized import WeightNormHead
 from training import metrics
 from training.calibrate import fit_scale, predict_logits
 from training.config import Recipe
+from training.curves import scalar_curve
 from training.data import Dataset
+from training.priors import given_prior, logit_prior, prior_weights, shift_prior
 from training.provenance import made_with
 
 STEPS = {
     "trained": "as trained",
+    "adjusted": "- log prior",
     "scalar": "+ scalar",
     "marc": "+ MARC",
     "calibrated": "+ temperature",
@@ -29,27 +33,23 @@ WORST = 12
 """How many classes the report lists with what they are mistaken for."""
 
 
-def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe, trained_scalar: float) -> dict[str, Any]:
+def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> dict[str, Any]:
     """Everything the report holds, ready for JSON. This is the only place where the test part is looked at.
 
-    Args:
-        trained_scalar: s as training left it, before its selection on held-out images.
+    The step `adjusted` stands beside the others: the trained logits with the selected scalar and the logarithm of their
+    class prior taken from them, nothing else; logit adjustment afterwards.
     """
     counts_K = data.train_counts()
     groups_K: list[str] = [group_of(int(count)) for count in counts_K]
     labels_N = data.test.labels.numpy()
-    logits = _logits(network, data, trained_scalar)
+    raw_prior_K = logit_prior(recipe, np.bincount(data.train.labels.numpy(), minlength=len(counts_K)))
+    logits = _steps(network, predict_logits(network.eval(), data.test), raw_prior_K)
     probabilities = {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
     prior_K = counts_K / counts_K.sum()
-    weights_N = _prior_weights(labels_N, prior_K)
-    under_prior = {step: probabilities[step] for step in ("trained", "scalar")}
+    weights_N = prior_weights(labels_N, prior_K)
+    under_prior = {step: shift_prior(probabilities[step], prior_K / raw_prior_K) for step in ("trained", "scalar")}
     under_prior["calibrated"] = shift_prior(probabilities["calibrated"], prior_K)
-    norms_K = network.head.weight_norms().detach().cpu()
-    margins = {
-        step: metrics.per_class_spread(_margins(logits[z], norms_K, labels_N), labels_N, len(counts_K))
-        for step, z in (("trained", "scalar"), ("calibrated", "marc"))
-    }
-    return {
+    report = {
         "recipe": recipe.name,
         "seed": recipe.seed,
         "settings": recipe.model_dump(mode="json", exclude={"data": {"root"}}),
@@ -67,7 +67,7 @@ def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe, trained
         "test_under_train_prior": {
             step: metrics.figures(p, labels_N, groups_K, weights_N) for step, p in under_prior.items()
         },
-        "without_marc": _without_marc(network, data, logits["scalar"], groups_K),
+        "temperature_only": _temperatures(network, data, logits, raw_prior_K, groups_K),
         "rank_groups": _rank_groups(counts_K, probabilities, labels_N),
         "reliability": {
             step: metrics.top_label_reliability(p, labels_N, np.ones(len(labels_N)))
@@ -76,45 +76,71 @@ def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe, trained
         "reliability_under_train_prior": {
             step: metrics.top_label_reliability(p, labels_N, weights_N) for step, p in under_prior.items()
         },
-        "per_class": _per_class(data, counts_K, probabilities, margins),
+        "per_class": _per_class(data, counts_K, probabilities, _margins(network, logits, labels_N)),
         "worst_classes": _worst_classes(data, probabilities["calibrated"]),
     }
+    if recipe.calibrate.prior is not None:
+        given_K = given_prior(recipe.calibrate.prior, data.classes)
+        report["test_under_given_prior"] = {
+            "calibrated": metrics.figures(
+                shift_prior(probabilities["calibrated"], given_K),
+                labels_N,
+                groups_K,
+                prior_weights(labels_N, given_K),
+            )
+        }
+    if isinstance(network.head, WeightNormHead):
+        report["scalar_curve"] = _scalar_curve(network, data, raw_prior_K)
+    return report
 
 
-def shift_prior(probabilities_NK: metrics.Floats, prior_K: metrics.Floats) -> metrics.Floats:
-    """Probabilities for a balanced prior, turned into those for another: p_k·π_k, normalised."""
-    shifted = probabilities_NK * prior_K
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
-
-
-@torch.no_grad()
-def _logits(network: LongTailClassifier, data: Dataset, trained_scalar: float) -> dict[str, Tensor]:
-    """The logits of the test part after each step, N×K."""
-    logits_NK = predict_logits(network.eval(), data.test)
-    marc_NK = network.calibrate(logits_NK.to(network.mean.device)).cpu()
+def _steps(network: LongTailClassifier, logits_NK: Tensor, raw_prior_K: metrics.Floats) -> dict[str, Tensor]:
+    """The logits after each step, N×K, from those of the calibrated network, before MARC."""
+    with torch.no_grad():
+        trained_NK = network.rescale.undo(logits_NK)
+        marc_NK = network.calibrate(logits_NK.to(network.mean.device)).cpu()
     return {
-        "trained": logits_NK * (trained_scalar / network.head.scalar.item()),
+        "trained": trained_NK,
+        "adjusted": network.rescale.factor.cpu() * trained_NK - torch.from_numpy(np.log(raw_prior_K)),
         "scalar": logits_NK,
         "marc": marc_NK,
         "calibrated": marc_NK / network.temperature.item(),
     }
 
 
-def _margins(logits_NK: Tensor, norms_K: Tensor, labels_N: NDArray[np.int64]) -> metrics.Floats:
-    """Each sample's margin for its own class y, d_y = z_y/‖W_y‖ (MARC, arXiv 2112.07225), N values."""
-    return np.asarray((logits_NK / norms_K).numpy()[np.arange(len(labels_N)), labels_N], dtype=np.float64)
+def _margins(
+    network: LongTailClassifier, logits: dict[str, Tensor], labels_N: NDArray[np.int64]
+) -> dict[str, tuple[metrics.Floats, metrics.Floats]]:
+    """Mean and spread over each class's samples of their margin for it, d_y = z_y/‖W_y‖ (MARC, arXiv 2112.07225)."""
+    norms_K = network.weight_norms().detach().cpu()
+    result = {}
+    for name, step in (("trained", "scalar"), ("calibrated", "marc")):
+        margins_NK = (logits[step] / norms_K).double().numpy()
+        own_N = margins_NK[np.arange(len(labels_N)), labels_N]
+        result[name] = metrics.per_class_spread(own_N, labels_N, len(norms_K))
+    return result
 
 
-def _without_marc(network: LongTailClassifier, data: Dataset, logits_NK: Tensor, groups_K: list[str]) -> dict[str, Any]:
-    """What a temperature alone makes of the same network: fitted as after MARC, with MARC left out."""
-    held_labels = data.holdout.labels
-    weights_N = 1 / held_labels.bincount()[held_labels]
-    temperature = 1 / fit_scale(predict_logits(network, data.holdout), held_labels, weights_N)
-    probabilities_NK = metrics.softmax((logits_NK / temperature).numpy())
-    return {
-        "temperature": temperature,
-        "test": metrics.figures(probabilities_NK, data.test.labels.numpy(), groups_K),
-    }
+def _temperatures(
+    network: LongTailClassifier,
+    data: Dataset,
+    logits: dict[str, Tensor],
+    raw_prior_K: metrics.Floats,
+    groups_K: list[str],
+) -> dict[str, Any]:
+    """What a temperature makes of the same network without MARC: of its logits as they are, and of adjusted ones.
+
+    Fitted as after MARC, by class-balanced likelihood on the held-out part.
+    """
+    held = _steps(network, predict_logits(network, data.holdout), raw_prior_K)
+    held_labels, labels_N = data.holdout.labels, data.test.labels.numpy()
+    weights_N = 1 / held_labels.bincount(minlength=len(data.classes))[held_labels].double()
+    result: dict[str, Any] = {}
+    for step in ("scalar", "adjusted"):
+        factor = fit_scale(held[step], held_labels, weights_N)
+        figures = metrics.figures(metrics.softmax((factor * logits[step]).numpy()), labels_N, groups_K)
+        result[step] = {"temperature": 1 / factor, "test": figures}
+    return result
 
 
 def _rank_groups(
@@ -130,10 +156,18 @@ def _rank_groups(
     }
 
 
-def _prior_weights(labels_N: NDArray[np.int64], prior_K: metrics.Floats) -> metrics.Floats:
-    """Weights under which the test part has the class frequencies `prior_K`."""
-    shares = np.bincount(labels_N, minlength=len(prior_K)) / len(labels_N)
-    return np.asarray((prior_K / np.where(shares > 0, shares, 1))[labels_N])
+def _scalar_curve(network: LongTailClassifier, data: Dataset, raw_prior_K: metrics.Floats) -> list[dict[str, float]]:
+    """`scalar_curve` of the test part, and of the held-out part under the names `holdout_…`, class-balanced both."""
+    balanced_K = np.full(len(data.classes), 1 / len(data.classes))
+    curves = []
+    for part in (data.test, data.holdout):
+        labels_N = part.labels.numpy()
+        cosines_NK = predict_logits(network, part).double().numpy() / network.scalar
+        curves.append(scalar_curve(cosines_NK, labels_N, prior_weights(labels_N, balanced_K), raw_prior_K))
+    return [
+        test | {f"holdout_{name}": value for name, value in held.items() if name != "scalar"}
+        for test, held in zip(*curves, strict=True)
+    ]
 
 
 def _per_class(

@@ -11,14 +11,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.nn import functional
 from torch.optim import SGD
 
 from models.classifier import LongTailClassifier
 from training.config import FitConfig, Recipe
 from training.data import Dataset
 from training.data.augment import Augment
-from training.run import Run, RunError, build_network, load_tensors, network_tensors, restore, save_tensors
+from training.losses import Criterion
+from training.run import Run, RunError, build_network, load_tensors, network_tensors, recipe_in, restore, save_tensors
+from training.samplers import epoch_order
 
 
 def fit(recipe: Recipe, data: Dataset, run: Run, console: Console, device: torch.device) -> LongTailClassifier:
@@ -70,7 +71,10 @@ def _epoch(
     """
     config = recipe.fit
     seed = recipe.seed * 1_000_003 + epoch
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
+    progress = epoch / config.epochs
+    order = epoch_order(config.sampler, data.train.labels, progress, torch.Generator().manual_seed(seed))
+    counts_K = data.train.labels.bincount(minlength=len(data.classes)).numpy()
+    criterion = Criterion(recipe.loss, counts_K, network.head.scalar, device)
     augment = Augment(recipe.augment, torch.Generator(device).manual_seed(seed))
     batches = order.split(config.batch_size)
     network.train()
@@ -80,11 +84,12 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, epoch + step / len(batches))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-            logits_BK = network(images_BHWC, labels_B)
-        loss = functional.cross_entropy(logits_BK.float(), labels_B, label_smoothing=config.label_smoothing)
+            logits = network(images_BHWC, labels_B)
+        loss = criterion(logits, labels_B, progress)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        logits_BK = logits if logits.ndim == 2 else logits.sum(dim=1)
         yield loss.detach(), (logits_BK.argmax(dim=1) == labels_B).sum(), len(index)
 
 
@@ -136,8 +141,8 @@ def _resume(run: Run, recipe: Recipe, network: LongTailClassifier, optimizer: SG
 
 def _same_recipe(run: Run, recipe: Recipe, found: dict[str, Any]) -> None:
     """What decides the trained weights must not change half way; calibration settings may."""
-    wanted = recipe.model_dump(mode="json")
-    for section in ("seed", "data", "augment", "model", "fit"):
+    wanted, found = recipe.model_dump(mode="json"), recipe_in(found, run.checkpoint).model_dump(mode="json")
+    for section in ("seed", "data", "augment", "model", "loss", "fit"):
         if wanted[section] == found.get(section):
             continue
         if isinstance(wanted[section], dict):

@@ -73,6 +73,8 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
         f"temperature {fitted.temperature:.3f}"
         + (f", omega at its lower bound for {fitted.omega_at_bound} classes" if fitted.omega_at_bound else "")
     )
+    for warning in fitted.warnings:
+        console.print(f"warning: {warning}")
     meta |= {"recipe": recipe.model_dump(mode="json"), "calibration": dataclasses.asdict(fitted)}
     save_tensors(run.network, network_tensors(network.cpu()), meta)
 
@@ -82,8 +84,7 @@ def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, 
     network, recipe, meta = load_network(run.network)
     data = data or load(recipe, console)
     with console.status("evaluating"):
-        trained_scalar = meta["calibration"]["trained_scalar"]
-        report = evaluate(network.to(default_device()), data, recipe, trained_scalar)
+        report = evaluate(network.to(default_device()), data, recipe)
     report |= {"calibration": meta["calibration"], "epochs": meta["epoch"]}
     save_json(run.report, report)
     run.page.write_text(page(report), encoding="utf-8")

@@ -111,12 +111,14 @@ def _steps(report: Report) -> str:
         return name, [*cells, _percent(f["classwise_ece"], 2), f"{f['nll']:.3f}", f"{f['brier']:.3f}"], style
 
     balanced = [row(name, report["test"][step]) for step, name in STEPS.items()]
-    balanced.append(row("temperature only", report["without_marc"]["test"], "aside"))
+    for step, name in (("scalar", "temperature only"), ("adjusted", "- log prior, temperature")):
+        balanced.append(row(name, report["temperature_only"][step]["test"], "aside"))
     prior = [row(STEPS[step], f) for step, f in report["test_under_train_prior"].items()]
     return (
         "<h2>Step by step</h2><p>The test part as it is, every class equally likely. Accuracies and calibration errors "
         "in percent; many-shot classes have more than 100 training images, few-shot ones fewer than 20, and a group's "
-        "accuracy is the mean over its classes. The last row leaves MARC out.</p>"
+        "accuracy is the mean over its classes. The last rows leave MARC out: a temperature alone, and one after the "
+        "logarithm of the class prior was taken from the logits.</p>"
         + _table(columns, balanced)
         + "<p>The same images weighted to the training frequencies, and probabilities for that prior: what to expect "
         "where the world is as unbalanced as the training data.</p>" + _table(columns, prior)
@@ -282,14 +284,14 @@ def _worst(report: Report) -> str:
 
 
 def _making(report: Report) -> str:
-    made, fitted = report["made_with"], report["calibration"]
+    made, fitted, alone = report["made_with"], report["calibration"], report["temperature_only"]["scalar"]
     facts = {
         "camcal": made["version"],
         "commit": made["commit"] or "unknown (not a clone)",
         "hardware": made["hardware"],
         "evaluated": made["date"],
         "scalar": f"{fitted['trained_scalar']:.2f} as trained, {fitted['scalar']:.2f} selected on held-out images",
-        "temperature": f"{fitted['temperature']:.3f}; {report['without_marc']['temperature']:.3f} without MARC",
+        "temperature": f"{fitted['temperature']:.3f}; {alone['temperature']:.3f} without MARC",
         "held out": f"{report['data']['holdout']:,} of the training images, for scalar and temperature",
         "epoch": f"the last one, {report['epochs']}; the test part was not looked at before this report",
     }

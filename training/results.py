@@ -1,6 +1,6 @@
 """Results of runs: one small JSON a run, and the tables made from many. Nothing here needs torch.
 
-One training gives a row as trained and, with MARC, a second one, so both stand in one file under `rows`; what they
+One training gives a row as trained and, calibrated afterwards, others, so all stand in one file under `rows`; what they
 share (data set, recipe, seed, commit, hardware) stands once. Accuracies and errors are fractions of one.
 """
 
@@ -32,14 +32,20 @@ def result_of(report: dict[str, Any], method: str, calibrated: str | None = None
     """The result file of a run, from its report.
 
     Args:
-        method: the name of the network as trained.
+        method: the name of the network as trained. Where its logits are for an uneven class prior, `method + logit
+            adjustment` has that prior taken out of them afterwards.
         calibrated: its name after MARC; `method + MARC` by default. A run without MARC has no such row.
-        plain: whether the file has the row of the network as trained.
+        plain: whether the file has the rows without MARC.
     """
     recipe, data = report["settings"], report["data"]
     source = recipe["data"]["source"]
     ratio = data["largest_class"] / data["smallest_class"]
-    rows = [_plain_row(report, method)] if plain else []
+    rows = []
+    if plain:
+        rows.append(_plain_row(report, method))
+        # Logits for an even prior (balanced softmax) have nothing to be taken out.
+        if max(prior := report["calibration"]["logit_prior"]) > (1 + 1e-6) * min(prior):
+            rows.append(_adjusted_row(report, f"{method} + logit adjustment"))
     if recipe["calibrate"]["marc"]:
         rows.append(_marc_row(report, calibrated or f"{method} + MARC"))
     return {
@@ -70,7 +76,15 @@ def describe_augmentation(augment: dict[str, Any]) -> str:
 def _plain_row(report: dict[str, Any], method: str) -> Row:
     """The network as trained; `calibrated` figures are after a temperature, and no MARC."""
     ranks, prior = report["rank_groups"]["test"]["scalar"], report["test_under_train_prior"]["scalar"]
-    return _row(method, report["without_marc"]["test"], ranks, report["test"]["trained"]["ece"], prior)
+    final = report["temperature_only"]["scalar"]["test"]
+    return _row(method, final, ranks, report["test"]["trained"]["ece"], prior)
+
+
+def _adjusted_row(report: dict[str, Any], method: str) -> Row:
+    """Put back, the prior that was taken out gives the logits as they were: the figures under it are theirs."""
+    ranks, prior = report["rank_groups"]["test"]["adjusted"], report["test_under_train_prior"]["scalar"]
+    final = report["temperature_only"]["adjusted"]["test"]
+    return _row(method, final, ranks, report["test"]["adjusted"]["ece"], prior)
 
 
 def _marc_row(report: dict[str, Any], method: str) -> Row:
@@ -139,7 +153,7 @@ def settings(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def methods(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """One setting's rows by method, the least accurate training first; `X + MARC` follows the X it was made from."""
+    """One setting's rows by method, the least accurate training first; `X + …` follows the X it was made from."""
     by_method: dict[str, list[Row]] = {}
     for row in rows:
         by_method.setdefault(row["method"], []).append(row)

@@ -1,10 +1,10 @@
 import numpy as np
 import torch
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize_scalar
 
 from models.classifier import LongTailClassifier
-from training.calibrate import MIN_OMEGA, class_weights, fit_marc, fit_scale, predict_logits
-from training.config import CalibrateConfig, Recipe
+from training.calibrate import fit_scale, predict_logits
+from training.config import Recipe
 from training.data import LabelledImages, load_dataset
 from training.run import Run, load_network
 
@@ -28,40 +28,6 @@ def test_scale_is_the_optimum_that_scipy_finds() -> None:
 
     expected = minimize_scalar(loss, bounds=(0.02, 50), method="bounded", options={"xatol": 1e-7}).x
     assert abs(fit_scale(logits, labels, weights) / expected - 1) < 1e-4
-
-
-def test_class_weights_by_hand() -> None:
-    weights = class_weights(np.array([8, 1]), exponent=1 / 3)
-    torch.testing.assert_close(weights, torch.tensor([2 / 3, 4 / 3]))
-    assert class_weights(np.array([500, 50, 5]), 1.2).sum() == 3
-
-
-def test_marc_comes_close_to_the_optimum_of_its_loss() -> None:
-    logits, labels = _problem()
-    norms, counts = torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0]), np.array([200, 100, 60, 30, 10])
-    config = CalibrateConfig(iterations=3000, batch_size=400, lr=0.05)
-    marc = fit_marc(logits, labels, norms, counts, config, seed=0)
-    w = class_weights(counts, 1.2).double().numpy()[labels.numpy()]
-    z, y, n = logits.double().numpy(), labels.numpy(), norms.double().numpy()
-
-    def loss(parameters: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-        scaled = parameters[:5] * z + parameters[5:] * n
-        shifted = scaled - scaled.max(1, keepdims=True)
-        return float(w @ (np.log(np.exp(shifted).sum(1)) - shifted[np.arange(400), y]) / w.sum())
-
-    start = np.concatenate([np.ones(5), np.zeros(5)])
-    bounds = [(MIN_OMEGA, None)] * 5 + [(None, None)] * 5
-    best = minimize(loss, start, bounds=bounds).fun
-    found = loss(np.concatenate([marc.omega.detach().numpy(), marc.beta.detach().numpy()]).astype(np.float64))
-    assert loss(start) - best > 0.05
-    assert found - best < 0.05 * (loss(start) - best)
-
-
-def test_omega_stays_positive_where_the_loss_would_turn_it_over() -> None:
-    labels = torch.tensor([0, 1] * 100)
-    logits = torch.nn.functional.one_hot(1 - labels, 2).float() * 10
-    config = CalibrateConfig(iterations=300, lr=0.5)
-    assert fit_marc(logits, labels, torch.ones(2), np.array([100, 100]), config, seed=0).omega.min() >= MIN_OMEGA
 
 
 def test_calibration_of_a_real_run_moves_the_tail_up(digits_run: Run, digits_recipe: Recipe) -> None:

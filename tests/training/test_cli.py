@@ -114,7 +114,7 @@ def test_a_table_and_its_results_are_commands(tmp_path: Path) -> None:
     result = _camcal("bench-table", table, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "1/1  digits-if10_quick_t_s3: quick" in result.output
-    plain, marc = json.loads(_camcal("results", "--from", tmp_path / "out", "--json").output)
+    plain, _, marc = json.loads(_camcal("results", "--from", tmp_path / "out", "--json").output)
     assert (plain["method"], marc["method"], plain["seed"]) == ("quick", "quick + MARC", 3)
     assert "quick + MARC" in _camcal("results", "--from", tmp_path / "out").output
     assert "| quick + MARC | 1 |" in _camcal("results", "--from", tmp_path / "out", "--markdown").output

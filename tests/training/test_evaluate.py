@@ -6,13 +6,8 @@ import pytest
 from rich.console import Console
 
 from training.config import Recipe, parse_recipe
-from training.evaluate import print_report, shift_prior
+from training.evaluate import print_report
 from training.run import Run, load_network
-
-
-def test_shifting_the_prior_by_hand() -> None:
-    shifted = shift_prior(np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([0.75, 0.25]))
-    np.testing.assert_allclose(shifted, [[0.75, 0.25], [0.675 / 0.7, 0.025 / 0.7]])
 
 
 def test_the_report_of_a_real_run(digits_run: Run) -> None:
@@ -20,7 +15,7 @@ def test_the_report_of_a_real_run(digits_run: Run) -> None:
     assert report["data"]["train"] + report["data"]["holdout"] == 527 and report["data"]["test"] == 400
     assert report["data"]["groups"] == {"many": 1, "medium": 7, "few": 2}
     test = report["test"]
-    assert list(test) == ["trained", "scalar", "marc", "calibrated"]
+    assert list(test) == ["trained", "adjusted", "scalar", "marc", "calibrated"]
     assert test["trained"]["accuracy"] == test["scalar"]["accuracy"]
     assert test["marc"]["accuracy"] == test["calibrated"]["accuracy"] > 0.6
     assert test["calibrated"]["groups"]["few"] > test["trained"]["groups"]["few"]
@@ -80,9 +75,16 @@ def test_every_step_has_a_diagram_that_gives_its_calibration_error(digits_run: R
             assert gap == pytest.approx(figures[step]["ece"])
 
 
+def test_a_temperature_after_taking_out_the_prior_makes_it_no_worse_on_what_it_was_fitted_for(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    adjusted, before = report["temperature_only"]["adjusted"], report["test"]["adjusted"]
+    assert adjusted["test"]["accuracy"] == before["accuracy"] > report["test"]["trained"]["accuracy"]
+    assert adjusted["temperature"] > 0 and adjusted["test"]["ece"] != before["ece"]
+
+
 def test_a_temperature_without_marc_keeps_the_order_of_classes(digits_run: Run) -> None:
     report = json.loads(digits_run.report.read_text())
-    alone, scalar = report["without_marc"], report["test"]["scalar"]
+    alone, scalar = report["temperature_only"]["scalar"], report["test"]["scalar"]
     assert alone["test"]["accuracy"] == scalar["accuracy"] and alone["test"]["groups"] == scalar["groups"]
     # It is fitted for a balanced prior, on which the balanced test judges.
     assert alone["temperature"] > 0 and alone["test"]["nll"] < scalar["nll"]

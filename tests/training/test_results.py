@@ -46,15 +46,21 @@ def _row(method: str, accuracy: float, **more: Any) -> Row:
     return {"method": method, "accuracy": accuracy} | more
 
 
-def test_one_run_gives_the_row_as_trained_and_the_row_after_marc(report: dict[str, Any], tmp_path: Path) -> None:
+def test_one_run_gives_the_row_as_trained_and_those_calibrated_afterwards(
+    report: dict[str, Any], tmp_path: Path
+) -> None:
     save_json(tmp_path / "x.json", result_of(report, "cosine"))
-    plain, marc = load_results(tmp_path)
-    assert ASKED_FOR <= plain.keys() and plain.keys() == marc.keys()
-    assert (plain["method"], marc["method"]) == ("cosine", "cosine + MARC")
+    plain, adjusted, marc = load_results(tmp_path)
+    assert ASKED_FOR <= plain.keys() and plain.keys() == adjusted.keys() == marc.keys()
+    methods = [row["method"] for row in (plain, adjusted, marc)]
+    assert methods == ["cosine", "cosine + logit adjustment", "cosine + MARC"]
     test = report["test"]
     assert plain["accuracy"] == pytest.approx(test["trained"]["accuracy"], abs=1e-5)
     assert plain["ece"] == pytest.approx(test["trained"]["ece"], abs=1e-5)
-    assert plain["ece_calibrated"] == pytest.approx(report["without_marc"]["test"]["ece"], abs=1e-5)
+    alone = report["temperature_only"]
+    assert plain["ece_calibrated"] == pytest.approx(alone["scalar"]["test"]["ece"], abs=1e-5)
+    assert adjusted["accuracy"] == pytest.approx(test["adjusted"]["accuracy"], abs=1e-5)
+    assert adjusted["ece_calibrated"] == pytest.approx(alone["adjusted"]["test"]["ece"], abs=1e-5)
     assert marc["accuracy"] == pytest.approx(test["calibrated"]["accuracy"], abs=1e-5)
     assert marc["ece"] == pytest.approx(test["marc"]["ece"], abs=1e-5)
     assert marc["ece_calibrated"] == pytest.approx(test["calibrated"]["ece"], abs=1e-5)
@@ -65,6 +71,8 @@ def test_one_run_gives_the_row_as_trained_and_the_row_after_marc(report: dict[st
 def test_rows_can_be_named_and_left_out(report: dict[str, Any]) -> None:
     assert [r["method"] for r in result_of(report, "a", "b", plain=False)["rows"]] == ["b"]
     report["settings"]["calibrate"]["marc"] = False
+    assert [r["method"] for r in result_of(report, "a")["rows"]] == ["a", "a + logit adjustment"]
+    report["calibration"]["logit_prior"] = [0.1] * 10
     assert [r["method"] for r in result_of(report, "a")["rows"]] == ["a"]
 
 
