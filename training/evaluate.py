@@ -42,7 +42,7 @@ def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> dict
     counts_K = data.train_counts()
     groups_K: list[str] = [group_of(int(count)) for count in counts_K]
     labels_N = data.test.labels.numpy()
-    raw_prior_K = logit_prior(recipe, np.bincount(data.train.labels.numpy(), minlength=len(counts_K)))
+    raw_prior_K = logit_prior(recipe, np.bincount(data.train.labels.cpu().numpy(), minlength=len(counts_K)))
     logits = _steps(network, predict_logits(network.eval(), data.test), raw_prior_K)
     probabilities = {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
     prior_K = counts_K / counts_K.sum()

@@ -32,6 +32,8 @@ def fit(recipe: Recipe, data: Dataset, run: Run, console: Console, device: torch
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
     network.marc.requires_grad_(False)
     optimizer = _optimizer(network, recipe.fit)
+    counts_K = data.train.labels.cpu().bincount(minlength=len(data.classes)).numpy()
+    criterion = Criterion(recipe.loss, counts_K, network.head.scalar, device)
     start = _resume(run, recipe, network, optimizer) if run.checkpoint.is_file() else 0
     if start:
         console.print(f"continuing after epoch {start} of {recipe.fit.epochs}")
@@ -41,7 +43,9 @@ def fit(recipe: Recipe, data: Dataset, run: Run, console: Console, device: torch
         task = progress.add_task("training", total=recipe.fit.epochs * steps, completed=start * steps, rate="")
         for epoch in range(start, recipe.fit.epochs):
             began, seen, total = time.perf_counter(), 0, torch.zeros(2, dtype=torch.float64, device=device)
-            for step, (loss, hits, size) in enumerate(_epoch(network, optimizer, recipe, data, epoch, device)):
+            for step, (loss, hits, size) in enumerate(
+                _epoch(network, optimizer, criterion, recipe, data, epoch, device)
+            ):
                 seen += size
                 total += torch.stack([loss * size, hits])
                 rate = seen / (time.perf_counter() - began)
@@ -63,9 +67,15 @@ def fit(recipe: Recipe, data: Dataset, run: Run, console: Console, device: torch
 
 
 def _epoch(
-    network: LongTailClassifier, optimizer: SGD, recipe: Recipe, data: Dataset, epoch: int, device: torch.device
+    network: LongTailClassifier,
+    optimizer: SGD,
+    criterion: Criterion,
+    recipe: Recipe,
+    data: Dataset,
+    epoch: int,
+    device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """One pass in random order: yields each batch's loss, number of hits and size.
+    """One pass in the sampler's order: yields each batch's loss, number of hits and size.
 
     The generators are seeded by (seed, epoch), so that an interrupted run continues as if it had not been.
     """
@@ -73,8 +83,6 @@ def _epoch(
     seed = recipe.seed * 1_000_003 + epoch
     progress = epoch / config.epochs
     order = epoch_order(config.sampler, data.train.labels, progress, torch.Generator().manual_seed(seed))
-    counts_K = data.train.labels.bincount(minlength=len(data.classes)).numpy()
-    criterion = Criterion(recipe.loss, counts_K, network.head.scalar, device)
     augment = Augment(recipe.augment, torch.Generator(device).manual_seed(seed))
     batches = order.split(config.batch_size)
     network.train()

@@ -51,8 +51,8 @@ def fit_marc(
     start_K = torch.zeros_like(weight_norms_K) if start_K is None else start_K
     weights_K = grw_weights(counts_K, config.exponent)
     if penalty:
-        pull_K = penalty / (2 * len(counts_K) * torch.from_numpy(np.maximum(counts_K, 1)))
-        return _posterior_mode(logits_NK, labels_N, weight_norms_K, weights_K, start_K, pull_K.float())
+        pull_K = penalty / (2 * len(counts_K) * torch.from_numpy(np.maximum(counts_K, 1)).double())
+        return _posterior_mode(logits_NK, labels_N, weight_norms_K, weights_K, start_K, pull_K)
     marc = MARC(logits_NK.shape[1])
     with torch.no_grad():
         marc.beta.copy_(start_K / weight_norms_K)
@@ -105,7 +105,8 @@ def _descend(
 def _posterior_mode(
     logits_NK: Tensor, labels_N: Tensor, weight_norms_K: Tensor, weights_K: Tensor, start_K: Tensor, pull_K: Tensor
 ) -> MARC:
-    """The minimum of `fit_marc`'s penalised loss, over ω and the offsets β_k‖W_k‖."""
+    """The minimum of `fit_marc`'s penalised loss, over ω and the offsets β_k‖W_k‖, in fp64."""
+    logits_NK, weights_K, start_K = logits_NK.double(), weights_K.double(), start_K.double()
     omega_K, offset_K = nn.Parameter(torch.ones_like(start_K)), nn.Parameter(start_K.clone())
     optimizer = torch.optim.LBFGS([omega_K, offset_K], max_iter=200, history_size=20, line_search_fn="strong_wolfe")
 

@@ -41,6 +41,7 @@ def epoch_order(sampler: Sampler, labels_N: Tensor, progress: float, generator: 
     """
     if sampler == "instance":
         return torch.randperm(len(labels_N), generator=generator)
+    labels_N = labels_N.cpu()
     counts_K = np.bincount(labels_N.numpy())
     shares_K = class_shares(sampler, counts_K, progress) / np.maximum(counts_K, 1)
     chances_N = torch.from_numpy(shares_K)[labels_N]
