@@ -29,20 +29,16 @@ def default_device() -> torch.device:
 
 def train(recipe: Recipe, run: Run, console: Console) -> Bundle:
     """All steps. A run that was interrupted continues; a finished one is only calibrated and exported again."""
-    measure(recipe, run, load(recipe, console), console)
-    return export_run(run, run.bundle, console)
-
-
-def measure(recipe: Recipe, run: Run, data: Dataset, console: Console) -> dict[str, Any]:
-    """All steps but the export, which needs onnx; returns the report."""
     run.path.mkdir(parents=True, exist_ok=True)
+    data = load(recipe, console)
     device = default_device()
     console.print(f"training {recipe.model.backbone} on {len(data.train)} images, {device.type}")
     began = time.perf_counter()
     fit(recipe, data, run, console, device)
     console.print(f"trained in {time.perf_counter() - began:.0f} s")
     calibrate_run(run, recipe, data, console)
-    return evaluate_run(run, data, console)
+    evaluate_run(run, data, console)
+    return export_run(run, run.bundle, console)
 
 
 def load(recipe: Recipe, console: Console) -> Dataset:

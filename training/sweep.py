@@ -26,6 +26,7 @@ from rich.console import Console
 from training import pipeline
 from training.config import Recipe, RecipeError, load_recipe
 from training.data import Dataset, load_dataset
+from training.fit import fit
 from training.results import Row, result_of
 from training.run import Run, save_json
 
@@ -232,8 +233,11 @@ def _run(job: Job, out: Path) -> Row:
     run.path.mkdir(parents=True, exist_ok=True)
     with (run.path / "log.txt").open("a", encoding="utf-8") as log:
         console = Console(file=log, width=120)
-        console.print(f"{job.name}")
-        report = pipeline.measure(job.recipe, run, _load(job.recipe), console)
+        console.print(job.name)
+        data = _load(job.recipe)
+        fit(job.recipe, data, run, console, pipeline.default_device())
+        pipeline.calibrate_run(run, job.recipe, data, console)
+        report = pipeline.evaluate_run(run, data, console)
     result = result_of(report, job.row.method, job.row.calibrated, plain=job.row.plain)
     save_json(_result_path(job, out), result)
     return result
