@@ -192,7 +192,10 @@ def _every_class(rows: Sequence[dict[str, Any]]) -> str:
 
 def _trust(report: Report) -> str:
     figures = []
+    # What is beside the way from training to the served probabilities has its figures in the tables.
     for step, name in STEPS.items():
+        if step == "adjusted":
+            continue
         ece = _percent(report["test"][step]["ece"])
         style = "calibrated" if step == "calibrated" else "trained"
         svg = plots.reliability(f"Reliability diagram, {name}, balanced test", report["reliability"][step], style)
