@@ -39,7 +39,7 @@ define camcal
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test bench-training format openapi lock clean
+.PHONY: help serve test bench-training format openapi results lock clean
 
 help: ## List these tasks
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -64,6 +64,10 @@ format: .venv-dev/.ready ## Sort imports, mend what the linter can, format
 openapi: .venv-dev/.ready ## Write openapi.yaml from the app
 	.venv-dev/bin/camcal openapi > .venv-dev/openapi.yaml
 	@mv .venv-dev/openapi.yaml openapi.yaml
+
+results: .venv-dev/.ready ## Write docs/results.md from docs/results/*.json
+	.venv-dev/bin/camcal results --markdown > .venv-dev/results.md
+	@mv .venv-dev/results.md docs/results.md
 
 lock: .venv-lock/.ready ## Pin what pyproject.toml asks for (UPGRADE=1 for the newest)
 	$(COMPILE) --extra cpu --group build --output-file requirements/serve.txt

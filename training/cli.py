@@ -5,6 +5,7 @@ Torch is imported inside the commands, so that serving neither needs it nor wait
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def _spoken_errors() -> Iterator[None]:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A TOML file, or the name of a recipe that ships with camcal.")],
+    recipe: Annotated[str, typer.Argument(help="A TOML file, a result file, or the name of a recipe that ships.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, report and bundle.")],
     overrides: Overrides = None,
 ) -> None:
@@ -104,6 +105,50 @@ def export(
         from training.run import Run
 
         pipeline.export_run(Run(run), out or Run(run).bundle, console)
+
+
+@app.command()
+def results(
+    folder: Annotated[
+        Path | None, typer.Option("--from", help="Folder of result files; docs/results by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/results.md.")] = False,
+) -> None:
+    """Print the table of all committed results: mean ± standard deviation over seeds, in percent."""
+    with _spoken_errors():
+        from training import tables
+        from training.results import FOLDER, load_results
+
+        rows = load_results(folder or FOLDER)
+        if as_json:
+            typer.echo(json.dumps(rows, indent=1))
+        elif as_markdown:
+            typer.echo(tables.markdown(rows), nl=False)
+        else:
+            tables.print_results(rows, console)
+
+
+@app.command(name="bench-table")
+def bench_table(
+    table: Annotated[Path, typer.Argument(help="A TOML file with rows, data sets and seeds.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results, one JSON a run; runs/ in it holds the networks.")],
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="SOURCE=PATH", help="Where data lies; may be repeated.")
+    ] = None,
+    only: Annotated[str, typer.Option(help="Only rows whose name contains this text.")] = "",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes [1, or up to 8 on a GPU].")] = None,
+) -> None:
+    """Train, calibrate and evaluate every row of a table; finished ones are skipped, interrupted ones continue."""
+    with _spoken_errors():
+        from training import pipeline
+        from training.sweep import load_table, run_table
+
+        wanted = load_table(table, data or (), only)
+        gpu = pipeline.default_device().type == "cuda"
+        processes = jobs or (min(8, max(1, (os.cpu_count() or 1) // 2)) if gpu else 1)
+        if failed := run_table(wanted, out, processes, console):
+            fail(f"{failed} of {len(wanted)} rows failed; the same command tries them again")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -243,7 +244,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a TOML file, or by the name of one that ships with camcal, and apply `key=value` overrides.
 
     Args:
-        source: a path, or a name such as `digits`.
+        source: the path of a TOML file or of a result file, or a name such as `digits`.
         overrides: `section.key=value`, the value in TOML's syntax; bare words are taken as strings.
 
     Raises:
@@ -255,13 +256,24 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise RecipeError(f"no recipe {str(source)!r}: give a TOML file or one of: {shipped}")
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path.name} is not valid TOML: {error}") from None
+    raw = _read(path)
     for override in overrides:
         apply_override(raw, override)
     return parse_recipe(raw, path.name)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A recipe as TOML, or the one in a result file (docs/results/*.json), which so can be run again."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = json.loads(text)["recipe"] if path.suffix == ".json" else tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path.name} is not valid TOML: {error}") from None
+    except (ValueError, KeyError, TypeError):
+        raw = None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path.name} is not a result file: expected JSON with a recipe in it")
+    return raw
 
 
 def parse_recipe(raw: dict[str, Any], origin: str) -> Recipe:

@@ -18,9 +18,9 @@ from training.config import Recipe, apply_override, parse_recipe
 from training.data import Dataset, load_dataset
 from training.distributed import process_group
 from training.evaluate import evaluate, print_report
-from training.export import export_bundle
 from training.fit import fit
 from training.priors import given_prior
+from training.report import page
 from training.run import Run, RunError, load_network, network_tensors, save_json, save_tensors
 
 
@@ -88,19 +88,22 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
 
 
 def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, Any]:
-    """Judge the calibrated network on the test part; writes `report.json`."""
+    """Judge the calibrated network on the test part; writes `report.json`, and `report.html` to look at."""
     network, recipe, meta = load_network(run.network)
     data = data or load(recipe, console)
     with console.status("evaluating"):
         report = evaluate(network.to(default_device()), data, recipe)
     report |= {"calibration": meta["calibration"], "epochs": meta["epoch"]}
     save_json(run.report, report)
+    run.page.write_text(page(report), encoding="utf-8")
     print_report(report, console)
     return report
 
 
 def export_run(run: Run, folder: Path, console: Console) -> Bundle:
     """Write the bundle of a calibrated and evaluated run."""
+    from training.export import export_bundle  # the only step that needs onnx and onnxruntime
+
     network, recipe, meta = load_network(run.network)
     try:
         report = json.loads(run.report.read_text())

@@ -44,6 +44,11 @@ class Run:
         return self.path / "report.json"
 
     @property
+    def page(self) -> Path:
+        """The report to look at."""
+        return self.path / "report.html"
+
+    @property
     def bundle(self) -> Path:
         return self.path / "bundle"
 

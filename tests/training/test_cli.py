@@ -71,6 +71,8 @@ def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
         (["calibrate", "OUT", "--set", "fit.lr=1"], "--set fit.lr=1: only calibrate.… can change after training"),
         (["evaluate", "OUT"], "network.safetensors is missing"),
         (["export", "OUT"], "network.safetensors is missing"),
+        (["results", "--from", "OUT"], "no folder of results at"),
+        (["bench-table", "OUT", "--out", "OUT"], "no table at"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -112,3 +114,23 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setitem(sys.modules, "torch", None)
     result = _camcal("train", "digits", "--out", tmp_path)
     assert result.exit_code == 2 and "torch is not installed; training needs more than serving" in result.stderr
+
+
+def test_a_table_and_its_results_are_commands(tmp_path: Path) -> None:
+    table = tmp_path / "t.toml"
+    table.write_text('seeds = [3]\n[[data]]\nrecipe = "digits"\n[[row]]\nmethod = "quick"\nset = ["fit.epochs=1"]\n')
+    result = _camcal("bench-table", table, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "1/1  digits-if10_quick_t_s3: quick" in result.output
+    plain, _, marc = json.loads(_camcal("results", "--from", tmp_path / "out", "--json").output)
+    assert (plain["method"], marc["method"], plain["seed"]) == ("quick", "quick + MARC", 3)
+    assert "quick + MARC" in _camcal("results", "--from", tmp_path / "out").output
+    assert "| quick + MARC | 1 |" in _camcal("results", "--from", tmp_path / "out", "--markdown").output
+
+
+def test_a_table_with_a_failed_row_ends_with_an_error(tmp_path: Path) -> None:
+    table = tmp_path / "t.toml"
+    table.write_text('seeds = [0]\n[[data]]\nrecipe = "cifar10-lt"\n[[row]]\nmethod = "quick"\n')
+    result = _camcal("bench-table", table, "--out", tmp_path / "out", "--data", f"cifar10={tmp_path / 'nowhere'}")
+    assert result.exit_code == 2 and "failed: no data at" in result.output
+    assert "1 of 1 rows failed; the same command tries them again" in result.stderr

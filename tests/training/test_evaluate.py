@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from training.config import LossConfig, Recipe
+from training.config import LossConfig, Recipe, parse_recipe
 from training.data import load_dataset
 from training.evaluate import evaluate, print_report
 from training.run import Run, load_network
@@ -43,6 +43,68 @@ def test_an_empty_group_is_not_zero(digits_run: Run) -> None:
     print_report(report, console)
     assert isinstance(console.file, io.StringIO)
     assert "n/a" in console.file.getvalue()
+
+
+def test_margins_and_what_marc_did_to_them(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    network, _, _ = load_network(digits_run.network)
+    omega, beta = network.marc.omega.tolist(), network.marc.beta.tolist()
+    for k, row in enumerate(report["per_class"]):
+        # d' = ω·d + β for every image of the class, so for their mean and spread too.
+        assert row["margin_calibrated"] == pytest.approx(omega[k] * row["margin_trained"] + beta[k], abs=1e-3)
+        assert row["margin_spread_calibrated"] == pytest.approx(omega[k] * row["margin_spread_trained"], abs=1e-3)
+        # The head is a cosine: its margin is one.
+        assert -1 <= row["margin_trained"] <= 1
+
+
+def test_rank_groups_are_means_over_their_classes(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    assert report["rank_groups"]["sizes"] == {"head": 3, "middle": 4, "tail": 3}
+    rarest = [row["accuracy_calibrated"] for row in report["per_class"][7:]]
+    assert report["rank_groups"]["test"]["calibrated"]["tail"] == pytest.approx(np.mean(rarest), abs=1e-3)
+
+
+def test_every_step_has_a_diagram_that_gives_its_calibration_error(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    for diagrams, figures in (
+        (report["reliability"], report["test"]),
+        (report["reliability_under_train_prior"], report["test_under_train_prior"]),
+    ):
+        assert diagrams.keys() == figures.keys()
+        for step, bins in diagrams.items():
+            gap = sum(b["share"] * abs(b["confidence"] - b["accuracy"]) for b in bins if b["accuracy"] is not None)
+            assert gap == pytest.approx(figures[step]["ece"])
+
+
+def test_a_temperature_after_taking_out_the_prior_makes_it_no_worse_on_what_it_was_fitted_for(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    adjusted, before = report["temperature_only"]["adjusted"], report["test"]["adjusted"]
+    assert adjusted["test"]["accuracy"] == before["accuracy"] > report["test"]["trained"]["accuracy"]
+    assert adjusted["temperature"] > 0 and adjusted["test"]["ece"] != before["ece"]
+
+
+def test_a_temperature_without_marc_keeps_the_order_of_classes(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    alone, scalar = report["temperature_only"]["scalar"], report["test"]["scalar"]
+    assert alone["test"]["accuracy"] == scalar["accuracy"] and alone["test"]["groups"] == scalar["groups"]
+    # It is fitted for a balanced prior, on which the balanced test judges.
+    assert alone["temperature"] > 0 and alone["test"]["nll"] < scalar["nll"]
+
+
+def test_the_worst_classes_come_with_what_they_are_taken_for(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    accuracies = [row["accuracy"] for row in report["worst_classes"]]
+    assert accuracies == sorted(accuracies)
+    assert accuracies[0] == min(row["accuracy_calibrated"] for row in report["per_class"])
+    for row in report["worst_classes"]:
+        assert 0 < sum(t["share"] for t in row["taken_for"]) <= 1 - row["accuracy"] + 1e-3
+
+
+def test_the_report_says_what_made_it(digits_run: Run, digits_recipe: Recipe) -> None:
+    report = json.loads(digits_run.report.read_text())
+    assert report["made_with"].keys() == {"version", "commit", "hardware", "date"}
+    assert "torch" in report["made_with"]["hardware"]
+    assert parse_recipe(report["settings"], "report") == digits_recipe
 
 
 def test_the_report_has_the_curve_of_the_scalar(digits_run: Run) -> None:
