@@ -98,6 +98,16 @@ class CalibrationDescription(BaseModel):
     priors: list[Prior]
 
 
+class ReliabilityBin(BaseModel):
+    """The test answers whose confidence is above `low` and at most `high`."""
+
+    low: float
+    high: float
+    share: float = Field(description="Of all answers.")
+    confidence: float | None = Field(description="Their mean; null if there are none.")
+    accuracy: float | None = Field(description="The share of them that is right.")
+
+
 class ModelDescription(BaseModel):
     name: str
     version: str
@@ -108,6 +118,9 @@ class ModelDescription(BaseModel):
     preprocessing: Preprocessing
     grid: tuple[int, int]
     figures: dict[str, Any] = Field(description="What was measured on the test set.")
+    reliability: dict[str, list[ReliabilityBin]] | None = Field(
+        description="Reliability diagrams on the test set, `trained` and `calibrated`, if the bundle's report has them."
+    )
 
 
 class Alive(BaseModel):
