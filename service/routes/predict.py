@@ -16,7 +16,7 @@ from service.batching import Answer, DeadlineError
 from service.body import FIELD, read_image
 from service.decoding import Decoded, decode
 from service.errors import bad_parameter
-from service.explanation import Explanation, offsets
+from service.explanation import explain
 from service.prediction import Prior, Ranking
 from service.routes.documented import binary, header, problems
 from service.runtime import Key, Running, Runtime, log, unless_gone
@@ -40,6 +40,7 @@ class Wanted:
 
     top_k: int
     cam: bool
+    cam_classes: list[int]  # with a heatmap beside the top k
     logits: Literal["none", "all"]
     prior: Prior
     path: str  # of the app, as the client sees it
@@ -58,6 +59,9 @@ async def predict(
     runtime: Running,
     top_k: Annotated[int | None, Query(ge=1, description="How many classes; 5 by default, at most all.")] = None,
     cam: Annotated[bool, Query(description="Whether to keep heatmaps of these classes.")] = True,
+    cam_classes: Annotated[
+        list[str] | None, Query(description="Index or label of a class to keep a heatmap of too; may be repeated.")
+    ] = None,
     logits: Annotated[Literal["none", "all"], Query(description="`all`: every class's scores too.")] = "none",
     prior: Annotated[
         Prior, Query(description="Class prior of the calibrated probabilities: equal, or as in training.")
@@ -68,7 +72,10 @@ async def predict(
         count = runtime.ranker.check_top_k(top_k)
     except ValueError as error:
         raise bad_parameter("top_k", str(error)) from None
-    wanted = Wanted(top_k=count, cam=cam, logits=logits, prior=prior, path=request.scope.get("root_path", ""))
+    others = _cam_classes(runtime, cam_classes, cam)
+    wanted = Wanted(
+        top_k=count, cam=cam, cam_classes=others, logits=logits, prior=prior, path=request.scope.get("root_path", "")
+    )
     settings = runtime.settings
     with runtime.admission.ticket() as ticket:
         data = await read_image(
@@ -76,6 +83,15 @@ async def predict(
         )
         ticket.join()
         return await unless_gone(request, _answer(runtime, data, wanted, ticket))
+
+
+def _cam_classes(runtime: Runtime, wanted: list[str] | None, cam: bool) -> list[int]:
+    if wanted and not cam:
+        raise bad_parameter("cam_classes", "cam_classes is given, but cam is false; leave out one of them")
+    try:
+        return [runtime.ranker.class_id(name) for name in wanted or ()]
+    except ValueError as error:
+        raise bad_parameter("cam_classes", f"cam_classes: {error}") from None
 
 
 async def _answer(runtime: Runtime, data: bytes, wanted: Wanted, ticket: Ticket) -> Response:
@@ -90,7 +106,7 @@ async def _answer(runtime: Runtime, data: bytes, wanted: Wanted, ticket: Ticket)
 
     decoded, decode_started = await runtime.in_thread(decode_in_time)
     decode_s = time.perf_counter() - decode_started
-    top_k = runtime.ranker.maps_needed(wanted.top_k, wanted.prior, wanted.cam)
+    top_k = runtime.ranker.maps_needed(wanted.top_k, wanted.prior, wanted.cam, bool(wanted.cam_classes))
     answer = await runtime.batcher.submit(decoded.pixels, top_k, deadline=deadline, on_dispatch=ticket.leave)
 
     post_started = time.perf_counter()
@@ -116,7 +132,7 @@ async def _compose(runtime: Runtime, answer: Answer, decoded: Decoded, wanted: W
         "model": {"name": runtime.manifest.name, "version": runtime.manifest.version},
         "prior": wanted.prior,
         "predictions": runtime.ranker.rows(ranking),
-        "cam": await _keep(runtime, key, answer, ranking, decoded, wanted.path) if wanted.cam else None,
+        "cam": await _keep(runtime, key, answer, ranking, decoded, wanted) if wanted.cam else None,
         "image": {"width": decoded.width, "height": decoded.height},
     }
     if wanted.logits == "all":
@@ -126,12 +142,14 @@ async def _compose(runtime: Runtime, answer: Answer, decoded: Decoded, wanted: W
 
 
 async def _keep(
-    runtime: Runtime, key: str, answer: Answer, ranking: Ranking, decoded: Decoded, path: str
+    runtime: Runtime, key: str, answer: Answer, ranking: Ranking, decoded: Decoded, wanted: Wanted
 ) -> dict[str, Any] | None:
     """Store the maps. A store that fails costs the prediction its `cam` and nothing else."""
     started = time.perf_counter()
     ttl_s = runtime.settings.cam_ttl_s
-    explanation = _explain(runtime, answer, ranking, decoded, expires_at=time.time() + ttl_s)
+    classes = list(dict.fromkeys((*ranking.classes, *wanted.cam_classes)))
+    expires_at = time.time() + ttl_s
+    explanation = explain(runtime.ranker, answer.outputs, answer.row, ranking, classes, decoded, expires_at)
     try:
         await runtime.store.put(key, explanation.pack(), ttl_s)
     except Exception as error:  # whatever a store can raise: the network, the disk, no room
@@ -140,27 +158,11 @@ async def _keep(
         return None
     runtime.metrics.stage_seconds.labels("store").observe(time.perf_counter() - started)
     return {
-        "url": f"{path}/cam/{key}",
-        "classes": ranking.classes,
+        "url": f"{wanted.path}/cam/{key}",
+        "classes": classes,
         "grid": runtime.manifest.grid,
         "expires_at": datetime.fromtimestamp(explanation.expires_at, UTC).isoformat(timespec="seconds"),
     }
-
-
-def _explain(runtime: Runtime, answer: Answer, ranking: Ranking, decoded: Decoded, *, expires_at: float) -> Explanation:
-    classes, manifest = ranking.classes, runtime.manifest
-    return Explanation(
-        expires_at=expires_at,
-        classes=classes,
-        labels=[manifest.classes[k].name for k in classes],
-        logits=[float(ranking.logits[k]) for k in classes],
-        calibrated_logits=[float(ranking.calibrated_logits[k]) for k in classes],
-        scales=[manifest.calibration.omega[k] for k in classes],
-        offsets=offsets(manifest.calibration, classes),
-        picture_size=decoded.picture_size,
-        picture=decoded.picture,
-        maps=runtime.ranker.maps(answer.outputs, answer.row, classes),
-    )
 
 
 def _observe(runtime: Runtime, ranking: Ranking) -> None:
