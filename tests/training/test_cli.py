@@ -63,6 +63,7 @@ def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
         (["calibrate", "OUT", "--set", "fit.lr=1"], "--set fit.lr=1: only calibrate.… can change after training"),
         (["evaluate", "OUT"], "network.safetensors is missing"),
         (["export", "OUT"], "network.safetensors is missing"),
+        (["export", "OUT", "--precision", "fp8"], "the precision is 'fp8'; expected fp32, fp16, int8"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:

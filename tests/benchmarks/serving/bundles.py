@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from models.bundle import MANIFEST_FILE
 from training.config import parse_recipe
@@ -26,6 +27,6 @@ def resnet50(folder: Path) -> Path:
         )
         folder.parent.mkdir(parents=True, exist_ok=True)
         names = [f"class {k}" for k in range(CLASSES)]
-        report = {"test": {"trained": {}, "calibrated": {}}}
+        report: dict[str, Any] = {"test": {"trained": {}, "calibrated": {}}}
         export_bundle(build_network(recipe, CLASSES), recipe, names, [100] * CLASSES, report, folder)
     return folder

@@ -21,6 +21,7 @@ import uvloop
 from pydantic import BaseModel, ConfigDict, Field
 
 GIVE_UP_S = 30.0
+MAX_CONNECTIONS = 900  # below the usual limit of 1024 open files; in an open loop further requests wait, and it counts
 FAILED = 0  # the status of a request without an answer
 BOUNDARY = "photograph"
 
@@ -137,6 +138,7 @@ class Generator:
         self.records: list[tuple[float, float, int]] = []
         self._requests: Iterator[bytes] = itertools.cycle(requests_of(load))
         self._idle: list[Connection] = []
+        self._room = asyncio.Semaphore(MAX_CONNECTIONS)
         self._left = load.count if load.count is not None else sys.maxsize
 
     async def run(self) -> None:
@@ -162,17 +164,17 @@ class Generator:
         due = self._began
         async with asyncio.TaskGroup() as tasks:
             while (due := due + arrivals.expovariate(rate)) < self._end:
-                if (wait := due - time.perf_counter()) > 0:
-                    await asyncio.sleep(wait)
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
                 tasks.create_task(self._ask(due))
 
     async def _ask(self, due: float) -> None:
         status = FAILED
         try:
-            connection = await self._connection()
-            status = await connection.ask(next(self._requests))
-            if not connection.closed:
-                self._idle.append(connection)
+            async with self._room:
+                connection = await self._connection()
+                status = await connection.ask(next(self._requests))
+                if not connection.closed:
+                    self._idle.append(connection)
         except OSError:
             await asyncio.sleep(0.01)  # refused: the server is down, and a closed loop must not spin
         self.records.append((due - self._began, time.perf_counter() - due, status))

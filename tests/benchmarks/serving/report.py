@@ -20,13 +20,13 @@ INTRO = """\
 
 Made by `make bench-serving`; the figures of every round are in [serving.json](serving.json). Medians over the rounds.
 
-The same ONNX file and the same {photos} behind every server, {decoder}. In each round every server is started, warmed
-up, loaded and stopped, one after another in changing order. The load generator runs on the same {cores} cores
-({cpu}); against a server that does nothing it makes {generator:.0f} requests/s and takes {cpu_us:.0f} µs of CPU for
-each. How the peers are set up, and after which page of their documentation, stands at the head of each file in
-`tests/benchmarks/serving/apps/`. camcal answers with five classes and stores their heatmaps; the peers answer with five
-classes and are spared the maps. *Ceiling*: decoding and inference in one process without HTTP, the best of three ways to
-use the cores, measured in the same rounds.
+The same ONNX file and the same {photos} behind every server, {decoder}.
+In each round every server is started, warmed up, loaded and stopped, one after another in changing order. The load
+generator runs on the same {cores} cores ({cpu}); against a server that does nothing it makes
+{generator:.0f} requests/s and takes {cpu_us:.0f} µs of CPU for each. How the peers are set up, and after which page of
+their documentation, stands at the head of each file in `tests/benchmarks/serving/apps/`. camcal answers with five
+classes and stores their heatmaps; the peers answer with five classes and are spared the maps. *Ceiling*: decoding and
+inference in one process without HTTP, the best of three ways to use the cores, measured in the same rounds.
 """
 DECODERS = {
     "camcal": "each with camcal's own decoder, so that what differs is the server",
@@ -83,7 +83,7 @@ def _model(name: str, model: Entry) -> str:
         "",
         *_costs(rounds),
         "",
-        *(f"- {TITLES[server]} is missing: {reason}" for server, reason in model["failed"].items()),
+        *(f"- {TITLES[server]} failed: {reason}" for server, reason in model["failed"].items()),
         "",
         *_promises(rounds),
         "",
@@ -147,7 +147,8 @@ def _latency(rounds: Sequence[Entry], counts: Sequence[str]) -> list[str]:
 
 
 def _errors(entry: Entry) -> float:
-    return float(sum(sum(step["errors"].values()) for step in (*entry["closed"].values(), entry.get("open", entry))))
+    steps = [*entry["closed"].values(), *([entry["open"]] if "open" in entry else [])]
+    return float(sum(sum(step["errors"].values()) for step in steps))
 
 
 def _costs(rounds: Sequence[Entry]) -> list[str]:
@@ -156,7 +157,7 @@ def _costs(rounds: Sequence[Entry]) -> list[str]:
     def agreement(entry: Entry) -> float | None:
         if reference is None:
             return None
-        return sum(a == b for a, b in zip(reference, entry["top1"], strict=True)) / len(reference)
+        return float(sum(a == b for a, b in zip(reference, entry["top1"], strict=True)) / len(reference))
 
     rows = [
         [
@@ -185,10 +186,22 @@ def _promises(rounds: Sequence[Entry]) -> list[str]:
     pairs = [pair for e in rounds for pair in e["servers"].get(CAMCAL.name, {}).get("maps", [])]
     rows = [
         ["of the ceiling, 32 clients", _spread(ratio(rate, _ceiling(rounds, "best"))), "≥ 0.9"],
-        ["times the best other server's rate, 32 clients", _spread(_against(rounds, others, rate, "rate", max)), "≥ 1.4"],
-        ["times the best other server's p99, 32 clients", _spread(_against(rounds, others, p99, "p99_ms", min)), "≤ 0.8"],
+        [
+            "times the best other server's rate, 32 clients",
+            _spread(_against(rounds, others, rate, "rate", max)),
+            "≥ 1.4",
+        ],
+        [
+            "times the best other server's p99, 32 clients",
+            _spread(_against(rounds, others, p99, "p99_ms", min)),
+            "≤ 0.8",
+        ],
         ["p50 over decoding and inference, one client, ms", _spread(spread(added)), "≤ 2"],
-        ["rate with maps, of that without", _spread(ratio([p["on"] for p in pairs], [p["off"] for p in pairs])), "≥ 0.97"],
+        [
+            "rate with maps, of that without",
+            _spread(ratio([p["on"] for p in pairs], [p["off"] for p in pairs])),
+            "≥ 0.97",
+        ],
         ["ready after, s", _spread(spread(_series(rounds, CAMCAL.name, lambda e: e["ready_s"]))), "≤ 2"],
         ["memory, MB", _spread(spread(_series(rounds, CAMCAL.name, lambda e: e["memory_mb"]))), "≤ 300"],
     ]
@@ -213,8 +226,8 @@ def _spread(value: Spread | None) -> str:
 
 def _overload(o: Entry) -> list[str]:
     return [
-        f"Overload, open loop at three times capacity: {o['offered']:.0f} requests/s offered, {o['goodput']:.0f} answered "
-        f"({o['goodput'] / o['peak']:.0%} of peak; target ≥ 90 %), {o['refused']} refused, {o['server_errors']} 5xx and "
-        f"{o['unanswered']} without an answer (target 0); the slowest was answered or refused after {o['slowest_s']:.2f} s "
-        "(target ≤ 1 s)."
+        f"Overload, open loop at three times capacity: {o['offered']:.0f} requests/s offered, {o['goodput']:.0f} "
+        f"answered ({o['goodput'] / o['peak']:.0%} of peak; target ≥ 90 %), {o['refused']} refused, "
+        f"{o['server_errors']} 5xx and {o['unanswered']} without an answer (target 0); the slowest was answered or "
+        f"refused after {o['slowest_s']:.2f} s (target ≤ 1 s)."
     ]

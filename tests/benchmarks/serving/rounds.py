@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -84,9 +83,10 @@ class Bench:
     def generator(self, seconds: float) -> dict[str, float]:
         """What the generator can do against a server that does nothing: it must not be the bottleneck."""
         trivial = Server(
-            name="trivial", command=lambda _, port: [sys.executable, "-m", "tests.benchmarks.serving.trivial", str(port)]
+            name="trivial",
+            command=lambda _, port: [sys.executable, "-m", "tests.benchmarks.serving.trivial", str(port)],
         )
-        with running(trivial, Path(sys.executable).parent, ROOT, self._photo, self.work / "trivial.log") as server:
+        with running(trivial, Path(sys.executable).parent, ROOT, self._photo, self._log(trivial)) as server:
             outcome = self.send(server, clients=32, seconds=seconds + SKIP_S)
         figures = closed_loop(outcome.records, SKIP_S, seconds)
         found = {"rate": figures["rate"], "cpu_us": 1e6 * outcome.cpu_s / len(outcome.records)}
@@ -102,22 +102,17 @@ class Bench:
             # Another order in each round, so that nobody always follows the same neighbour.
             names = [name for name in self._bin if name not in self._failed]
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                with self._start(SERVERS[name], plan) as server:
-                    if server is not None:
-                        entry["servers"][name] = self._serve(server, plan, last=number + 1 == plan.rounds)
+                server = SERVERS[name]
+                try:
+                    with running(server, self._bin[name], plan.bundle, self._photo, self._log(server)) as up:
+                        entry["servers"][name] = self._serve(up, plan, last=number + 1 == plan.rounds)
+                except (ServerError, OSError) as error:  # one that breaks down must not end the run of the others
+                    self._fail(name, f"{error} (see {self._log(server).name})")
             measured["rounds"].append(entry)
             yield measured
 
-    @contextlib.contextmanager
-    def _start(self, server: Server, plan: Plan) -> Iterator[Running | None]:
-        log = self.work / f"{server.name}.log"
-        with contextlib.ExitStack() as stack:
-            try:
-                up = stack.enter_context(running(server, self._bin[server.name], plan.bundle, self._photo, log))
-            except ServerError as error:
-                self._fail(server.name, str(error))
-                up = None
-            yield up
+    def _log(self, server: Server) -> Path:
+        return self.work / f"{server.name}.log"
 
     def _serve(self, server: Running, plan: Plan, last: bool) -> dict[str, Any]:
         """All steps against one running server."""
@@ -133,7 +128,7 @@ class Bench:
             outcome = self.send(server, rate=OPEN_SHARE * peak, seconds=plan.seconds + SKIP_S)
             entry["open"] = open_loop(outcome.records, SKIP_S, plan.seconds) | {"offered": OPEN_SHARE * peak}
             _say(server, f"open loop at {OPEN_SHARE:.0%}", entry["open"])
-        if server.server is CAMCAL:
+        if server.server.name == CAMCAL.name:
             entry["maps"] = self._maps(server, plan)
             if last and plan.overload_s:
                 outcome = self.send(server, rate=OVERLOAD_TIMES * peak, seconds=plan.overload_s)
@@ -159,7 +154,8 @@ class Bench:
 
     def _ceiling(self, plan: Plan) -> dict[str, float]:
         seconds = str(max(1.0, plan.seconds / 2))
-        command = [sys.executable, "-m", "tests.benchmarks.serving.ceiling", plan.bundle, self.photos, seconds]
+        command = [sys.executable, "-m", "tests.benchmarks.serving.ceiling"]
+        command += [str(plan.bundle), str(self.photos), seconds]
         result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
         found: dict[str, float] = json.loads(result.stdout)
         say(f"  ceiling: {found['best']:.0f} images/s; one image alone {found['decode_inference_ms']:.1f} ms")
@@ -167,9 +163,8 @@ class Bench:
 
     def growth(self, plan: Plan, requests: int) -> dict[str, Any]:
         """Camcal's memory, first after a tenth of the requests (its map store is then full), then to the end."""
-        with self._start(CAMCAL, plan) as server:
-            if server is None:
-                raise ServerError(self._failed[CAMCAL.name])
+        log = self._log(CAMCAL)
+        with running(CAMCAL, self._bin[CAMCAL.name], plan.bundle, self._photo, log) as server:
             samples, sent = [], 0
             for sample in range(GROWTH_SAMPLES):
                 count = requests * (sample + 1) // GROWTH_SAMPLES - sent

@@ -86,6 +86,8 @@ class Overload(TypedDict):
 def overload(records: Sequence[Record], seconds: float) -> Overload:
     """Who was served, who was refused (4xx), and how long the slowest of all waited for either.
 
+    Goodput counts answers within the `seconds`, not those that a long queue gives afterwards.
+
     Raises:
         ValueError: if there are no records.
     """
@@ -94,7 +96,7 @@ def overload(records: Sequence[Record], seconds: float) -> Overload:
     statuses = Counter(status for _, _, status in records)
     return Overload(
         offered=len(records) / seconds,
-        goodput=statuses[200] / seconds,
+        goodput=sum(status == 200 and start + latency < seconds for start, latency, status in records) / seconds,
         refused=sum(n for status, n in statuses.items() if 400 <= status < 500),
         server_errors=sum(n for status, n in statuses.items() if status >= 500),
         unanswered=statuses[0],

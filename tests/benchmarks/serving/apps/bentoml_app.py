@@ -17,7 +17,9 @@ import bentoml
 from tests.benchmarks.serving.apps.common import MAX_BATCH, Model
 
 
-@bentoml.service(workers="cpu_count", traffic={"timeout": 60}, metrics={"enabled": False}, logging={"access": {"enabled": False}})
+@bentoml.service(
+    workers="cpu_count", traffic={"timeout": 60}, metrics={"enabled": False}, logging={"access": {"enabled": False}}
+)
 class Classifier:
     """Decodes and runs a batch in one worker."""
 

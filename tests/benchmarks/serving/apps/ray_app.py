@@ -48,7 +48,7 @@ class Classifier:
 if __name__ == "__main__":
     ray.init(num_cpus=cores(), include_dashboard=False, logging_level="warning", log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
-    serve.run(Classifier.bind(), route_prefix="/predict")
+    serve.run(Classifier.bind(), route_prefix="/predict")  # type: ignore[attr-defined]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         signal.pause()
