@@ -14,7 +14,7 @@ from tests.benchmarks.serving.servers import Server, ServerError
 
 BIN = Path(sys.executable).parent
 TRIVIAL = Server(
-    name="camcal", command=lambda _, port: [sys.executable, "-m", "tests.benchmarks.serving.trivial", str(port)]
+    name="camcal", command=lambda _, __, port: [sys.executable, "-m", "tests.benchmarks.serving.trivial", str(port)]
 )
 
 
@@ -39,8 +39,8 @@ def test_photographs_are_jpegs_of_the_usual_size_and_the_same_every_time(work: P
     assert [path.read_bytes() for path in paths] == [p.read_bytes() for p in sorted((work / "photos").glob("*.jpg"))]
     assert len({path.read_bytes() for path in paths}) == 6
     for path in paths:
-        image = Image.open(path)
-        assert image.format == "JPEG" and image.size == (500, 375)
+        with Image.open(path) as image:
+            assert image.format == "JPEG" and image.size == (500, 375)
     assert 45_000 < np.mean([path.stat().st_size for path in paths]) < 70_000
 
 
@@ -90,7 +90,7 @@ def test_every_request_carries_its_photograph(work: Path, form: str) -> None:
     load = Load.model_validate({"port": 1, "path": "/p", "photos": work / "photos", "form": form, "seconds": 1})
     for path, request in zip(sorted(load.photos.glob("*.jpg")), requests_of(load), strict=True):
         head, _, body = request.partition(b"\r\n\r\n")
-        kind, sent = body_of(load, path.read_bytes())
+        kind, sent = body_of(load.form, load.field, path.read_bytes())
         assert sent == body and f"Content-Type: {kind}\r\n".encode() in head
         assert f"Content-Length: {len(body)}".encode() in head
         image = body if form == "raw" else parse_form(kind, body)[0].data

@@ -25,6 +25,8 @@ MAX_CONNECTIONS = 900  # below the usual limit of 1024 open files; in an open lo
 FAILED = 0  # the status of a request without an answer
 BOUNDARY = "photograph"
 
+Form = Literal["raw", "multipart"]
+
 
 class Load(BaseModel):
     """What to send, and how.
@@ -40,7 +42,7 @@ class Load(BaseModel):
     port: int
     path: str
     photos: Path
-    form: Literal["raw", "multipart"] = "raw"
+    form: Form = "raw"
     field: str = "image"
     clients: int | None = Field(default=None, ge=1)
     rate: float | None = Field(default=None, gt=0)
@@ -65,17 +67,17 @@ def requests_of(load: Load) -> list[bytes]:
     return [_request(load, photo.read_bytes()) for photo in sorted(load.photos.glob("*.jpg"))]
 
 
-def body_of(load: Load, photo: bytes) -> tuple[str, bytes]:
+def body_of(form: Form, field: str, photo: bytes) -> tuple[str, bytes]:
     """Content type and body of a request."""
-    if load.form == "raw":
+    if form == "raw":
         return "image/jpeg", photo
-    part = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{load.field}"; filename="photo.jpg"\r\n'
+    part = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="photo.jpg"\r\n'
     body = b"%sContent-Type: image/jpeg\r\n\r\n%s\r\n--%s--\r\n" % (part.encode(), photo, BOUNDARY.encode())
     return f"multipart/form-data; boundary={BOUNDARY}", body
 
 
 def _request(load: Load, photo: bytes) -> bytes:
-    kind, body = body_of(load, photo)
+    kind, body = body_of(load.form, load.field, photo)
     head = f"POST {load.path} HTTP/1.1\r\nHost: 127.0.0.1:{load.port}\r\nContent-Type: {kind}\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 

@@ -84,7 +84,7 @@ class Bench:
         """What the generator can do against a server that does nothing: it must not be the bottleneck."""
         trivial = Server(
             name="trivial",
-            command=lambda _, port: [sys.executable, "-m", "tests.benchmarks.serving.trivial", str(port)],
+            command=lambda _, __, port: [sys.executable, "-m", "tests.benchmarks.serving.trivial", str(port)],
         )
         with running(trivial, Path(sys.executable).parent, ROOT, self._photo, self._log(trivial)) as server:
             outcome = self.send(server, clients=32, seconds=seconds + SKIP_S)

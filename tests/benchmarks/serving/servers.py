@@ -17,9 +17,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tests.benchmarks.serving.load import Load, body_of
+from tests.benchmarks.serving.load import Form, body_of
 
 ROOT = Path(__file__).resolve().parents[3]
 REQUIREMENTS = Path(__file__).parent / "requirements"
@@ -28,7 +28,7 @@ MARK = "CAMCAL_BENCH_RUN"  # in the environment of every process of a server, wh
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 20.0
 
-Command = Callable[[Path, int], list[str]]
+Command = Callable[[Path, Path, int], list[str]]
 
 
 class ServerError(RuntimeError):
@@ -37,35 +37,35 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """One of the servers: `command` makes its command line from its environment's `bin` folder and a port."""
+    """One of the servers: `command` makes its command line from its environment's `bin` folder, a bundle and a port."""
 
     name: str
     command: Command
-    form: Literal["raw", "multipart"] = "raw"
+    form: Form = "raw"
     field: str = "image"
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def _camcal(bin_: Path, port: int) -> list[str]:
-    return [str(bin_ / "python"), "-m", "service", "serve", "--bundle", os.environ["BENCH_BUNDLE"], "--port", str(port)]
+def _camcal(bin_: Path, bundle: Path, port: int) -> list[str]:
+    return [str(bin_ / "python"), "-m", "service", "serve", "--bundle", str(bundle), "--port", str(port)]
 
 
-def _fastapi(bin_: Path, port: int) -> list[str]:
+def _fastapi(bin_: Path, _: Path, port: int) -> list[str]:
     workers = str(len(os.sched_getaffinity(0)))
     options = ["--port", str(port), "--workers", workers, "--log-level", "warning", "--no-access-log"]
     return [str(bin_ / "python"), "-m", "uvicorn", f"{APPS}.fastapi_app:app", *options]
 
 
-def _litserve(bin_: Path, port: int) -> list[str]:
+def _litserve(bin_: Path, _: Path, port: int) -> list[str]:
     return [str(bin_ / "python"), "-m", f"{APPS}.litserve_app", str(port)]
 
 
-def _bentoml(bin_: Path, port: int) -> list[str]:
+def _bentoml(bin_: Path, _: Path, port: int) -> list[str]:
     options = ["--host", "127.0.0.1", "--port", str(port)]
     return [str(bin_ / "bentoml"), "serve", f"{APPS}.bentoml_app:Classifier", *options]
 
 
-def _ray(bin_: Path, port: int) -> list[str]:
+def _ray(bin_: Path, _: Path, port: int) -> list[str]:
     return [str(bin_ / "python"), "-m", f"{APPS}.ray_app", str(port)]
 
 
@@ -132,7 +132,7 @@ class Running:
 
     def memory_mb(self) -> float:
         """Resident memory of all its processes in MB; what several share is counted once (PSS)."""
-        return sum(_pss_kb(pid) for pid in processes(self.mark)) / 1000
+        return sum(_pss_kib(pid) for pid in processes(self.mark)) * 1024 / 1e6
 
 
 @contextlib.contextmanager
@@ -145,13 +145,18 @@ def running(server: Server, bin_: Path, bundle: Path, photo: bytes, log: Path) -
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     mark = f"{server.name}-{os.getpid()}-{port}"
-    os.environ["BENCH_BUNDLE"] = str(bundle)
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    environment |= {**server.environment, MARK: mark, "PYTHONPATH": str(ROOT), "PATH": f"{bin_}:{os.environ['PATH']}"}
+    environment |= {
+        **server.environment,
+        MARK: mark,
+        "BENCH_BUNDLE": str(bundle),
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{bin_}:{os.environ['PATH']}",
+    }
     began = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            server.command(bin_, port), env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+            server.command(bin_, bundle, port), env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
         )
     try:
         _wait(process, server, port, photo, log)
@@ -179,8 +184,7 @@ def ask(server: Server, port: int, photo: bytes) -> list[dict[str, Any]]:
     Raises:
         OSError: if there is no answer, or one that is not 200.
     """
-    load = Load(port=port, path="/predict", photos=Path(), form=server.form, field=server.field, seconds=1)
-    kind, body = body_of(load, photo)
+    kind, body = body_of(server.form, server.field, photo)
     request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", body, {"Content-Type": kind})
     with urllib.request.urlopen(request, timeout=30) as answer:
         value = json.load(answer)
@@ -207,7 +211,7 @@ def processes(mark: str) -> list[int]:
     return sorted(found)
 
 
-def _pss_kb(pid: int) -> int:
+def _pss_kib(pid: int) -> int:
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
