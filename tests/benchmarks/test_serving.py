@@ -13,8 +13,10 @@ from tests.benchmarks.serving.load import FAILED, Load, body_of, requests_of
 from tests.benchmarks.serving.servers import Server, ServerError
 
 BIN = Path(sys.executable).parent
+BUSY_MS = 5  # of the stand-in for camcal, for each request: at most 200 a second
 TRIVIAL = Server(
-    name="camcal", command=lambda _, __, port: [sys.executable, "-m", "tests.benchmarks.serving.trivial", str(port)]
+    name="camcal",
+    command=lambda _, __, port: [sys.executable, "-m", "tests.benchmarks.serving.trivial", str(port), str(BUSY_MS)],
 )
 
 
@@ -116,9 +118,12 @@ def test_the_harness_measures_and_stops_a_server(
     assert found["top1"] == [0] * 6
     assert 0 < found["ready_s"] < 30 and 10 < found["memory_mb"] < 200
     for figures in found["closed"].values():
-        assert figures["rate"] > 20 and figures["errors"] == {}
+        assert 10 < figures["rate"] < 220 and figures["errors"] == {}
         assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["max_ms"]
-    assert found["open"]["rate"] == pytest.approx(found["open"]["offered"], rel=0.25)
+    assert found["closed"]["32"]["p50_ms"] > 32 * BUSY_MS * 0.9
+    assert found["open"]["rate"] == pytest.approx(found["open"]["offered"], rel=0.5)  # Poisson
+    assert found["overload"]["offered"] > 2 * found["overload"]["peak"] > 1.5 * found["overload"]["goodput"]
+    assert found["overload"]["slowest_s"] > 0.5  # it refuses nobody, so its queue grows
     assert found["overload"]["unanswered"] == found["overload"]["server_errors"] == 0
     ceiling = entry["ceiling"]
     assert ceiling["best"] == max(ceiling[way] for way in ("pipelined", "parallel", "parallel_batches")) > 0
