@@ -162,7 +162,6 @@ def test_a_server_that_does_not_start_is_reported_with_its_last_words(work: Path
 
 def test_memory_growth_is_counted_from_the_first_tenth(bench: rounds.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "CAMCAL", TRIVIAL)
-    monkeypatch.setattr(rounds.time, "sleep", lambda _: None)
     plan = rounds.Plan(bundle=Path(), clients=[], rounds=1, seconds=1, overload_s=0)
     found = bench.growth(plan, 200)
     assert [s["requests"] for s in found["samples"]] == list(range(10, 201, 10))

@@ -13,14 +13,13 @@ from onnx import TensorProto
 from typer.testing import CliRunner
 
 from models.bundle import OUTPUTS, Bundle, Precision
-from service.cli import app
-from training import cli, export, precision
+from training import export, precision
+from training.cli import app
 from training.config import Recipe
 from training.data import Dataset, load_dataset
 from training.precision import PrecisionError
 from training.run import Run, load_network
 
-assert cli.app is app  # importing it adds the training commands
 Bundles = dict[Precision, Path]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +172,6 @@ class Bench:
                 errors = sum(status != 200 for _, _, status in outcome.records)
                 samples.append({"requests": sent, "memory_mb": server.memory_mb(), "errors": errors})
                 say(f"  {sent} requests, {samples[-1]['memory_mb']:.1f} MB, {errors} errors")
-                time.sleep(1)
         start, end = samples[GROWTH_SAMPLES // 10 - 1]["memory_mb"], samples[-1]["memory_mb"]
         return {"samples": samples, "growth": end / start - 1}
 
