@@ -15,7 +15,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service.cli import app, fail, spoken_errors
+from service.cli import app as app
+from service.cli import fail, spoken_errors
 
 console = Console(highlight=False)
 

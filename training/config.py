@@ -86,19 +86,69 @@ class AugmentConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """The network; see `models.classifier.LongTailClassifier`."""
+    """The network; see `models.classifier.LongTailClassifier`.
+
+    head: `linear`, or a normalised one: `weight`, `cosine`, `cosnorm`, `causal`; see `models.normalized`.
+    scalar: s of a normalised head, at first or, without learn_scalar, for good; 16, or 1 for `weight`.
+    camc: where CAMC takes its evidence from; camc_attention, camc_top: see `models.camc`.
+    reslt: the form of ResLT's branches; see `models.reslt`.
+    """
 
     backbone: str = "resnet32"
     weights: str | None = None
-    head: Literal["cosine", "linear"] = "cosine"
+    head: Literal["linear", "weight", "cosine", "cosnorm", "causal"] = "cosine"
     scalar: float = Field(default=16.0, gt=0)
     learn_scalar: bool = True
-    camc: Literal["off", "weights", "prototypes"] = "off"
+    camc: Literal["off", "weights", "prototypes", "both"] = "off"
+    camc_attention: Literal["sigmoid", "softmax"] = "sigmoid"
+    camc_top: int = Field(default=0, ge=0)
+    reslt: Literal["off", "cifar", "large"] = "off"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scalar_of_head(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("head") == "weight":
+            return {"scalar": 1.0} | raw
+        return raw
+
+
+class LossConfig(_Section):
+    """The training loss; see `training.losses` for the formulas. n_k are the counts of the images trained on.
+
+    name: what is computed of an image: `cross_entropy`; `focal`, with gamma; `ldam`, with the largest margin `margin`,
+        for normalised heads; `balanced_softmax`; `logit_adjustment`, with the strength tau.
+    weights: of a class: `none`; `grw` ∝ n^-exponent; `class_balanced` ∝ (1-β)/(1-β^n) with β = effective_beta.
+    reweight_from: share of the epochs after which the weights apply; 0.8 is LDAM-DRW's 160 of 200.
+    smoothing: label smoothing; with smoothing_tail, that of the commonest class, which falls to it for the rarest.
+    branch_beta: with ResLT, the share of the branches' own losses; the rest is the loss of their sum.
+    branch_ranks: with ResLT, the ranks (0 is the commonest class) from which on a class is medium, and rare; by default
+        35 % and 70 % of the classes.
+    """
+
+    name: Literal["cross_entropy", "focal", "ldam", "balanced_softmax", "logit_adjustment"] = "cross_entropy"
+    weights: Literal["none", "grw", "class_balanced"] = "none"
+    reweight_from: float = Field(default=0.0, ge=0, le=1)
+    exponent: float = Field(default=1.2, ge=0)
+    effective_beta: float = Field(default=0.9999, ge=0, lt=1)
+    gamma: float = Field(default=2.0, ge=0)
+    margin: float = Field(default=0.5, gt=0)
+    tau: float = Field(default=1.0, ge=0)
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    smoothing_tail: float | None = Field(default=None, ge=0, lt=1)
+    branch_beta: float = Field(default=0.995, ge=0, le=1)
+    branch_ranks: tuple[int, int] | None = None
+
+    @model_validator(mode="after")
+    def _ranks_in_order(self) -> LossConfig:
+        if self.branch_ranks is not None and not 0 <= self.branch_ranks[0] <= self.branch_ranks[1]:
+            raise ValueError(f"branch_ranks must be two ranks in order, got {list(self.branch_ranks)}")
+        return self
 
 
 class FitConfig(_Section):
     """The optimisation: SGD with Nesterov momentum, a linear warm-up, then a cosine to zero.
 
+    sampler: how often a class is seen; see `training.samplers`.
     precision: `bf16` runs the network under autocast; head, maps and loss stay in fp32.
     """
 
@@ -108,24 +158,44 @@ class FitConfig(_Section):
     warmup_epochs: float = Field(default=5.0, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    sampler: Literal["instance", "class_balanced", "square_root", "progressive"] = "instance"
     precision: Literal["fp32", "bf16"] = "bf16"
 
 
 class CalibrateConfig(_Section):
     """The steps after training; see `training.calibrate`.
 
+    scalar: `select` a normalised head's scalar on held-out images, or `keep` the trained one.
+    rescale: of a linear head: `tau` normalises the weights by ‖W‖^τ, `lws` learns a scale a class.
+    marc: fit margins.
+    marc_on: the images that they are fitted on: `train` as published, the `holdout` part, or `both`.
+    start: where margins start (and stay, without marc): `identity`, or `prior`, which takes the logarithm of the class
+        prior that the logits are trained for from them: logit adjustment afterwards.
+    penalty: λ that pulls margins towards their start, see `training.margins.fit_marc`. On `train` the defaults are
+        those of the paper, `identity` and 0; with held-out images they are `prior` (`identity` after rescaling) and 1.
     passes: how many augmented passes over the training images MARC's cached logits come from.
     exponent: of the generalised re-weighting, w_k ∝ (n_k/N)^-exponent.
+    iterations, batch_size, lr, momentum, weight_decay: of SGD with a cosine rate; the first `warmup` iterations rise
+        from half of lr.
+    prior: class frequencies in use, beside the balanced ones and those of training: one positive number for each
+        class, as a list in the classes' order or by name.
     """
 
+    scalar: Literal["select", "keep"] = "select"
+    rescale: Literal["off", "tau", "lws"] = "off"
     marc: bool = True
+    marc_on: Literal["train", "holdout", "both"] = "train"
+    start: Literal["identity", "prior"] | None = None
+    penalty: float | None = Field(default=None, ge=0)
     passes: int = Field(default=4, ge=1)
     exponent: float = Field(default=1.2, ge=0)
     iterations: int = Field(default=2000, ge=1)
+    warmup: int = Field(default=0, ge=0)
     batch_size: int = Field(default=512, ge=1)
     lr: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    prior: list[float] | dict[str, float] | None = None
 
 
 class Recipe(_Section):
@@ -136,8 +206,19 @@ class Recipe(_Section):
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
     fit: FitConfig
     calibrate: CalibrateConfig = CalibrateConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        if self.loss.name == "ldam" and self.model.head == "linear":
+            raise ValueError("loss.name = 'ldam' needs a normalised head, such as model.head = 'cosine'")
+        if self.calibrate.rescale != "off" and self.model.head != "linear":
+            raise ValueError(f"calibrate.rescale = {self.calibrate.rescale!r} is for model.head = 'linear'")
+        if self.calibrate.rescale != "off" and self.calibrate.start == "prior":
+            raise ValueError("calibrate.start = 'prior' and calibrate.rescale both balance the classes: choose one")
+        return self
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -211,4 +292,4 @@ def _sentence(item: Any, origin: str) -> str:
         return f"{origin}: {where!r} is missing"
     message = item["msg"].removeprefix("Value error, ")
     found = "" if isinstance(item["input"], dict) else f" (found {item['input']!r})"
-    return f"{origin}: {where!r}: {message}{found}"
+    return f"{origin}: {where!r}: {message}{found}" if where else f"{origin}: {message}"

@@ -9,35 +9,42 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from models.bundle import GROUPS, group_of
 from models.classifier import LongTailClassifier
+from models.normalized import WeightNormHead
 from training import metrics
 from training.calibrate import predict_logits
 from training.config import Recipe
+from training.curves import scalar_curve
 from training.data import Dataset
+from training.priors import given_prior, logit_prior, prior_weights, shift_prior
 
 STEPS = {
     "trained": "as trained",
+    "adjusted": "- log prior",
     "scalar": "+ scalar",
     "marc": "+ MARC",
     "calibrated": "+ temperature",
 }
 
 
-def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe, trained_scalar: float) -> dict[str, Any]:
+def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> dict[str, Any]:
     """Everything the report holds, ready for JSON. This is the only place where the test part is looked at.
 
-    Args:
-        trained_scalar: s as training left it, before its selection on held-out images.
+    The step `adjusted` stands beside the others: the trained logits with the selected scalar and the logarithm of their
+    class prior taken from them, nothing else; logit adjustment afterwards.
     """
     counts_K = data.train_counts()
     groups_K = [group_of(int(count)) for count in counts_K]
     labels_N = data.test.labels.numpy()
-    probabilities = _probabilities(network, data, trained_scalar)
+    raw_prior_K = logit_prior(recipe, np.bincount(data.train.labels.cpu().numpy(), minlength=len(counts_K)))
+    logits_NK = predict_logits(network.eval(), data.test)
+    probabilities = _probabilities(network, logits_NK, raw_prior_K)
     prior_K = counts_K / counts_K.sum()
-    weights_N = _prior_weights(labels_N, prior_K)
-    return {
+    weights_N = prior_weights(labels_N, prior_K)
+    report = {
         "recipe": recipe.name,
         "seed": recipe.seed,
         "data": {
@@ -51,7 +58,9 @@ def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe, trained
         },
         "test": {step: metrics.figures(p, labels_N, list(groups_K)) for step, p in probabilities.items()},
         "test_under_train_prior": {
-            "trained": metrics.figures(probabilities["trained"], labels_N, list(groups_K), weights_N),
+            "trained": metrics.figures(
+                shift_prior(probabilities["trained"], prior_K / raw_prior_K), labels_N, list(groups_K), weights_N
+            ),
             "calibrated": metrics.figures(
                 shift_prior(probabilities["calibrated"], prior_K), labels_N, list(groups_K), weights_N
             ),
@@ -62,20 +71,30 @@ def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe, trained
         },
         "per_class": _per_class(data, counts_K, probabilities, labels_N),
     }
+    if recipe.calibrate.prior is not None:
+        given_K = given_prior(recipe.calibrate.prior, data.classes)
+        report["test_under_given_prior"] = {
+            "calibrated": metrics.figures(
+                shift_prior(probabilities["calibrated"], given_K),
+                labels_N,
+                list(groups_K),
+                prior_weights(labels_N, given_K),
+            )
+        }
+    if isinstance(network.head, WeightNormHead):
+        report["scalar_curve"] = _scalar_curve(network, logits_NK, data, raw_prior_K)
+    return report
 
 
-def shift_prior(probabilities_NK: metrics.Floats, prior_K: metrics.Floats) -> metrics.Floats:
-    """Probabilities for a balanced prior, turned into those for another: p_k·π_k, normalised."""
-    shifted = probabilities_NK * prior_K
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
-
-
-def _probabilities(network: LongTailClassifier, data: Dataset, trained_scalar: float) -> dict[str, metrics.Floats]:
-    logits_NK = predict_logits(network.eval(), data.test)
+def _probabilities(
+    network: LongTailClassifier, logits_NK: Tensor, raw_prior_K: metrics.Floats
+) -> dict[str, metrics.Floats]:
     with torch.no_grad():
+        trained_NK = network.rescale.undo(logits_NK)
         marc_NK = network.calibrate(logits_NK.to(network.mean.device)).cpu()
     logits = {
-        "trained": logits_NK * (trained_scalar / network.head.scalar.item()),
+        "trained": trained_NK,
+        "adjusted": network.rescale.factor.cpu() * trained_NK - torch.from_numpy(np.log(raw_prior_K)),
         "scalar": logits_NK,
         "marc": marc_NK,
         "calibrated": marc_NK / network.temperature.item(),
@@ -83,10 +102,20 @@ def _probabilities(network: LongTailClassifier, data: Dataset, trained_scalar: f
     return {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
 
 
-def _prior_weights(labels_N: NDArray[np.int64], prior_K: metrics.Floats) -> metrics.Floats:
-    """Weights under which the test part has the class frequencies `prior_K`."""
-    shares = np.bincount(labels_N, minlength=len(prior_K)) / len(labels_N)
-    return np.asarray((prior_K / np.where(shares > 0, shares, 1))[labels_N])
+def _scalar_curve(
+    network: LongTailClassifier, logits_NK: Tensor, data: Dataset, raw_prior_K: metrics.Floats
+) -> list[dict[str, float]]:
+    """`scalar_curve` of the test part, and of the held-out part under the names `holdout_…`, class-balanced both."""
+    balanced_K = np.full(len(data.classes), 1 / len(data.classes))
+    curves = []
+    for part, z_NK in ((data.test, logits_NK), (data.holdout, predict_logits(network, data.holdout))):
+        labels_N = part.labels.numpy()
+        cosines_NK = z_NK.double().numpy() / network.scalar
+        curves.append(scalar_curve(cosines_NK, labels_N, prior_weights(labels_N, balanced_K), raw_prior_K))
+    return [
+        test | {f"holdout_{name}": value for name, value in held.items() if name != "scalar"}
+        for test, held in zip(*curves, strict=True)
+    ]
 
 
 def _per_class(

@@ -30,11 +30,12 @@ from models.bundle import (
     sha256,
     write_manifest,
 )
-from models.classifier import LongTailClassifier, ServedClassifier
+from models.classifier import LongTailClassifier, ServedClassifier, can_fold, fold_branches
 from training.config import Recipe
 from training.data import Dataset
 from training.data.sources import preprocessing_of
 from training.precision import PrecisionError, compare, halve, quantize
+from training.priors import given_prior
 from training.run import save_json
 
 TOLERANCE = 1e-4
@@ -160,6 +161,8 @@ def export_bundle(
     partial.mkdir(parents=True)
     preprocessing = preprocessing_of(recipe.data)
     size = preprocessing.input_size
+    if can_fold(network):
+        network = fold_branches(network)
     export_onnx(network, size, partial / MODEL_FILE)
     if precision != "fp32":
         assert data is not None
@@ -182,16 +185,17 @@ def export_bundle(
         ],
         preprocessing=preprocessing,
         calibration=Calibration(
-            scalar=float(network.head.scalar),
+            scalar=network.scalar,
             omega=network.marc.omega.tolist(),
             beta=network.marc.beta.tolist(),
-            weight_norms=network.head.weight_norms().tolist(),
+            weight_norms=network.weight_norms().tolist(),
             temperature=float(network.temperature),
         ),
         grid=(grid[0], grid[1]),
         precision=precision,
         figures={step: report["test"][step] for step in ("trained", "calibrated")},
         recipe=recipe.model_dump(mode="json"),
+        prior=None if recipe.calibrate.prior is None else given_prior(recipe.calibrate.prior, classes).tolist(),
         files=files,
     )
     write_manifest(partial, manifest)

@@ -11,14 +11,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.nn import functional
 from torch.optim import SGD
 
 from models.classifier import LongTailClassifier
 from training.config import FitConfig, Recipe
 from training.data import Dataset
 from training.data.augment import Augment
-from training.run import Run, RunError, build_network, load_tensors, network_tensors, restore, save_tensors
+from training.losses import Criterion
+from training.run import Run, RunError, build_network, load_tensors, network_tensors, recipe_in, restore, save_tensors
+from training.samplers import epoch_order
 
 
 def fit(recipe: Recipe, data: Dataset, run: Run, console: Console, device: torch.device) -> LongTailClassifier:
@@ -31,6 +32,8 @@ def fit(recipe: Recipe, data: Dataset, run: Run, console: Console, device: torch
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
     network.marc.requires_grad_(False)
     optimizer = _optimizer(network, recipe.fit)
+    counts_K = data.train.labels.cpu().bincount(minlength=len(data.classes)).numpy()
+    criterion = Criterion(recipe.loss, counts_K, network.head.scalar, device)
     start = _resume(run, recipe, network, optimizer) if run.checkpoint.is_file() else 0
     if start:
         console.print(f"continuing after epoch {start} of {recipe.fit.epochs}")
@@ -40,7 +43,9 @@ def fit(recipe: Recipe, data: Dataset, run: Run, console: Console, device: torch
         task = progress.add_task("training", total=recipe.fit.epochs * steps, completed=start * steps, rate="")
         for epoch in range(start, recipe.fit.epochs):
             began, seen, total = time.perf_counter(), 0, torch.zeros(2, dtype=torch.float64, device=device)
-            for step, (loss, hits, size) in enumerate(_epoch(network, optimizer, recipe, data, epoch, device)):
+            for step, (loss, hits, size) in enumerate(
+                _epoch(network, optimizer, criterion, recipe, data, epoch, device)
+            ):
                 seen += size
                 total += torch.stack([loss * size, hits])
                 rate = seen / (time.perf_counter() - began)
@@ -62,15 +67,22 @@ def fit(recipe: Recipe, data: Dataset, run: Run, console: Console, device: torch
 
 
 def _epoch(
-    network: LongTailClassifier, optimizer: SGD, recipe: Recipe, data: Dataset, epoch: int, device: torch.device
+    network: LongTailClassifier,
+    optimizer: SGD,
+    criterion: Criterion,
+    recipe: Recipe,
+    data: Dataset,
+    epoch: int,
+    device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """One pass in random order: yields each batch's loss, number of hits and size.
+    """One pass in the sampler's order: yields each batch's loss, number of hits and size.
 
     The generators are seeded by (seed, epoch), so that an interrupted run continues as if it had not been.
     """
     config = recipe.fit
     seed = recipe.seed * 1_000_003 + epoch
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
+    progress = epoch / config.epochs
+    order = epoch_order(config.sampler, data.train.labels, progress, torch.Generator().manual_seed(seed))
     augment = Augment(recipe.augment, torch.Generator(device).manual_seed(seed))
     batches = order.split(config.batch_size)
     network.train()
@@ -80,11 +92,12 @@ def _epoch(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, epoch + step / len(batches))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-            logits_BK = network(images_BHWC, labels_B)
-        loss = functional.cross_entropy(logits_BK.float(), labels_B, label_smoothing=config.label_smoothing)
+            logits = network(images_BHWC, labels_B)
+        loss = criterion(logits, labels_B, progress)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        logits_BK = logits if logits.ndim == 2 else logits.sum(dim=1)
         yield loss.detach(), (logits_BK.argmax(dim=1) == labels_B).sum(), len(index)
 
 
@@ -136,8 +149,8 @@ def _resume(run: Run, recipe: Recipe, network: LongTailClassifier, optimizer: SG
 
 def _same_recipe(run: Run, recipe: Recipe, found: dict[str, Any]) -> None:
     """What decides the trained weights must not change half way; calibration settings may."""
-    wanted = recipe.model_dump(mode="json")
-    for section in ("seed", "data", "augment", "model", "fit"):
+    wanted, found = recipe.model_dump(mode="json"), recipe_in(found, run.checkpoint).model_dump(mode="json")
+    for section in ("seed", "data", "augment", "model", "loss", "fit"):
         if wanted[section] == found.get(section):
             continue
         if isinstance(wanted[section], dict):

@@ -19,6 +19,7 @@ from training.data import Dataset, load_dataset
 from training.evaluate import evaluate, print_report
 from training.export import export_bundle
 from training.fit import fit
+from training.priors import given_prior
 from training.run import Run, RunError, load_network, network_tensors, save_json, save_tensors
 
 
@@ -42,9 +43,12 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle:
 
 
 def load(recipe: Recipe, console: Console) -> Dataset:
-    """The recipe's data, with a word about its size."""
+    """The recipe's data; a prior in the recipe that does not fit its classes is refused here, before any work."""
     with console.status("reading images"):
-        return load_dataset(recipe.data, recipe.seed)
+        data = load_dataset(recipe.data, recipe.seed)
+    if recipe.calibrate.prior is not None:
+        given_prior(recipe.calibrate.prior, data.classes)
+    return data
 
 
 def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console: Console) -> None:
@@ -69,6 +73,8 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
         f"temperature {fitted.temperature:.3f}"
         + (f", omega at its lower bound for {fitted.omega_at_bound} classes" if fitted.omega_at_bound else "")
     )
+    for warning in fitted.warnings:
+        console.print(f"warning: {warning}")
     meta |= {"recipe": recipe.model_dump(mode="json"), "calibration": dataclasses.asdict(fitted)}
     save_tensors(run.network, network_tensors(network.cpu()), meta)
 
@@ -78,8 +84,7 @@ def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, 
     network, recipe, meta = load_network(run.network)
     data = data or load(recipe, console)
     with console.status("evaluating"):
-        trained_scalar = meta["calibration"]["trained_scalar"]
-        report = evaluate(network.to(default_device()), data, recipe, trained_scalar)
+        report = evaluate(network.to(default_device()), data, recipe)
     report |= {"calibration": meta["calibration"], "epochs": meta["epoch"]}
     save_json(run.report, report)
     print_report(report, console)

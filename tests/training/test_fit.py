@@ -10,7 +10,7 @@ from training import fit as fit_module
 from training.config import FitConfig, Recipe, load_recipe
 from training.data import Dataset, load_dataset
 from training.fit import fit, learning_rate
-from training.run import Run, RunError, build_network, load_tensors
+from training.run import Run, RunError, build_network, load_network, load_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,19 @@ def _fit(recipe: Recipe, data: Dataset, path: Path) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["model.reslt=cifar", "model.head=linear", "model.camc=both", "fit.sampler=progressive"],
+        ["loss.name=ldam", "loss.weights=class_balanced", "loss.reweight_from=0.6", "model.camc_attention=softmax"],
+    ],
+    ids=["plain", "branches", "deferred"],
+)
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
-    recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
+    recipe = load_recipe("digits", ["fit.epochs=3", "data.imbalance=20", "fit.warmup_epochs=1", *overrides])
     _fit(recipe, data, tmp_path / "whole")
     real, calls = fit_module._epoch, []
 
@@ -67,6 +77,24 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe: Recipe, data: Data
         _fit(recipe, data, tmp_path)
     with pytest.raises(RunError, match="another seed"):
         _fit(short.model_copy(update={"seed": 1}), data, tmp_path)
+
+
+def test_a_run_of_an_earlier_version_goes_on(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    """Their recipes had label smoothing under `fit` and fewer keys, their networks nothing outside of the head."""
+    _fit(recipe, data, tmp_path)
+    run = Run(tmp_path)
+    tensors, meta = load_tensors(run.checkpoint)
+    old = dict(meta["recipe"])
+    del old["loss"], old["model"]["reslt"], old["fit"]["sampler"]
+    old["fit"]["label_smoothing"] = 0.0
+    kept = {name: t for name, t in tensors.items() if "rescale" not in name}
+    save_tensors(run.checkpoint, kept, meta | {"recipe": old, "epoch": 2})
+    assert "continuing after epoch 2 of 3" in _fit(recipe, data, tmp_path)
+    old["fit"]["label_smoothing"] = 0.1
+    save_tensors(run.checkpoint, kept, meta | {"recipe": old, "epoch": 2})
+    assert load_network(run.checkpoint)[1].loss.smoothing == 0.1
+    with pytest.raises(RunError, match="another loss.smoothing"):
+        _fit(recipe, data, tmp_path)
 
 
 def test_a_run_that_diverges_says_so(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
