@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from models.bundle import Bundle
+from models.bundle import Bundle, Precision
 from training.calibrate import calibrate
 from training.config import Recipe, apply_override, parse_recipe
 from training.data import Dataset, load_dataset
@@ -100,8 +100,8 @@ def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, 
     return report
 
 
-def export_run(run: Run, folder: Path, console: Console) -> Bundle:
-    """Write the bundle of a calibrated and evaluated run."""
+def export_run(run: Run, folder: Path, console: Console, precision: Precision = "fp32") -> Bundle:
+    """Write the bundle of a calibrated and evaluated run; another precision than fp32 needs the run's data again."""
     from training.export import export_bundle  # the only step that needs onnx and onnxruntime
 
     network, recipe, meta = load_network(run.network)
@@ -109,8 +109,11 @@ def export_run(run: Run, folder: Path, console: Console) -> Bundle:
         report = json.loads(run.report.read_text())
     except FileNotFoundError:
         raise RunError(f"{run.report} is missing: run `camcal evaluate {run.path}` first") from None
+    data = None if precision == "fp32" else load(recipe, console)
     with console.status("exporting"):
-        bundle = export_bundle(network, recipe, meta["classes"], meta["train_counts"], report, folder)
+        bundle = export_bundle(network, recipe, meta["classes"], meta["train_counts"], report, folder, precision, data)
+    for name, held in bundle.report.get("held_out", {}).items():
+        console.print(f"{name}: accuracy {held['accuracy']:.2%}, ECE {held['ece']:.2%} on held-out images")
     console.print(f"bundle {bundle.manifest.name} {bundle.manifest.version} written to {folder}")
     return bundle
 

@@ -73,6 +73,7 @@ def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
         (["export", "OUT"], "network.safetensors is missing"),
         (["results", "--from", "OUT"], "no folder of results at"),
         (["bench-table", "OUT", "--out", "OUT"], "no table at"),
+        (["export", "OUT", "--precision", "fp8"], "the precision is 'fp8'; expected fp32, fp16, int8"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
