@@ -13,10 +13,11 @@ from fastapi.openapi.utils import get_openapi
 from service import errors
 from service.metrics import Metrics
 from service.middleware import RequestMiddleware
+from service.model import Model
 from service.routes import cam, health, metrics, model, page, predict
 from service.runtime import Runtime
 from service.schemas import ProblemDetails
-from service.session import Session, load_session
+from service.session import Session, load_sessions
 from service.settings import Settings
 
 API_VERSION = "1.0.0"
@@ -26,13 +27,13 @@ _DESCRIPTION = (
 )
 
 
-def create_app(settings: Settings | None = None, session: Session | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, *sessions: Session) -> FastAPI:
     """The service as an ASGI app.
 
     Args:
         settings: by default those of the environment.
-        session: a loaded model; by default the lifespan loads `settings.bundle`, which may raise BundleError or
-            DeviceError.
+        sessions: a loaded model, once a device; by default the lifespan loads `settings.bundle`, which may raise
+            BundleError or DeviceError.
     """
     settings = settings or Settings()
     app = FastAPI(
@@ -46,7 +47,7 @@ def create_app(settings: Settings | None = None, session: Session | None = None)
         redirect_slashes=False,
     )
     app.state.settings = settings
-    app.state.session = session
+    app.state.sessions = sessions
     app.state.metrics = Metrics()
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics, access_log=settings.access_log)
     errors.install(app, app.state.metrics)
@@ -59,8 +60,8 @@ def create_app(settings: Settings | None = None, session: Session | None = None)
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
-    session = app.state.session or await asyncio.to_thread(load_session, settings)
-    app.state.runtime = runtime = Runtime(settings, session, app.state.metrics)
+    sessions = app.state.sessions or await asyncio.to_thread(load_sessions, settings)
+    app.state.runtime = runtime = Runtime(settings, Model(tuple(sessions)), app.state.metrics)
     try:
         yield
     finally:

@@ -40,11 +40,13 @@ def serve(
 ) -> None:
     """Serve a bundle over HTTP. Every CAMCAL_ variable of the environment applies; options win."""
     with spoken_errors():
+        from service.session import load_sessions
+
         settings = _settings(bundle=bundle, host=host, port=port, device=device)
-        session = _session(settings)
+        sessions = load_sessions(settings)
     from service.server import serve as run
 
-    run(settings, session)
+    run(settings, sessions)
 
 
 @app.command()

@@ -54,13 +54,13 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(settings: Settings, session: Session) -> None:
-    """Serve `session` until a signal comes."""
+def serve(settings: Settings, sessions: list[Session]) -> None:
+    """Serve the model of `sessions`, one a device, until a signal comes."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    manifest = session.bundle.manifest
+    manifest = sessions[0].bundle.manifest
     log.info("model %s %s, %d classes", manifest.name, manifest.version, len(manifest.classes))
-    log.info("device %s, %s", session.provider, "API key required" if settings.api_key else "no API key")
-    app = create_app(settings, session)
+    log.info("device %s, %s", sessions[0].provider, "API key required" if settings.api_key else "no API key")
+    app = create_app(settings, *sessions)
     config = uvicorn.Config(
         app,
         host=settings.host,

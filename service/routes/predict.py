@@ -14,9 +14,11 @@ from fastapi import APIRouter, Query, Request, Response
 from service.admission import Ticket
 from service.batching import Answer, DeadlineError
 from service.body import FIELD, read_image
+from service.deadline import TimeoutMs, latest
 from service.decoding import Decoded, decode
 from service.errors import bad_parameter
 from service.explanation import Explanation, offsets
+from service.model import Model
 from service.prediction import Prior, Ranking
 from service.routes.documented import binary, header, problems
 from service.runtime import Key, Running, Runtime, log, unless_gone
@@ -43,6 +45,7 @@ class Wanted:
     logits: Literal["none", "all"]
     prior: Prior
     path: str  # of the app, as the client sees it
+    deadline: float  # in the time of time.monotonic
 
 
 @router.post(
@@ -62,39 +65,59 @@ async def predict(
     prior: Annotated[
         Prior, Query(description="Class prior of the calibrated probabilities: equal, or as in training.")
     ] = "balanced",
+    timeout_ms: TimeoutMs = None,
 ) -> Response:
     """The image is the file field `image` of a form, or the raw body with the content type `image/*`."""
-    try:
-        count = runtime.ranker.check_top_k(top_k)
-    except ValueError as error:
-        raise bad_parameter("top_k", str(error)) from None
-    wanted = Wanted(top_k=count, cam=cam, logits=logits, prior=prior, path=request.scope.get("root_path", ""))
+    model, wish = runtime.model, latest(timeout_ms)
+    count = checked_top_k(model, top_k)
     settings = runtime.settings
     with runtime.admission.ticket() as ticket:
         data = await read_image(
             request, max_bytes=settings.max_bytes, timeout_s=settings.body_timeout_s, reserve=ticket.reserve
         )
         ticket.join()
-        return await unless_gone(request, _answer(runtime, data, wanted, ticket))
+        wanted = Wanted(
+            top_k=count,
+            cam=cam,
+            logits=logits,
+            prior=prior,
+            path=request.scope.get("root_path", ""),
+            deadline=min(wish, time.monotonic() + settings.timeout_s),
+        )
+        body, stages = await unless_gone(request, answer_image(runtime, model, data, wanted, ticket))
+    timing = ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items())
+    return Response(body, headers={"Server-Timing": timing}, media_type="application/json")
 
 
-async def _answer(runtime: Runtime, data: bytes, wanted: Wanted, ticket: Ticket) -> Response:
+def checked_top_k(model: Model, top_k: int | None) -> int:
+    """How many classes to show. Raises Problem 422 where the model has fewer."""
+    try:
+        return model.ranker.check_top_k(top_k)
+    except ValueError as error:
+        raise bad_parameter("top_k", str(error)) from None
+
+
+async def answer_image(
+    runtime: Runtime, model: Model, data: bytes, wanted: Wanted, ticket: Ticket
+) -> tuple[bytes, dict[str, float]]:
+    """The JSON of one image's prediction, and the seconds that each stage of it took. `ticket` is in the queue."""
     arrived = time.perf_counter()
-    deadline = time.monotonic() + runtime.settings.timeout_s
 
     def decode_in_time() -> tuple[Decoded, float]:
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= wanted.deadline:
             raise DeadlineError
         started = time.perf_counter()
-        return decode(data, runtime.manifest.preprocessing, runtime.limits, picture=wanted.cam), started
+        return decode(data, model.manifest.preprocessing, runtime.limits, picture=wanted.cam), started
 
     decoded, decode_started = await runtime.in_thread(decode_in_time)
     decode_s = time.perf_counter() - decode_started
-    top_k = runtime.ranker.maps_needed(wanted.top_k, wanted.prior, wanted.cam)
-    answer = await runtime.batcher.submit(decoded.pixels, top_k, deadline=deadline, on_dispatch=ticket.leave)
+    top_k = model.ranker.maps_needed(wanted.top_k, wanted.prior, wanted.cam)
+    answer = await runtime.batcher.submit(
+        model.runs, decoded.pixels, top_k, deadline=wanted.deadline, on_dispatch=ticket.leave
+    )
 
     post_started = time.perf_counter()
-    body = await _compose(runtime, answer, decoded, wanted)
+    body = await _compose(runtime, model, answer, decoded, wanted)
     stages = {
         "decode": decode_s,
         "queue": decode_started - arrived + answer.queue_s,
@@ -103,20 +126,19 @@ async def _answer(runtime: Runtime, data: bytes, wanted: Wanted, ticket: Ticket)
     }
     for stage, seconds in stages.items():
         runtime.metrics.stage_seconds.labels(stage).observe(seconds)
-    timing = ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items())
-    return Response(body, headers={"Server-Timing": timing}, media_type="application/json")
+    return body, stages
 
 
-async def _compose(runtime: Runtime, answer: Answer, decoded: Decoded, wanted: Wanted) -> bytes:
-    ranking = runtime.ranker.rank(answer.outputs, answer.row, wanted.top_k, wanted.prior)
-    _observe(runtime, ranking)
+async def _compose(runtime: Runtime, model: Model, answer: Answer, decoded: Decoded, wanted: Wanted) -> bytes:
+    ranking = model.ranker.rank(answer.outputs, answer.row, wanted.top_k, wanted.prior)
+    observe(runtime, model, ranking)
     key = new_id()
     body: dict[str, Any] = {
         "id": key,
-        "model": {"name": runtime.manifest.name, "version": runtime.manifest.version},
+        "model": {"name": model.manifest.name, "version": model.manifest.version},
         "prior": wanted.prior,
-        "predictions": runtime.ranker.rows(ranking),
-        "cam": await _keep(runtime, key, answer, ranking, decoded, wanted.path) if wanted.cam else None,
+        "predictions": model.ranker.rows(ranking),
+        "cam": await _keep(runtime, model, key, answer, ranking, decoded, wanted.path) if wanted.cam else None,
         "image": {"width": decoded.width, "height": decoded.height},
     }
     if wanted.logits == "all":
@@ -126,12 +148,12 @@ async def _compose(runtime: Runtime, answer: Answer, decoded: Decoded, wanted: W
 
 
 async def _keep(
-    runtime: Runtime, key: str, answer: Answer, ranking: Ranking, decoded: Decoded, path: str
+    runtime: Runtime, model: Model, key: str, answer: Answer, ranking: Ranking, decoded: Decoded, path: str
 ) -> dict[str, Any] | None:
     """Store the maps. A store that fails costs the prediction its `cam` and nothing else."""
     started = time.perf_counter()
     ttl_s = runtime.settings.cam_ttl_s
-    explanation = _explain(runtime, answer, ranking, decoded, expires_at=time.time() + ttl_s)
+    explanation = _explain(model, answer, ranking, decoded, expires_at=time.time() + ttl_s)
     try:
         await runtime.store.put(key, explanation.pack(), ttl_s)
     except Exception as error:  # whatever a store can raise: the network, the disk, no room
@@ -142,13 +164,13 @@ async def _keep(
     return {
         "url": f"{path}/cam/{key}",
         "classes": ranking.classes,
-        "grid": runtime.manifest.grid,
+        "grid": model.manifest.grid,
         "expires_at": datetime.fromtimestamp(explanation.expires_at, UTC).isoformat(timespec="seconds"),
     }
 
 
-def _explain(runtime: Runtime, answer: Answer, ranking: Ranking, decoded: Decoded, *, expires_at: float) -> Explanation:
-    classes, manifest = ranking.classes, runtime.manifest
+def _explain(model: Model, answer: Answer, ranking: Ranking, decoded: Decoded, *, expires_at: float) -> Explanation:
+    classes, manifest = ranking.classes, model.manifest
     return Explanation(
         expires_at=expires_at,
         classes=classes,
@@ -159,14 +181,14 @@ def _explain(runtime: Runtime, answer: Answer, ranking: Ranking, decoded: Decode
         offsets=offsets(manifest.calibration, classes),
         picture_size=decoded.picture_size,
         picture=decoded.picture,
-        maps=runtime.ranker.maps(answer.outputs, answer.row, classes),
+        maps=model.ranker.maps(answer.outputs, answer.row, classes),
     )
 
 
-def _observe(runtime: Runtime, ranking: Ranking) -> None:
+def observe(runtime: Runtime, model: Model, ranking: Ranking) -> None:
     """What only a calibrated service can tell of its traffic."""
     best = ranking.classes[0]
-    group = runtime.manifest.classes[best].group
+    group = model.manifest.classes[best].group
     calibrated = float(ranking.calibrated_probabilities[best])
     runtime.metrics.predictions.labels(group).inc()
     runtime.metrics.confidence.labels(group).observe(calibrated)

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from models.bundle import Bundle
 from service.app import create_app
-from service.session import Outputs, Session
+from service.session import Images, Outputs, Session
 from service.settings import PREFIX, Settings
 
 with warnings.catch_warnings():
@@ -45,7 +44,7 @@ class GatedSession(Session):
     def open(self) -> None:
         self._open.set()
 
-    def run(self, images: NDArray[np.uint8], top_k: int) -> Outputs:
+    def run(self, images: Images, top_k: int) -> Outputs:
         if not self._open.is_set():
             self.waiting.release()
             assert self._open.wait(20)

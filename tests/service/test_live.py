@@ -137,6 +137,23 @@ def test_deadline(live: Live, gated: GatedSession) -> None:
     assert gated.sizes[-1] == 1
 
 
+def test_client_says_how_long_it_waits(live: Live, gated: GatedSession) -> None:
+    url = live(gated)
+    gated.close()
+    with ThreadPoolExecutor(2) as clients:
+        taken = clients.submit(post, url)
+        assert gated.waiting.acquire(timeout=10)
+        headers = RAW | {"X-Request-Timeout-Ms": "200"}
+        problem(httpx.post(f"{url}/predict", content=png(), headers=headers), 504, "deadline-passed")
+        gated.open()
+        assert taken.result().status_code == 200
+    headers = RAW | {"X-Request-Timeout-Ms": "9999999"}
+    assert httpx.post(f"{url}/predict", content=png(), headers=headers).status_code == 200
+    headers = RAW | {"X-Request-Timeout-Ms": "0"}
+    refused = httpx.post(f"{url}/predict", content=png(), headers=headers)
+    assert "X-Request-Timeout-Ms is '0'" in problem(refused, 422, "invalid-parameter")
+
+
 def test_deadline_passes_before_decoding(live: Live, gated: GatedSession) -> None:
     url = live(gated, timeout_s=1e-9)
     problem(post(url), 504, "deadline-passed")
