@@ -14,7 +14,7 @@ from service import errors
 from service.metrics import Metrics
 from service.middleware import RequestMiddleware
 from service.model import Model
-from service.routes import cam, health, metrics, model, page, predict
+from service.routes import batch, cam, health, metrics, model, page, predict
 from service.runtime import Runtime
 from service.schemas import ProblemDetails
 from service.session import Session, load_sessions
@@ -51,7 +51,7 @@ def create_app(settings: Settings | None = None, *sessions: Session) -> FastAPI:
     app.state.metrics = Metrics()
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics, access_log=settings.access_log)
     errors.install(app, app.state.metrics)
-    for module in (predict, cam, model, health, metrics, page):
+    for module in (predict, batch, cam, model, health, metrics, page):
         app.include_router(module.router)
     app.add_api_route("/openapi.json", _openapi_json, include_in_schema=False)
     return app

@@ -13,6 +13,8 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugi
 
 from models.preprocessing import Preprocessing
 
+Data = bytes | bytearray | memoryview
+
 ACCEPTED = "JPEG, PNG, WebP, GIF or BMP"
 PICTURE_SIDE = 512  # longest side of the picture kept beside a heatmap, in px
 
@@ -71,7 +73,7 @@ _UPRIGHT = {  # EXIF orientation → what turns the picture upright
 }
 
 
-def decode(data: bytes, preprocessing: Preprocessing, limits: Limits, *, picture: bool = True) -> Decoded:
+def decode(data: Data, preprocessing: Preprocessing, limits: Limits, *, picture: bool = True) -> Decoded:
     """Decode one image file: the first frame, upright, on white, RGB; then resize and crop.
 
     Args:
@@ -87,7 +89,7 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: Limits, *, picture
     """
     if len(data) > limits.max_bytes:
         raise ImageTooLargeError(f"the image has {len(data)} bytes; the limit is {limits.max_bytes} (CAMCAL_MAX_BYTES)")
-    plugin = _sniff(data[:16])
+    plugin = _sniff(bytes(data[:16]))
     try:
         with plugin(io.BytesIO(data)) as image:
             _check_pixels(*image.size, limits.max_pixels)

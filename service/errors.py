@@ -94,14 +94,19 @@ def problem_of(error: Exception) -> Problem:
     return Problem("internal", "the service failed on this request; its log says why")
 
 
+def refused(error: Exception, metrics: Metrics) -> Problem:
+    """The problem of `error`, which is counted where it was for want of room or time."""
+    problem = problem_of(error)
+    if reason := error.reason if isinstance(error, QueueFullError) else _REJECTIONS.get(problem.kind):
+        metrics.rejected.labels(reason).inc()
+    return problem
+
+
 def install(app: FastAPI, metrics: Metrics) -> None:
     """Let every foreseen exception of a route be answered by its problem, and count what was refused."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        problem = problem_of(error)
-        if reason := error.reason if isinstance(error, QueueFullError) else _REJECTIONS.get(problem.kind):
-            metrics.rejected.labels(reason).inc()
-        return problem.response()
+        return refused(error, metrics).response()
 
     for kind in (
         Problem,

@@ -45,10 +45,17 @@ class Settings(BaseSettings):
     drain_s: float = Field(5.0, ge=0, le=3600, description="After SIGTERM: time to go on serving while not ready.")
 
     max_bytes: int = Field(20_000_000, ge=1, description="Largest image file.")
+    max_images: int = Field(64, ge=1, le=4096, description="Images in one request that carries several.")
+    max_body_bytes: int = Field(64 * 2**20, ge=1, description="Body of such a request.")
     max_pixels: int = Field(50_000_000, ge=1, description="Largest image, width times height.")
 
     cam_ttl_s: float = Field(600.0, gt=0, le=31_536_000, description="Life of a heatmap.")
     cam_max_bytes: int = Field(64 * 2**20, ge=1, description="Memory for heatmaps; the oldest leave first.")
+
+    @property
+    def images_limit(self) -> int:
+        """Images in one request: a request that could never fit into the queue is refused for its size."""
+        return min(self.max_images, self.queue_limit)
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -13,9 +14,9 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.admission import Ticket
 from service.batching import Answer, DeadlineError
-from service.body import FIELD, read_image
+from service.body import FIELD, read_upload
 from service.deadline import TimeoutMs, latest
-from service.decoding import Decoded, decode
+from service.decoding import Data, Decoded, decode
 from service.errors import bad_parameter
 from service.explanation import Explanation, offsets
 from service.model import Model
@@ -72,7 +73,7 @@ async def predict(
     count = checked_top_k(model, top_k)
     settings = runtime.settings
     with runtime.admission.ticket() as ticket:
-        data = await read_image(
+        upload = await read_upload(
             request, max_bytes=settings.max_bytes, timeout_s=settings.body_timeout_s, reserve=ticket.reserve
         )
         ticket.join()
@@ -84,7 +85,7 @@ async def predict(
             path=request.scope.get("root_path", ""),
             deadline=min(wish, time.monotonic() + settings.timeout_s),
         )
-        body, stages = await unless_gone(request, answer_image(runtime, model, data, wanted, ticket))
+        body, stages = await unless_gone(request, answer_image(runtime, model, upload.image, wanted, ticket))
     timing = ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items())
     return Response(body, headers={"Server-Timing": timing}, media_type="application/json")
 
@@ -98,16 +99,19 @@ def checked_top_k(model: Model, top_k: int | None) -> int:
 
 
 async def answer_image(
-    runtime: Runtime, model: Model, data: bytes, wanted: Wanted, ticket: Ticket
+    runtime: Runtime, model: Model, read: Callable[[], Data], wanted: Wanted, ticket: Ticket
 ) -> tuple[bytes, dict[str, float]]:
-    """The JSON of one image's prediction, and the seconds that each stage of it took. `ticket` is in the queue."""
+    """The JSON of the prediction for the image that `read` gives, and the seconds that each stage of it took.
+
+    `ticket` is in the queue. `read` is called in a decode thread.
+    """
     arrived = time.perf_counter()
 
     def decode_in_time() -> tuple[Decoded, float]:
         if time.monotonic() >= wanted.deadline:
             raise DeadlineError
         started = time.perf_counter()
-        return decode(data, model.manifest.preprocessing, runtime.limits, picture=wanted.cam), started
+        return decode(read(), model.manifest.preprocessing, runtime.limits, picture=wanted.cam), started
 
     decoded, decode_started = await runtime.in_thread(decode_in_time)
     decode_s = time.perf_counter() - decode_started

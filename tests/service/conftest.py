@@ -29,13 +29,14 @@ ClientFactory = Callable[..., TestClient]
 
 
 class GatedSession(Session):
-    """A real session whose runs, once `close` was called, wait until `open`."""
+    """A real session whose runs, once `close` was called, wait until `open`, and which can be made to fail."""
 
     def __init__(self, bundle: Bundle, **options: Any) -> None:
         self._open = threading.Event()
         self._open.set()
         self.waiting = threading.Semaphore(0)  # released once for each run that begins to wait
         self.sizes: list[int] = []
+        self.failing = False
         super().__init__(bundle, **options)
 
     def close(self) -> None:
@@ -48,6 +49,8 @@ class GatedSession(Session):
         if not self._open.is_set():
             self.waiting.release()
             assert self._open.wait(20)
+        if self.failing:
+            raise ArithmeticError("boom")
         self.sizes.append(len(images))
         return super().run(images, top_k)
 
