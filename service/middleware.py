@@ -46,7 +46,7 @@ class RequestMiddleware:
         except Exception as error:  # the last resort: the client gets a problem, the log gets the trace
             log.exception("request %s failed", exchange.id)
             if exchange.code is None:
-                await problem_of(error).response()(scope, receive, exchange.send)
+                await problem_of(error).response(scope)(scope, receive, exchange.send)
 
     def _record(self, exchange: _Exchange) -> None:
         seconds = time.perf_counter() - exchange.started

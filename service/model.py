@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from models.bundle import Bundle, BundleError, Manifest
 from service.prediction import Ranker
 from service.session import Run, Session, load_sessions
 from service.settings import Settings
-
-log = logging.getLogger("camcal")
-
-WATCH_S = 1.0  # between two looks at a watched folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,3 +42,12 @@ def load_model(settings: Settings) -> Model:
     if Bundle.load(settings.bundle).manifest != model.manifest:
         raise BundleError(f"{settings.bundle} changed while it was loaded")
     return model
+
+
+def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of each file of `folder`: another stamp is another bundle. Empty while there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return tuple(sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in entries))
+    except OSError:
+        return ()

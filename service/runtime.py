@@ -19,7 +19,7 @@ from service.cpus import usable_cpus
 from service.decoding import Limits
 from service.errors import Problem
 from service.metrics import Metrics
-from service.model import Model, load_model
+from service.model import Model, load_model, stamp
 from service.settings import Settings
 from service.stores import MapStore
 from service.stores.memory import MemoryStore
@@ -89,6 +89,18 @@ class Runtime:
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run `work` in one of the decode threads; it is never started if the caller has gone before."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+
+    async def watch(self, period_s: float = 1.0) -> None:
+        """Reload whenever the files of the bundle's folder have changed, and then stayed the same for a period."""
+        folder = self.settings.bundle
+        loaded = seen = await asyncio.to_thread(stamp, folder)
+        while True:
+            await asyncio.sleep(period_s)
+            now = await asyncio.to_thread(stamp, folder)
+            if now == seen and now != loaded:
+                loaded = now
+                await self.reload()
+            seen = now
 
     def _count_batch(self, report: BatchReport) -> None:
         self.metrics.batch_size.observe(report.size)

@@ -24,7 +24,7 @@ log = logging.getLogger("camcal")
 class DrainingServer(uvicorn.Server):
     """On SIGTERM: not ready at once, serve on for `drain_s`, then finish what runs and exit with code 0.
 
-    SIGINT skips the wait, and a second signal ends at once.
+    SIGINT skips the wait, and a second signal ends at once. SIGHUP loads the bundle again.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float):
@@ -35,7 +35,13 @@ class DrainingServer(uvicorn.Server):
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        if hasattr(signal, "SIGHUP"):  # not on Windows
+            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         await super().serve(sockets)
+
+    def _reload(self) -> None:
+        if runtime := running(self._app):
+            self._reloading = asyncio.ensure_future(runtime.reload())  # kept, or it might vanish before its end
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._signals += 1

@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     bundle: Path = Field(DEFAULT_BUNDLE, description="Folder of the bundle to serve.")
+    watch: bool = Field(False, description="Reload the bundle whenever the files of its folder change.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     api_key: SecretStr | None = Field(None, description="Key that /predict, /cam and /model ask for; none by default.")

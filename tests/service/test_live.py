@@ -230,9 +230,10 @@ def test_endless_body_is_cut_off(live: Live, session: Session) -> None:
 
 
 @contextmanager
-def process(bundle: Bundle, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(bundle: Bundle | Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`python -m service serve` on a free port."""
-    command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle.path), "--port", "0"]
+    folder = bundle.path if isinstance(bundle, Bundle) else bundle
+    command = [sys.executable, "-m", "service", "serve", "--bundle", str(folder), "--port", "0"]
     with subprocess.Popen(
         command, cwd=ROOT, env={"CAMCAL_MAX_BATCH": "2", **environment}, stderr=subprocess.PIPE, text=True
     ) as child:
