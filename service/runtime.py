@@ -15,6 +15,7 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from models.bundle import Manifest
 from service.admission import Admission
 from service.batching import Batcher, BatchReport
+from service.budget import Budget
 from service.cpus import usable_cpus
 from service.decoding import Limits
 from service.errors import Problem
@@ -46,6 +47,7 @@ class Runtime:
         self.batcher = Batcher(devices=len(model.sessions), max_batch=settings.max_batch, on_batch=self._count_batch)
         self.threads = ThreadPoolExecutor(settings.decode_threads or usable_cpus(), thread_name_prefix="decode")
         memory = MemoryStore(settings.cam_max_bytes, lambda reason: metrics.store_evictions.labels(reason).inc())
+        self.decoding = Budget(settings.decode_bytes)
         self.store: MapStore = memory
         self._describe(memory)
 

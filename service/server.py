@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.protocol import guarded
 from service.runtime import running
 from service.session import Session
 from service.settings import Settings
@@ -71,6 +72,7 @@ def serve(settings: Settings, sessions: list[Session]) -> None:
         app,
         host=settings.host,
         port=settings.port,
+        http=guarded(settings.head_timeout_s),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -38,10 +38,13 @@ class Settings(BaseSettings):
     intra_threads: int | None = Field(None, ge=1, le=1024, description="Threads of a run; by default every usable CPU.")
     decode_threads: int | None = Field(None, ge=1, le=1024, description="Threads that decode; by default one per CPU.")
 
+    decode_bytes: int = Field(512 * 2**20, ge=1, description="Memory for decoding; a picture that needs it all waits.")
+
     queue_limit: int = Field(256, ge=1, description="Requests that may wait; one more is answered 429.")
     queue_bytes: int = Field(256 * 2**20, ge=1, description="Bytes of request bodies held at once; more: 429.")
     timeout_s: float = Field(10.0, gt=0, le=3600, description="Longest wait of a complete request for the model: 504.")
     body_timeout_s: float = Field(30.0, gt=0, le=3600, description="Longest time a request body may take: 408.")
+    head_timeout_s: float = Field(10.0, gt=0, le=3600, description="Longest time a request's headers may take: 408.")
     keep_alive_s: int = Field(65, ge=1, le=3600, description="How long an idle connection stays open.")
     drain_s: float = Field(5.0, ge=0, le=3600, description="After SIGTERM: time to go on serving while not ready.")
 

@@ -111,7 +111,14 @@ async def answer_image(
         if time.monotonic() >= wanted.deadline:
             raise DeadlineError
         started = time.perf_counter()
-        return decode(read(), model.manifest.preprocessing, runtime.limits, picture=wanted.cam), started
+        decoded = decode(
+            read(),
+            model.manifest.preprocessing,
+            runtime.limits,
+            picture=wanted.cam,
+            hold=lambda nbytes: runtime.decoding.hold(nbytes, wanted.deadline),
+        )
+        return decoded, started
 
     decoded, decode_started = await runtime.in_thread(decode_in_time)
     decode_s = time.perf_counter() - decode_started

@@ -22,6 +22,7 @@ import uvicorn
 
 from models.bundle import Bundle
 from service.app import create_app
+from service.protocol import guarded
 from service.session import Session
 from service.settings import Settings
 from tests.service.conftest import GatedSession, png
@@ -47,7 +48,8 @@ def live() -> Iterator[Live]:
 @contextmanager
 def running(app: Any) -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
+    http = guarded(app.state.settings.head_timeout_s)
+    server = uvicorn.Server(uvicorn.Config(app, http=http, log_config=None, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -199,6 +201,47 @@ def test_slow_body(live: Live, session: Session) -> None:
     connection.sendall(head(1000) + b"\x89PNG")
     status, body = received(connection)
     assert (status, body["type"]) == (408, "urn:camcal:error:body-timeout")
+
+
+def answer_to(connection: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
+    with connection, connection.makefile("rb") as stream:
+        return stream.read()
+
+
+def test_slow_head(live: Live, session: Session) -> None:
+    url = live(session, head_timeout_s=0.3)
+    silent, slow, later, dripping = (connect(url) for _ in range(4))
+    slow.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-")
+    later.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    later.recv(10_000)
+    later.sendall(b"GET /health/live HT")  # after a whole request
+    dripping.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    dripping.recv(10_000)
+    dripping.sendall(b"\r\n")  # no head at all, but no silence either
+    started = time.monotonic()
+    assert answer_to(silent) == b""
+    assert answer_to(slow).startswith(b"HTTP/1.1 408 ")
+    assert answer_to(later).startswith(b"HTTP/1.1 408 ")
+    assert answer_to(dripping).startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - started < 5
+
+
+def test_idle_connection_outlives_the_head_timeout(live: Live, session: Session) -> None:
+    with httpx.Client(base_url=live(session, head_timeout_s=0.2)) as client:
+        assert client.post("/predict?top_k=0", content=png(), headers=RAW).status_code == 422  # before its body
+        for _ in range(2):
+            time.sleep(0.5)
+            assert client.post("/predict", content=png(), headers=RAW).status_code == 200
+
+
+def test_endless_head(live: Live, session: Session) -> None:
+    connection = connect(live(session))
+    connection.sendall(b"GET /health/live HTTP/1.1\r\n")
+    with pytest.raises(OSError):  # reset or broken pipe, whichever comes first
+        for number in range(10_000):
+            connection.sendall(b"X-%d: " % number + b"x" * 1000 + b"\r\n")
+    connection.close()
 
 
 def test_client_that_leaves_in_its_body(live: Live, session: Session) -> None:
