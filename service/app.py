@@ -46,6 +46,14 @@ def create_app(settings: Settings | None = None, *sessions: Session) -> FastAPI:
         redoc_url=None,
         openapi_url=None,  # served below, as a route with a template like all others
         redirect_slashes=False,
+        # Prometheus has the metrics, standard error the log; only traces are OpenTelemetry's.
+        telemetry={
+            "tracing": settings.otel,
+            "auto_configure": settings.otel,
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+        },
     )
     app.state.settings = settings
     app.state.sessions = sessions

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -43,6 +44,8 @@ def serve(
         from service.session import load_sessions
 
         settings = _settings(bundle=bundle, host=host, port=port, device=device)
+        if settings.otel:
+            import_module("opentelemetry.sdk")
         sessions = load_sessions(settings)
     from service.server import serve as run
 
@@ -122,6 +125,8 @@ def spoken_errors() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        if error.name == "opentelemetry.sdk":
+            fail("CAMCAL_OTEL needs the OpenTelemetry SDK, which is not installed: pip install 'camcal[otel]'")
         if error.name != "onnxruntime":
             raise
         fail("onnxruntime is not installed: pip install 'camcal[cpu]', or 'camcal[gpu]' for CUDA")

@@ -7,12 +7,12 @@ import logging
 import math
 import signal
 import socket
-import sys
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from service import logs
 from service.app import create_app
 from service.protocol import guarded
 from service.runtime import running
@@ -63,7 +63,7 @@ class DrainingServer(uvicorn.Server):
 
 def serve(settings: Settings, sessions: list[Session]) -> None:
     """Serve the model of `sessions`, one a device, until a signal comes."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    logs.configure(settings.log_format)
     manifest = sessions[0].bundle.manifest
     log.info("model %s %s, %d classes", manifest.name, manifest.version, len(manifest.classes))
     log.info("device %s, %s", sessions[0].provider, "API key required" if settings.api_key else "no API key")

@@ -14,6 +14,7 @@ PREFIX = "CAMCAL_"
 DEFAULT_BUNDLE = Path(models.__file__).parent / "pretrained" / "caltech100"
 
 Device = Literal["auto", "cpu", "cuda"]
+LogFormat = Literal["text", "json"]
 
 
 class SettingsError(ValueError):
@@ -29,8 +30,12 @@ class Settings(BaseSettings):
     watch: bool = Field(False, description="Reload the bundle whenever the files of its folder change.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    api_key: SecretStr | None = Field(None, description="Key that /predict, /cam and /model ask for; none by default.")
+    api_key: SecretStr | None = Field(
+        None, description="Key that /predict, /cam, /model and /v2 ask for; none by default."
+    )
     access_log: bool = Field(False, description="One JSON line per request on standard error.")
+    log_format: LogFormat = Field("text", description="`json`: every line on standard error is a JSON object.")
+    otel: bool = Field(False, description="Send traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra `otel`.")
 
     device: Device = Field("auto", description="`cuda` fails without CUDA; `auto` falls back to the CPU and says so.")
     sessions: int = Field(1, ge=1, le=64, description="Copies of the model behind the queue, each on its own GPU.")

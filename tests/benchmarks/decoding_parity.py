@@ -1,6 +1,6 @@
 """Does decoding at a reduced scale change what is predicted? On photographs enlarged to what cameras make.
 
-    python -m tests.benchmarks.decoding_parity BUNDLE FOLDER [--count 300]
+    python -m tests.benchmarks.decoding_parity BUNDLE FOLDER [--count 300] [--megapixels 1 3 6 12]
 
 Every photograph is enlarged to 1, 3, 6 and 12 megapixels, saved as a JPEG, and predicted twice: from a decoding at full
 size, and as the service does it, with and without a picture for the heatmap. Prints for each size the share of equal
@@ -26,7 +26,6 @@ from service.decoding import Limits, decode
 from service.session import Session
 
 LIMITS = Limits(max_bytes=50_000_000, max_pixels=50_000_000)
-MEGAPIXELS = (1, 3, 6, 12)
 
 
 def enlarged(photograph: Image.Image, megapixels: float) -> bytes:
@@ -49,6 +48,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--megapixels", type=float, nargs="+", default=[1, 3, 6, 12])
     parser.add_argument("--oversampling", type=float, default=decoding.OVERSAMPLING)
     options = parser.parse_args()
     decoding.OVERSAMPLING = options.oversampling
@@ -57,7 +57,7 @@ def main() -> None:
     files = sorted(options.folder.rglob("*.jpg"))
     random.Random(0).shuffle(files)
     print("Mpx  picture  same top-1  max shift  full ms  reduced ms")
-    for megapixels in MEGAPIXELS:
+    for megapixels in options.megapixels:
         counts = {True: 0, False: 0}
         shifts, seconds = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0, None: 0.0}
         for file in files[: options.count]:
@@ -77,7 +77,7 @@ def main() -> None:
         n = min(options.count, len(files))
         for picture in (True, False):
             print(
-                f"{megapixels:3}  {'yes' if picture else 'no':7}  {counts[picture] / n:10.2%}  {shifts[picture]:9.4f}"
+                f"{megapixels:3g}  {'yes' if picture else 'no':7}  {counts[picture] / n:10.2%}  {shifts[picture]:9.4f}"
                 f"  {1000 * seconds[None] / n:7.1f}  {1000 * seconds[picture] / n:10.1f}",
                 flush=True,
             )
