@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -40,11 +41,15 @@ def serve(
 ) -> None:
     """Serve a bundle over HTTP. Every CAMCAL_ variable of the environment applies; options win."""
     with spoken_errors():
+        from service.session import load_sessions
+
         settings = _settings(bundle=bundle, host=host, port=port, device=device)
-        session = _session(settings)
+        if settings.otel:
+            import_module("opentelemetry.sdk")
+        sessions = load_sessions(settings)
     from service.server import serve as run
 
-    run(settings, session)
+    run(settings, sessions)
 
 
 @app.command()
@@ -126,6 +131,8 @@ def spoken_errors() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        if error.name == "opentelemetry.sdk":
+            fail("CAMCAL_OTEL needs the OpenTelemetry SDK, which is not installed: pip install 'camcal[otel]'")
         if error.name != "onnxruntime":
             raise
         fail("onnxruntime is not installed: pip install 'camcal[cpu]', or 'camcal[gpu]' for CUDA")

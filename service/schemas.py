@@ -150,3 +150,9 @@ class ProblemDetails(BaseModel):
     status: int
     detail: str = Field(description="A sentence: what was found, what was expected.")
     errors: list[FieldProblem] | None = None
+
+
+class PredictionBatch(BaseModel):
+    """One result an image, in the order of the request."""
+
+    results: list[Prediction | ProblemDetails] = Field(description="A prediction, or the problem of a bad image.")

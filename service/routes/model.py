@@ -23,7 +23,7 @@ router = APIRouter()
 )
 async def model(runtime: Running) -> Response:
     """Classes, groups, calibration, preprocessing and measured figures."""
-    return Response(orjson.dumps(describe(runtime.session.bundle)), media_type="application/json")
+    return Response(orjson.dumps(describe(runtime.model.sessions[0].bundle)), media_type="application/json")
 
 
 def describe(bundle: Bundle) -> dict[str, object]:

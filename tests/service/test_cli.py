@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -38,6 +39,17 @@ def folder(tmp_path: Path) -> Path:
     (folder / "below" / "a.png").write_bytes(png(2))
     (folder / "notes.txt").write_text("not an image")
     return folder
+
+
+def test_traces_without_the_sdk_are_refused_in_a_sentence(bundle: Bundle) -> None:
+    block = "import sys\nsys.modules['opentelemetry.sdk'] = None\nfrom service.cli import app\napp()\n"
+    command = [sys.executable, "-c", block, "serve", "--bundle", str(bundle.path), "--port", "0"]
+    environment = os.environ | {"CAMCAL_OTEL": "true"}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment)
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "error: CAMCAL_OTEL needs the OpenTelemetry SDK, which is not installed: pip install 'camcal[otel]'"
+    ]
 
 
 def test_table(bundle: Bundle, folder: Path) -> None:
