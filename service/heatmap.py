@@ -127,9 +127,10 @@ def draw(indices: NDArray[np.uint8], colormap: Colormap) -> Image.Image:
 
 
 def overlay(picture: Image.Image, indices: NDArray[np.uint8], view: View, signed: bool) -> Image.Image:
-    """The colours of a map laid on `picture`, an RGB picture of the same size."""
+    """`picture`, RGB and of the map's size, with the map's colours laid on it; no copy is made."""
     mask = Image.fromarray(indices).point(shares(view.alpha, signed))
-    return Image.composite(draw(indices, view.colormap).convert("RGB"), picture, mask)
+    picture.paste(draw(indices, view.colormap).convert("RGB"), mask=mask)
+    return picture
 
 
 def encode(image: Image.Image, format: PictureFormat) -> bytes:
