@@ -28,6 +28,7 @@ OUTPUTS = ("logits", "calibrated_logits", "probabilities", "calibrated_probabili
 
 Group = Literal["many", "medium", "few"]
 GROUPS: tuple[Group, ...] = ("many", "medium", "few")
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class BundleError(ValueError):
@@ -88,6 +89,7 @@ class Manifest(_Strict):
     preprocessing: Preprocessing
     calibration: Calibration
     grid: tuple[int, int]
+    precision: Precision = "fp32"  # of the trunk; CAMC, head and maps are always fp32
     figures: dict[str, Any]
     recipe: dict[str, Any]
     prior: list[float] | None = None

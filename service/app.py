@@ -11,12 +11,14 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 
 from service import errors
+from service.inference_protocol import InferenceRequest
 from service.metrics import Metrics
 from service.middleware import RequestMiddleware
-from service.routes import cam, health, metrics, model, page, predict
+from service.model import Model
+from service.routes import batch, cam, health, metrics, model, page, predict, v2
 from service.runtime import Runtime
 from service.schemas import ProblemDetails
-from service.session import Session, load_session
+from service.session import Session, load_sessions
 from service.settings import Settings
 
 API_VERSION = "1.0.0"
@@ -26,13 +28,13 @@ _DESCRIPTION = (
 )
 
 
-def create_app(settings: Settings | None = None, session: Session | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, *sessions: Session) -> FastAPI:
     """The service as an ASGI app.
 
     Args:
         settings: by default those of the environment.
-        session: a loaded model; by default the lifespan loads `settings.bundle`, which may raise BundleError or
-            DeviceError.
+        sessions: a loaded model, once a device; by default the lifespan loads `settings.bundle`, which may raise
+            BundleError or DeviceError.
     """
     settings = settings or Settings()
     app = FastAPI(
@@ -44,13 +46,21 @@ def create_app(settings: Settings | None = None, session: Session | None = None)
         redoc_url=None,
         openapi_url=None,  # served below, as a route with a template like all others
         redirect_slashes=False,
+        # Prometheus has the metrics, standard error the log; only traces are OpenTelemetry's.
+        telemetry={
+            "tracing": settings.otel,
+            "auto_configure": settings.otel,
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+        },
     )
     app.state.settings = settings
-    app.state.session = session
+    app.state.sessions = sessions
     app.state.metrics = Metrics()
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics, access_log=settings.access_log)
     errors.install(app, app.state.metrics)
-    for module in (predict, cam, model, health, metrics, page):
+    for module in (predict, batch, cam, model, health, metrics, page, v2):
         app.include_router(module.router)
     app.add_api_route("/openapi.json", _openapi_json, include_in_schema=False)
     return app
@@ -59,11 +69,14 @@ def create_app(settings: Settings | None = None, session: Session | None = None)
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
-    session = app.state.session or await asyncio.to_thread(load_session, settings)
-    app.state.runtime = runtime = Runtime(settings, session, app.state.metrics)
+    sessions = app.state.sessions or await asyncio.to_thread(load_sessions, settings)
+    app.state.runtime = runtime = Runtime(settings, Model(tuple(sessions)), app.state.metrics)
+    watch = asyncio.create_task(runtime.watch()) if settings.watch else None
     try:
         yield
     finally:
+        if watch:
+            watch.cancel()
         await runtime.close()
         app.state.runtime = None
 
@@ -76,9 +89,10 @@ def openapi(app: FastAPI) -> dict[str, object]:
     """The OpenAPI document; needs no bundle."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = document["components"]["schemas"]
-    problem = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas.update(problem.pop("$defs"))
-    schemas["ProblemDetails"] = problem
+    for undeclared in (ProblemDetails, InferenceRequest):  # no route declares them by its types
+        schema = undeclared.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schema.pop("$defs"))
+        schemas[undeclared.__name__] = schema
     # FastAPI's own error form, which this service never sends.
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.session import Outputs
+from service.session import Outputs, Run
 
 log = logging.getLogger("camcal")
-
-Run = Callable[[NDArray[np.uint8], int], Outputs]
 
 
 class DeadlineError(TimeoutError):
@@ -51,6 +49,7 @@ class BatchReport:
 
 @dataclass(eq=False, kw_only=True)
 class _Entry:
+    runs: Sequence[Run]
     image: NDArray[np.uint8]
     top_k: int
     future: asyncio.Future[Answer]
@@ -60,30 +59,32 @@ class _Entry:
 
 
 class Batcher:
-    """Feeds `run` from one thread with batches of the images that wait.
+    """Feeds each device from a thread of its own with batches of the images that wait.
 
     Lives in one event loop. An image leaves the queue by being dispatched, by its deadline, or because its caller
-    was cancelled; the last two cost the device nothing.
+    was cancelled; the last two cost the devices nothing. All images of a batch go to the same model.
 
     Args:
-        run: takes images (uint8, N×H×W×3) and top_k, the largest that an image of the batch asks for.
+        devices: how many runs may go on at once.
         max_batch: the most images in one run.
         on_batch: told of every finished run.
     """
 
-    def __init__(self, run: Run, *, max_batch: int, on_batch: Callable[[BatchReport], None] = lambda report: None):
-        self._run = run
+    def __init__(
+        self, *, devices: int = 1, max_batch: int, on_batch: Callable[[BatchReport], None] = lambda report: None
+    ):
         self._max_batch = max_batch
         self._on_batch = on_batch
         self._waiting: dict[_Entry, None] = {}  # in order of arrival
-        self._busy = False
+        self._free = list(range(devices))
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"inference-{i}") for i in range(devices)]
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
 
     async def submit(
         self,
+        runs: Sequence[Run],
         image: NDArray[np.uint8],
         top_k: int,
         *,
@@ -93,6 +94,8 @@ class Batcher:
         """Wait for the model's answer on one image.
 
         Args:
+            runs: the model: for each device what takes images and top_k, the largest that an image of the batch asks
+                for. Images share a batch only if they come with the very same object.
             image: uint8, H×W×3.
             top_k: how many maps are needed at least.
             deadline: latest dispatch, in the time of `time.monotonic`.
@@ -107,7 +110,12 @@ class Batcher:
             raise ClosedError("the service is shutting down")
         loop = asyncio.get_running_loop()
         entry = _Entry(
-            image=image, top_k=top_k, future=loop.create_future(), on_dispatch=on_dispatch, arrived=time.perf_counter()
+            runs=runs,
+            image=image,
+            top_k=top_k,
+            future=loop.create_future(),
+            on_dispatch=on_dispatch,
+            arrived=time.perf_counter(),
         )
         if deadline is not None:
             remaining_s = deadline - time.monotonic()
@@ -125,43 +133,50 @@ class Batcher:
                 entry.timer.cancel()
 
     async def close(self) -> None:
-        """Take no more images, answer those that wait, and end the thread."""
+        """Take no more images, answer those that wait, and end the threads."""
         self._closed = True
         await self._idle.wait()
-        self._thread.shutdown()
+        for thread in self._threads:
+            thread.shutdown()
 
     def _pump(self) -> None:
-        """Dispatch the next batch if the device is idle and somebody waits."""
-        if self._busy:
-            return
-        batch = self._take()
-        if not batch:
-            self._idle.set()
-            return
-        self._busy = True
+        """Dispatch the next batches while a device is free and somebody waits."""
+        while self._free:
+            batch = self._take()
+            if not batch:
+                if len(self._free) == len(self._threads):
+                    self._idle.set()
+                return
+            self._dispatch(batch, self._free.pop())
+
+    def _dispatch(self, batch: list[_Entry], device: int) -> None:
         started = time.perf_counter()
         for entry in batch:
             entry.on_dispatch()
             if entry.timer is not None:
                 entry.timer.cancel()
-        work = asyncio.get_running_loop().run_in_executor(
-            self._thread,
-            lambda: self._run(np.stack([entry.image for entry in batch]), max(entry.top_k for entry in batch)),
-        )
-        work.add_done_callback(lambda done: self._finish(batch, started, done))
+        images, top_k = [entry.image for entry in batch], max(entry.top_k for entry in batch)
+        run = batch[0].runs[device]
+        work = asyncio.get_running_loop().run_in_executor(self._threads[device], run, images, top_k)
+        work.add_done_callback(lambda done: self._finish(batch, device, started, done))
 
     def _take(self) -> list[_Entry]:
+        """The images that have waited longest, all of the model that the first of them wants."""
         batch: list[_Entry] = []
-        while self._waiting and len(batch) < self._max_batch:
-            entry = next(iter(self._waiting))
-            del self._waiting[entry]
-            if not entry.future.done():  # else its deadline passed, or its client is gone
+        for entry in list(self._waiting):
+            if entry.future.done():  # its deadline passed, or its client is gone
+                del self._waiting[entry]
+            elif not batch or entry.runs is batch[0].runs:
+                del self._waiting[entry]
                 batch.append(entry)
+                if len(batch) == self._max_batch:
+                    break
         return batch
 
-    def _finish(self, batch: list[_Entry], started: float, work: asyncio.Future[Outputs]) -> None:
+    def _finish(self, batch: list[_Entry], device: int, started: float, work: asyncio.Future[Outputs]) -> None:
         inference_s = time.perf_counter() - started
-        self._busy = False
+        self._free.append(device)
+        self._pump()  # first: the device should not wait for what follows
         error = work.exception()
         if error:
             log.error("the model failed on a batch of %d", len(batch), exc_info=error)
@@ -177,7 +192,6 @@ class Batcher:
                 queue_s = started - entry.arrived
                 answer = Answer(outputs=work.result(), row=row, queue_s=queue_s, inference_s=inference_s)
                 entry.future.set_result(answer)
-        self._pump()
 
 
 def _expire(entry: _Entry) -> None:

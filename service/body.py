@@ -1,65 +1,53 @@
-"""Reads the one image of a request body, raw or multipart, within the limits on bytes and time."""
+"""Reads request bodies within the limits on bytes and time, and finds the images in them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from service.decoding import Data
 from service.errors import Problem
-from service.multipart import FormError, parse_form
+from service.multipart import FormError, Part, parse_form
 
 FIELD = "image"
-ACCEPTED_TYPES = "multipart/form-data with the field `image`, or the image itself with the content type image/*"
+FORM = "multipart/form-data"
+ACCEPTED_TYPES = f"{FORM} with the field `{FIELD}`, or the image itself with the content type image/*"
 
 ENVELOPE_BYTES = 64 * 1024  # what a multipart body may hold beside the image
+OTHER_PARTS = 15  # that a form may have beside its images
 
 # The client may still be sending: the connection cannot carry another request.
 CLOSE = {"Connection": "close"}
 
 
-async def read_image(request: Request, *, max_bytes: int, timeout_s: float, reserve: Callable[[int], None]) -> bytes:
-    """The bytes of the image in the body of `request`.
+async def read_body(
+    request: Request, *, max_bytes: int, too_large: str, timeout_s: float, reserve: Callable[[int], None]
+) -> bytearray:
+    """The whole body of `request`, which must not have been read.
 
     Args:
-        request: its body must not have been read.
-        max_bytes: limit on the image.
+        request: whose body is wanted.
+        max_bytes: limit on the body.
+        too_large: the sentence for the client whose body exceeds it.
         timeout_s: limit on the time for the whole body.
         reserve: told of bytes before they are kept; may raise.
 
     Raises:
-        Problem: 400, 408, 413 or 415, with a sentence for the client.
+        Problem: 408, 413 or 499.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        body = await _read(request, max_bytes + ENVELOPE_BYTES, max_bytes, timeout_s, reserve)
-        image = _image_of(request.headers["content-type"], body)
-        if len(image) > max_bytes:
-            raise _too_large(max_bytes)
-    elif kind.startswith("image/"):
-        image = await _read(request, max_bytes, max_bytes, timeout_s, reserve)
-    else:
-        sent = f"the content type is {kind[:100]!r}" if kind else "there is no content type"
-        raise Problem("unsupported-format", f"{sent}; send {ACCEPTED_TYPES}", CLOSE)
-    if not image:
-        raise Problem("malformed-request", f"the image is empty; send {ACCEPTED_TYPES}")
-    return image
-
-
-async def _read(
-    request: Request, limit: int, max_bytes: int, timeout_s: float, reserve: Callable[[int], None]
-) -> bytes:
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise _too_large(max_bytes)
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise Problem("too-large", too_large, CLOSE)
     body = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
-                if len(body) + len(chunk) > limit:
-                    raise _too_large(max_bytes)
+                if len(body) + len(chunk) > max_bytes:
+                    raise Problem("too-large", too_large, CLOSE)
                 reserve(len(chunk))
                 body += chunk
     except TimeoutError:
@@ -67,26 +55,108 @@ async def _read(
         raise Problem("body-timeout", message, CLOSE) from None
     except ClientDisconnect:
         raise Problem("client-gone", "the client left before its body was complete") from None
-    return bytes(body)
+    return body
 
 
-def _image_of(content_type: str, body: bytes) -> bytes:
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """A body that holds one image: raw, or as the field `image` of a form."""
+
+    content_type: str
+    body: bytearray
+    max_bytes: int
+
+    def image(self) -> Data:
+        """The image's bytes. Not for the event loop: a large form takes a while to search.
+
+        Raises:
+            Problem: 400 or 413, with a sentence for the client.
+        """
+        image: Data = self.body
+        if _kind(self.content_type) == FORM:
+            images = _files(self.content_type, self.body, 1 + OTHER_PARTS)
+            if len(images) != 1:
+                raise _bad_field(f"expected one file in the field {FIELD!r}; the form has {len(images)}")
+            image = images[0]
+        check_size(image, self.max_bytes)
+        return image
+
+
+async def read_upload(request: Request, *, max_bytes: int, timeout_s: float, reserve: Callable[[int], None]) -> Upload:
+    """The body of `request`, which holds one image of at most `max_bytes`; otherwise as `read_body`.
+
+    Raises:
+        Problem: 408, 413, 415 or 499.
+    """
+    content_type = request.headers.get("content-type", "")
+    kind = _kind(content_type)
+    if kind != FORM and not kind.startswith("image/"):
+        raise _other_type(kind, ACCEPTED_TYPES)
+    body = await read_body(
+        request,
+        max_bytes=max_bytes + (ENVELOPE_BYTES if kind == FORM else 0),
+        too_large=_too_large(max_bytes),
+        timeout_s=timeout_s,
+        reserve=reserve,
+    )
+    return Upload(content_type=content_type, body=body, max_bytes=max_bytes)
+
+
+def images_of_form(content_type: str, body: bytearray, max_images: int) -> list[memoryview]:
+    """The files in the field `image` of a form, in order. Not for the event loop.
+
+    Raises:
+        Problem: 400 or 415, with a sentence for the client.
+    """
+    images = _files(content_type, body, max_images + OTHER_PARTS)
+    if len(images) > max_images:
+        raise _bad_field(f"the form has {len(images)} images; the limit is {max_images} (CAMCAL_MAX_IMAGES)")
+    return images
+
+
+def require_form(content_type: str) -> None:
+    """Raises Problem 415 for any content type but that of a form."""
+    if (kind := _kind(content_type)) != FORM:
+        raise _other_type(kind, f"{FORM} with one or more files in the field `{FIELD}`")
+
+
+def check_size(image: Data, max_bytes: int) -> None:
+    """Raises Problem 400 for no bytes at all, 413 for more than `max_bytes`."""
+    if not image:
+        raise Problem("malformed-request", f"the image is empty; send {ACCEPTED_TYPES}")
+    if len(image) > max_bytes:
+        raise Problem("too-large", _too_large(max_bytes))
+
+
+def _files(content_type: str, body: bytearray, max_parts: int) -> list[memoryview]:
     try:
-        parts = parse_form(content_type, body)
+        parts = parse_form(content_type, body, max_parts)
     except FormError as error:
         raise Problem("malformed-request", f"the form cannot be read: {error}") from None
     images = [part for part in parts if part.name == FIELD]
-    if len(images) != 1:
-        found = len(images) or ", ".join(repr(part.name[:40]) for part in parts) or "nothing"
-        raise _bad_field(f"expected one file in the field {FIELD!r}; the form has {found}")
-    if images[0].filename is None:
+    if not images:
+        raise _bad_field(f"expected a file in the field {FIELD!r}; the form has {_names(parts)}")
+    if not all(part.is_file for part in images):
         raise _bad_field(f"the field {FIELD!r} is text; send it as a file, with a file name")
-    return bytes(images[0].data)
+    return [part.data for part in images]
+
+
+def _names(parts: list[Part]) -> str:
+    return ", ".join(repr(part.name[:40]) for part in parts) or "nothing"
+
+
+def _kind(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _other_type(kind: str, accepted: str) -> Problem:
+    sent = f"the content type is {kind[:100]!r}" if kind else "there is no content type"
+    return Problem("unsupported-format", f"{sent}; send {accepted}", CLOSE)
 
 
 def _bad_field(message: str) -> Problem:
     return Problem("malformed-request", message, errors=[{"in": "body", "field": FIELD, "message": message}])
 
 
-def _too_large(max_bytes: int) -> Problem:
-    return Problem("too-large", f"the image exceeds the limit of {max_bytes} bytes (CAMCAL_MAX_BYTES)", CLOSE)
+def _too_large(max_bytes: int) -> str:
+    return f"the image exceeds the limit of {max_bytes} bytes (CAMCAL_MAX_BYTES)"

@@ -9,6 +9,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from service.admission import QueueFullError
 from service.batching import ClosedError, DeadlineError, InferenceError
@@ -58,7 +59,11 @@ class Problem(Exception):
         body = {"type": f"urn:camcal:error:{self.kind}", "title": title, "status": status, "detail": self.detail}
         return body | ({"errors": self.errors} if self.errors else {})
 
-    def response(self) -> Response:
+    def response(self, scope: Scope) -> Response:
+        """The answer to the request of `scope`; under /v2 in the form of the Open Inference Protocol."""
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path == "/v2" or path.startswith("/v2/"):
+            return Response(orjson.dumps({"error": self.detail}), self.status, self.headers, "application/json")
         return Response(orjson.dumps(self.body()), self.status, self.headers, PROBLEM_JSON)
 
 
@@ -94,14 +99,19 @@ def problem_of(error: Exception) -> Problem:
     return Problem("internal", "the service failed on this request; its log says why")
 
 
+def refused(error: Exception, metrics: Metrics) -> Problem:
+    """The problem of `error`, which is counted where it was for want of room or time."""
+    problem = problem_of(error)
+    if reason := error.reason if isinstance(error, QueueFullError) else _REJECTIONS.get(problem.kind):
+        metrics.rejected.labels(reason).inc()
+    return problem
+
+
 def install(app: FastAPI, metrics: Metrics) -> None:
     """Let every foreseen exception of a route be answered by its problem, and count what was refused."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        problem = problem_of(error)
-        if reason := error.reason if isinstance(error, QueueFullError) else _REJECTIONS.get(problem.kind):
-            metrics.rejected.labels(reason).inc()
-        return problem.response()
+        return refused(error, metrics).response(request.scope)
 
     for kind in (
         Problem,

@@ -51,6 +51,15 @@ class Metrics:
             "camcal_device_fallback", "1 when the CPU stands in for a GPU that failed", registry=registry
         )
 
+        self.reloads = Counter(
+            "camcal_reloads_total",
+            "Bundles loaded in place of the one served",
+            ["result"],
+            registry=registry,
+        )
+        for result in ("done", "failed"):
+            self.reloads.labels(result)
+
         self.store_entries = Gauge("camcal_cam_store_entries", "Explanations kept", registry=registry)
         self.store_bytes = Gauge("camcal_cam_store_bytes", "Bytes of explanations kept", registry=registry)
         self.store_evictions = Counter(

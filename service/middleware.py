@@ -8,10 +8,12 @@ import time
 from uuid import uuid4
 
 import orjson
+from opentelemetry import trace
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import problem_of
+from service.logs import request_id
 from service.metrics import Metrics
 from service.runtime import running
 
@@ -34,6 +36,8 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(scope, send)
+        request_id.set(exchange.id)  # for the log; the context is this request's own
+        trace.get_current_span().set_attribute("camcal.request_id", exchange.id)
         try:
             with self.metrics.in_flight.track_inprogress():
                 await self._answer(scope, receive, exchange)
@@ -46,7 +50,7 @@ class RequestMiddleware:
         except Exception as error:  # the last resort: the client gets a problem, the log gets the trace
             log.exception("request %s failed", exchange.id)
             if exchange.code is None:
-                await problem_of(error).response()(scope, receive, exchange.send)
+                await problem_of(error).response(scope)(scope, receive, exchange.send)
 
     def _record(self, exchange: _Exchange) -> None:
         seconds = time.perf_counter() - exchange.started
@@ -64,7 +68,7 @@ class RequestMiddleware:
                 "code": int(code),
                 "duration_s": round(seconds, 6),
             }
-            access.info(orjson.dumps(line).decode())
+            access.info(orjson.dumps(line).decode(), extra={"fields": line})
 
 
 class _Exchange:

@@ -1,100 +1,72 @@
-"""Splits the body of a `multipart/form-data` request that is in memory already; never touches the disk."""
+"""Splits the body of a `multipart/form-data` request that is in memory already; copies nothing of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+MAX_HEAD_BYTES = 8 * 1024  # of one part
 
-MAX_PARTS = 16
+_BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
+# `name` and `filename` as browsers write them: quoted, with " as %22 or \"; or bare.
+_PARAMETER = re.compile(rb';\s*(name|filename\*?)=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))', re.IGNORECASE)
 
 
 class FormError(ValueError):
     """The body is not the form that its content type promises."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """One part of a form; a file has a file name, a text field has none."""
 
-    name: str = ""
-    filename: str | None = None
-    data: bytearray = field(default_factory=bytearray)
+    name: str
+    is_file: bool
+    data: memoryview  # into the body
 
 
-def parse_form(content_type: str, body: bytes) -> list[Part]:
-    """The parts of `body`, in order.
+def parse_form(content_type: str, body: bytes | bytearray, max_parts: int) -> list[Part]:
+    """The parts of `body`, in order (RFC 7578).
 
     Args:
         content_type: the request's header, with its boundary.
         body: all of it.
+        max_parts: how many there may be.
 
     Raises:
-        FormError: if there is no boundary, a part has no name, there are more than 16, or the end is missing.
+        FormError: if there is no boundary, a part has no name, there are too many, or the end is missing.
     """
-    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    boundary = _BOUNDARY.search(content_type)
     if not boundary:
         raise FormError("its content type names no boundary")
-    collector = _Collector()
-    try:
-        parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": collector.begin,
-                "on_header_begin": collector.begin_header,
-                "on_header_field": collector.header_name,
-                "on_header_value": collector.header_value,
-                "on_header_end": collector.end_header,
-                "on_part_data": collector.part_data,
-                "on_end": collector.end,
-            },
-        )
-        parser.write(body)
-    except FormParserError:
-        raise FormError("it does not follow the form of multipart/form-data") from None
-    if not collector.ended:
-        raise FormError("it ends before its last boundary")
-    if not all(part.name for part in collector.parts):
-        raise FormError("a part has no name in its Content-Disposition")
-    return collector.parts
+    # Every delimiter begins on a line of its own; the first may be the very first line.
+    delimiter = b"\r\n--" + (boundary[1] or boundary[2]).encode()
+    start = -2 if body.startswith(delimiter[2:]) else body.find(delimiter)
+    parts: list[Part] = []
+    while start != -1:
+        start += len(delimiter)
+        if body[start : start + 2] == b"--":
+            return parts
+        if len(parts) == max_parts:
+            raise FormError(f"it has more than {max_parts} parts")
+        head_end = body.find(b"\r\n\r\n", start, start + MAX_HEAD_BYTES)
+        if body[start : start + 2] != b"\r\n" or head_end == -1:
+            raise FormError("it does not follow the form of multipart/form-data")
+        end = body.find(delimiter, head_end + 4)
+        name, is_file = _disposition(bytes(body[start + 2 : head_end]))
+        parts.append(Part(name=name, is_file=is_file, data=memoryview(body)[head_end + 4 : end if end >= 0 else None]))
+        start = end
+    raise FormError("it ends before its last boundary")
 
 
-class _Collector:
-    """What the parser found so far."""
-
-    def __init__(self) -> None:
-        self.parts: list[Part] = []
-        self.ended = False
-        self._header = bytearray()
-        self._value = bytearray()
-
-    def begin(self) -> None:
-        if len(self.parts) == MAX_PARTS:
-            raise FormError(f"it has more than {MAX_PARTS} parts")
-        self.parts.append(Part())
-
-    def begin_header(self) -> None:
-        self._header.clear()
-        self._value.clear()
-
-    def header_name(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def end_header(self) -> None:
-        if self._header.lower() != b"content-disposition":
-            return
-        options = parse_options_header(bytes(self._value))[1]
-        part = self.parts[-1]
-        part.name = options.get(b"name", b"").decode(errors="replace")
-        if b"filename" in options:
-            part.filename = options[b"filename"].decode(errors="replace")
-
-    def part_data(self, data: bytes, start: int, end: int) -> None:
-        self.parts[-1].data += memoryview(data)[start:end]
-
-    def end(self) -> None:
-        self.ended = True
+def _disposition(head: bytes) -> tuple[str, bool]:
+    """The name of a part with these headers, and whether it is a file."""
+    for line in head.split(b"\r\n"):
+        header, colon, value = line.partition(b":")
+        if not colon:
+            raise FormError("it does not follow the form of multipart/form-data")
+        if header.strip().lower() == b"content-disposition":
+            found = {key.lower(): quoted or bare for key, quoted, bare in _PARAMETER.findall(value)}
+            if name := found.get(b"name"):
+                return name.decode(errors="replace"), not found.keys().isdisjoint((b"filename", b"filename*"))
+    raise FormError("a part has no name in its Content-Disposition")

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
+from models.bundle import Manifest
 from service.admission import Admission
 from service.batching import Batcher, BatchReport
+from service.budget import Budget
 from service.cpus import usable_cpus
 from service.decoding import Limits
 from service.errors import Problem
 from service.metrics import Metrics
-from service.prediction import Ranker
-from service.session import Session
+from service.model import Model, load_model, stamp
 from service.settings import Settings
 from service.stores import MapStore
 from service.stores.memory import MemoryStore
@@ -30,26 +31,51 @@ T = TypeVar("T")
 
 
 class Runtime:
-    """A loaded model with its queue, threads and store. Made and closed inside one event loop."""
+    """The model served, with queue, threads and store. Made and closed inside one event loop.
 
-    def __init__(self, settings: Settings, session: Session, metrics: Metrics):
+    A request takes `model` once and uses that one to its end: a reload may replace it at any time.
+    """
+
+    def __init__(self, settings: Settings, model: Model, metrics: Metrics):
         self.settings = settings
-        self.session = session
+        self.model = model
         self.metrics = metrics
-        self.manifest = session.bundle.manifest
         self.limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
-        self.ranker = Ranker(self.manifest)
         self.draining = False
+        self._reloading = asyncio.Lock()
         self.admission = Admission(queue_limit=settings.queue_limit, queue_bytes=settings.queue_bytes)
-        self.batcher = Batcher(session.run, max_batch=settings.max_batch, on_batch=self._count_batch)
+        self.batcher = Batcher(devices=len(model.sessions), max_batch=settings.max_batch, on_batch=self._count_batch)
         self.threads = ThreadPoolExecutor(settings.decode_threads or usable_cpus(), thread_name_prefix="decode")
         memory = MemoryStore(settings.cam_max_bytes, lambda reason: metrics.store_evictions.labels(reason).inc())
+        self.decoding = Budget(settings.decode_bytes)
         self.store: MapStore = memory
         self._describe(memory)
 
     @property
+    def manifest(self) -> Manifest:
+        """Of the model that is served now."""
+        return self.model.manifest
+
+    @property
     def ready(self) -> bool:
         return not self.draining
+
+    async def reload(self) -> None:
+        """Serve the bundle that is now in the folder; if it is bad, the log says why and the old one stays.
+
+        Requests that have begun end with the model they began with.
+        """
+        async with self._reloading:
+            old = self.model.label
+            try:
+                self.model = await asyncio.to_thread(load_model, self.settings)
+            except Exception as error:  # whatever a bad bundle can cause must not end a service that works
+                log.error("the bundle was not reloaded, %s stays: %s", old, error)
+                self.metrics.reloads.labels("failed").inc()
+                return
+            log.info("model %s replaces %s", self.model.label, old)
+            self.metrics.reloads.labels("done").inc()
+            self._describe_model()
 
     def drain(self) -> None:
         """Tell balancers to go elsewhere; requests that still come are served."""
@@ -66,15 +92,31 @@ class Runtime:
         """Run `work` in one of the decode threads; it is never started if the caller has gone before."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)
 
+    async def watch(self, period_s: float = 1.0) -> None:
+        """Reload whenever the files of the bundle's folder have changed, and then stayed the same for a period."""
+        folder = self.settings.bundle
+        loaded = seen = await asyncio.to_thread(stamp, folder)
+        while True:
+            await asyncio.sleep(period_s)
+            now = await asyncio.to_thread(stamp, folder)
+            if now == seen and now != loaded:
+                loaded = now
+                await self.reload()
+            seen = now
+
     def _count_batch(self, report: BatchReport) -> None:
         self.metrics.batch_size.observe(report.size)
-        self.metrics.batch_padding.inc(self.session.bucket(report.size) - report.size)
+        self.metrics.batch_padding.inc(self.model.sessions[0].bucket(report.size) - report.size)
+
+    def _describe_model(self) -> None:
+        metrics, manifest, session = self.metrics, self.manifest, self.model.sessions[0]
+        metrics.model_info.clear()
+        metrics.model_info.labels(manifest.name, manifest.version, session.provider, str(len(manifest.classes))).set(1)
+        metrics.device_fallback.set(session.fallback is not None)
 
     def _describe(self, memory: MemoryStore) -> None:
-        metrics, manifest, session = self.metrics, self.manifest, self.session
-        classes = str(len(manifest.classes))
-        metrics.model_info.labels(manifest.name, manifest.version, session.provider, classes).set(1)
-        metrics.device_fallback.set(session.fallback is not None)
+        metrics = self.metrics
+        self._describe_model()
         metrics.ready.set_function(lambda: self.ready)
         metrics.queue_limit.set(self.settings.queue_limit)
         metrics.queue_depth.set_function(lambda: self.admission.depth)
@@ -119,7 +161,7 @@ Running = Annotated[Runtime, Depends(get_runtime)]
 Key = Depends(check_key)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled as soon as the client has left.
 
     The body of `request` must have been read: the next message of its connection is then the client's leaving.

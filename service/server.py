@@ -7,13 +7,14 @@ import logging
 import math
 import signal
 import socket
-import sys
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from service import logs
 from service.app import create_app
+from service.protocol import guarded
 from service.runtime import running
 from service.session import Session
 from service.settings import Settings
@@ -24,7 +25,7 @@ log = logging.getLogger("camcal")
 class DrainingServer(uvicorn.Server):
     """On SIGTERM: not ready at once, serve on for `drain_s`, then finish what runs and exit with code 0.
 
-    SIGINT skips the wait, and a second signal ends at once.
+    SIGINT skips the wait, and a second signal ends at once. SIGHUP loads the bundle again.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float):
@@ -35,7 +36,13 @@ class DrainingServer(uvicorn.Server):
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        if hasattr(signal, "SIGHUP"):  # not on Windows
+            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         await super().serve(sockets)
+
+    def _reload(self) -> None:
+        if runtime := running(self._app):
+            self._reloading = asyncio.ensure_future(runtime.reload())  # kept, or it might vanish before its end
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._signals += 1
@@ -54,17 +61,18 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(settings: Settings, session: Session) -> None:
-    """Serve `session` until a signal comes."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    manifest = session.bundle.manifest
+def serve(settings: Settings, sessions: list[Session]) -> None:
+    """Serve the model of `sessions`, one a device, until a signal comes."""
+    logs.configure(settings.log_format)
+    manifest = sessions[0].bundle.manifest
     log.info("model %s %s, %d classes", manifest.name, manifest.version, len(manifest.classes))
-    log.info("device %s, %s", session.provider, "API key required" if settings.api_key else "no API key")
-    app = create_app(settings, session)
+    log.info("device %s, %s", sessions[0].provider, "API key required" if settings.api_key else "no API key")
+    app = create_app(settings, *sessions)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
+        http=guarded(settings.head_timeout_s),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,41 +39,64 @@ class Outputs:
     maps: NDArray[np.float32]  # N×k×h×w
 
 
+Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]  # N of H×W×3, or one N×H×W×3
+Run = Callable[[Images, int], Outputs]
+
+
 class Session:
     """One model on one device. `run` is to be called from one thread at a time.
+
+    Args:
+        bundle: what to run.
+        device: where.
+        threads: of one run on the CPU; by default every usable CPU.
+        max_batch: the most images in one run.
+        gpu: which one, where the device is CUDA.
 
     Raises:
         BundleError: if the graph's inputs, outputs, classes or grid are not what the manifest says.
         DeviceError: if `device` is `cuda` and CUDA cannot be used.
     """
 
-    def __init__(self, bundle: Bundle, *, device: Device = "auto", threads: int | None = None, max_batch: int = 32):
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        max_batch: int = 32,
+        gpu: int = 0,
+    ):
         self.bundle = bundle
         self.max_batch = max_batch
-        self._session, self.fallback = _open(bundle, device, threads or usable_cpus())
+        self._buckets = sorted({*(1 << power for power in range(max_batch.bit_length())), max_batch})
+        size = bundle.manifest.preprocessing.input_size
+        self._input = np.zeros((max_batch, size, size, 3), dtype=np.uint8)  # of every run; smaller ones use its head
+        self._session, self.fallback = _open(bundle, device, threads or usable_cpus(), gpu)
         self.provider: str = self._session.get_providers()[0]
         self._check()
 
     def buckets(self) -> list[int]:
         """The batch sizes that are run: 1, 2, 4, … and `max_batch`."""
-        return sorted({*(1 << power for power in range(self.max_batch.bit_length())), self.max_batch})
+        return self._buckets
 
     def bucket(self, count: int) -> int:
         """The smallest batch size that is run and holds `count` images."""
-        return next(size for size in self.buckets() if size >= count)
+        return next(size for size in self._buckets if size >= count)
 
     def warm_up(self) -> None:
         """Run every bucket once, so that no request pays for a first run."""
-        size = self.bundle.manifest.preprocessing.input_size
-        for bucket in self.buckets():
-            self.run(np.zeros((bucket, size, size, 3), dtype=np.uint8), top_k=1)
+        for bucket in self._buckets:
+            self.run(np.zeros((bucket, *self._input.shape[1:]), dtype=np.uint8), top_k=1)
 
-    def run(self, images: NDArray[np.uint8], top_k: int) -> Outputs:
-        """Run N images (uint8, N×H×W×3, N ≤ `max_batch`) and return the maps of the `top_k` best classes."""
+    def run(self, images: Images, top_k: int) -> Outputs:
+        """Run N images (uint8, H×W×3 each, N ≤ `max_batch`) and return the maps of the `top_k` best classes."""
         count = len(images)
-        if padding := self.bucket(count) - count:
-            images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), dtype=np.uint8)])
-        arrays = self._session.run(list(OUTPUTS), {"images": images, "top_k": np.array(top_k, dtype=np.int64)})
+        for row, image in enumerate(images):
+            self._input[row] = image
+        # What pads a batch is left from an earlier one: no image's answer depends on its neighbours.
+        batch = self._input[: self.bucket(count)]
+        arrays = self._session.run(list(OUTPUTS), {"images": batch, "top_k": np.array(top_k, dtype=np.int64)})
         return Outputs(**{name: array[:count] for name, array in zip(OUTPUTS, arrays, strict=True)})
 
     def _check(self) -> None:
@@ -96,24 +120,30 @@ class Session:
                 raise BundleError(f"the graph's {name} has shape {array.shape}; the manifest says {expected}")
 
 
-def load_session(settings: Settings) -> Session:
-    """The bundle of `settings`, verified, loaded and warmed up.
+def load_sessions(settings: Settings) -> list[Session]:
+    """The bundle of `settings`, verified, loaded and warmed up, once for each of `settings.sessions`.
 
     Raises:
         BundleError: if the folder is not a bundle that this service can run.
         DeviceError: if the device that was asked for cannot be used.
     """
-    session = Session(
-        Bundle.load(settings.bundle),
-        device=settings.device,
-        threads=settings.intra_threads,
-        max_batch=settings.max_batch,
-    )
-    session.warm_up()
-    return session
+    bundle = Bundle.load(settings.bundle)
+    threads = settings.intra_threads or max(1, usable_cpus() // settings.sessions)
+    sessions = [
+        Session(bundle, device=settings.device, threads=threads, max_batch=settings.max_batch, gpu=gpu)
+        for gpu in range(settings.sessions)
+    ]
+    for session in sessions:
+        session.warm_up()
+    return sessions
 
 
-def _open(bundle: Bundle, device: Device, threads: int) -> tuple[ort.InferenceSession, str | None]:
+def load_session(settings: Settings) -> Session:
+    """The first of `load_sessions`."""
+    return load_sessions(settings.model_copy(update={"sessions": 1}))[0]
+
+
+def _open(bundle: Bundle, device: Device, threads: int, gpu: int) -> tuple[ort.InferenceSession, str | None]:
     """The session, and why it is on the CPU although `auto` found an ONNX Runtime built for CUDA."""
     built_for_cuda = CUDA in ort.get_available_providers()
     if device == "cuda" and not built_for_cuda:
@@ -122,7 +152,7 @@ def _open(bundle: Bundle, device: Device, threads: int) -> tuple[ort.InferenceSe
         return _create(bundle, threads, [CPU]), None
     ort.preload_dlls()
     # HEURISTIC: the default EXHAUSTIVE search costs about 0.6 s at each new batch size.
-    cuda = (CUDA, {"cudnn_conv_algo_search": "HEURISTIC"})
+    cuda = (CUDA, {"cudnn_conv_algo_search": "HEURISTIC", "device_id": str(gpu)})
     session = _create(bundle, threads, [cuda, CPU])
     if session.get_providers()[0] == CUDA:
         return session, None

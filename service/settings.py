@@ -14,6 +14,7 @@ PREFIX = "CAMCAL_"
 DEFAULT_BUNDLE = Path(models.__file__).parent / "pretrained" / "caltech100"
 
 Device = Literal["auto", "cpu", "cuda"]
+LogFormat = Literal["text", "json"]
 
 
 class SettingsError(ValueError):
@@ -26,28 +27,44 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     bundle: Path = Field(DEFAULT_BUNDLE, description="Folder of the bundle to serve.")
+    watch: bool = Field(False, description="Reload the bundle whenever the files of its folder change.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    api_key: SecretStr | None = Field(None, description="Key that /predict, /cam and /model ask for; none by default.")
+    api_key: SecretStr | None = Field(
+        None, description="Key that /predict, /cam, /model and /v2 ask for; none by default."
+    )
     access_log: bool = Field(False, description="One JSON line per request on standard error.")
+    log_format: LogFormat = Field("text", description="`json`: every line on standard error is a JSON object.")
+    otel: bool = Field(False, description="Send traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra `otel`.")
 
     device: Device = Field("auto", description="`cuda` fails without CUDA; `auto` falls back to the CPU and says so.")
+    sessions: int = Field(1, ge=1, le=64, description="Copies of the model behind the queue, each on its own GPU.")
     max_batch: int = Field(32, ge=1, le=1024, description="Images in one run of the model.")
     intra_threads: int | None = Field(None, ge=1, le=1024, description="Threads of a run; by default every usable CPU.")
     decode_threads: int | None = Field(None, ge=1, le=1024, description="Threads that decode; by default one per CPU.")
+
+    decode_bytes: int = Field(512 * 2**20, ge=1, description="Memory for decoding; a picture that needs it all waits.")
 
     queue_limit: int = Field(256, ge=1, description="Requests that may wait; one more is answered 429.")
     queue_bytes: int = Field(256 * 2**20, ge=1, description="Bytes of request bodies held at once; more: 429.")
     timeout_s: float = Field(10.0, gt=0, le=3600, description="Longest wait of a complete request for the model: 504.")
     body_timeout_s: float = Field(30.0, gt=0, le=3600, description="Longest time a request body may take: 408.")
+    head_timeout_s: float = Field(10.0, gt=0, le=3600, description="Longest time a request's headers may take: 408.")
     keep_alive_s: int = Field(65, ge=1, le=3600, description="How long an idle connection stays open.")
     drain_s: float = Field(5.0, ge=0, le=3600, description="After SIGTERM: time to go on serving while not ready.")
 
     max_bytes: int = Field(20_000_000, ge=1, description="Largest image file.")
+    max_images: int = Field(64, ge=1, le=4096, description="Images in one request that carries several.")
+    max_body_bytes: int = Field(64 * 2**20, ge=1, description="Body of such a request.")
     max_pixels: int = Field(50_000_000, ge=1, description="Largest image, width times height.")
 
     cam_ttl_s: float = Field(600.0, gt=0, le=31_536_000, description="Life of a heatmap.")
     cam_max_bytes: int = Field(64 * 2**20, ge=1, description="Memory for heatmaps; the oldest leave first.")
+
+    @property
+    def images_limit(self) -> int:
+        """Images in one request: a request that could never fit into the queue is refused for its size."""
+        return min(self.max_images, self.queue_limit)
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -17,7 +17,7 @@ from models.classifier import LongTailClassifier
 from models.marc import MARC
 from models.normalized import Rescale, WeightNormHead, tau_norm
 from training.config import Recipe
-from training.data import Dataset, LabelledImages
+from training.data import Dataset, Images
 from training.data.augment import Augment
 from training.margins import MIN_OMEGA, fit_lws, fit_marc
 from training.priors import Floats, is_balanced, logit_prior, prior_weights
@@ -56,7 +56,7 @@ class _Cache:
         self.held_labels = data.holdout.labels
         self.held_NK = self._trained(data.holdout)
 
-    def _trained(self, part: LabelledImages, augment: Augment | None = None) -> Tensor:
+    def _trained(self, part: Images, augment: Augment | None = None) -> Tensor:
         return self.network.rescale.undo(predict_logits(self.network, part, augment))
 
     @cached_property
@@ -132,12 +132,11 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fit
 
 @torch.no_grad()
 def predict_logits(
-    network: LongTailClassifier, part: LabelledImages, augment: Augment | None = None, batch_size: int = 256
+    network: LongTailClassifier, part: Images, augment: Augment | None = None, batch_size: int = 256
 ) -> Tensor:
     """Logits z, N×K in fp32 on the CPU, of a part of the data; the network is used in the mode it is in."""
-    device = network.mean.device
-    batches = (batch.to(device) for batch in part.images.split(batch_size))
-    return torch.cat([network(augment(batch) if augment else batch).float().cpu() for batch in batches])
+    batches = part.batches(torch.arange(len(part)).split(batch_size), network.mean.device, augment)
+    return torch.cat([network(images_BHWC).float().cpu() for images_BHWC, _ in batches])
 
 
 def fit_scale(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor) -> float:
@@ -192,10 +191,12 @@ def _fit_tau(network: LongTailClassifier, cache: _Cache, weights_N: Tensor) -> t
 def _fit_margins(network: LongTailClassifier, cache: _Cache, prior_K: Floats) -> Tensor:
     """Fit and store ω and β; returns the held-out logits as calibrated by margins that were fitted without them."""
     config, norms_K = cache.recipe.calibrate, network.weight_norms().detach().cpu()
+    published = not config.marc or config.marc_on == "train"
+    start = config.start or ("identity" if published or config.rescale != "off" else "prior")
+    penalty = config.penalty if config.penalty is not None else 0.0 if published else 1.0
     start_K = torch.zeros(cache.classes)
-    if config.start == "prior":
+    if start == "prior":
         start_K = -torch.from_numpy(np.log(prior_K * cache.classes)).float()
-    penalty = config.penalty if config.penalty is not None else 0.0 if config.marc_on == "train" else 1.0
     rescale = Rescale(cache.classes)
     rescale.load_state_dict(network.rescale.state_dict())
 

@@ -16,7 +16,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service.cli import app, fail, spoken_errors
+from service.cli import app as app
+from service.cli import fail, spoken_errors
 
 console = Console(highlight=False)
 
@@ -61,7 +62,8 @@ def train(
         from training import pipeline
         from training.run import Run
 
-        bundle = pipeline.train(settings, Run(out), console)
+        if (bundle := pipeline.train(settings, Run(out), console)) is None:
+            return
         console.print(f"serve it:  camcal serve --bundle {bundle.path}")
 
 
@@ -95,14 +97,22 @@ def evaluate(run: RunFolder) -> None:
 @app.command()
 def export(
     run: RunFolder,
-    out: Annotated[Path | None, typer.Option(help="Folder for the bundle; the run's own by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the bundle; by default bundle or bundle-PRECISION in the run's.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32; fp16 for GPUs; int8 for CPUs. Refused if held-out images suffer.")
+    ] = "fp32",
 ) -> None:
     """Write the bundle of a calibrated and evaluated run."""
     with _spoken_errors():
         from training import pipeline
+        from training.precision import parse_precision
         from training.run import Run
 
-        pipeline.export_run(Run(run), out or Run(run).bundle, console)
+        chosen = parse_precision(precision)
+        own = Run(run).bundle if chosen == "fp32" else Run(run).path / f"bundle-{chosen}"
+        pipeline.export_run(Run(run), out or own, console, chosen)
 
 
 @app.command()

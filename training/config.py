@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from models.preprocessing import Rgb
 
@@ -20,6 +20,9 @@ class RecipeError(ValueError):
     """A recipe that cannot be read, or a key or value in it that is not accepted."""
 
 
+Policy = Literal["none", "autoaugment-cifar10", "autoaugment-imagenet", "trivialaugment"]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -28,19 +31,22 @@ class DataConfig(_Section):
     """Where images come from.
 
     source: `digits` (scikit-learn's, made long-tailed), `cifar10` or `cifar100` (packed arrays or torchvision's
-        folder), `folder` (an image folder).
+        folder), `folder` (an image folder), `list` (list files; images are decoded while training).
     root: the file or folder; relative to the current folder. Not used by `digits`.
-    imbalance: of the synthetic tail of `digits` and CIFAR, n_max/n_min; not used by `folder`.
+    imbalance: of the synthetic tail of `digits` and CIFAR, n_max/n_min; not used by the others.
+    train_list, test_list: for `list`, the files with `relative/path label` a line, relative to root as the paths are.
     split_file: for `folder`, a CSV with the columns path, split and label, relative to root.
     test_fraction: for a `folder` without a test part, the share of each class that is put aside as one.
     holdout_fraction: the share of each training class that fits scalar and temperature, and is not trained on.
     fit, resize, input_size, mean, std: see `models.preprocessing.Preprocessing`.
     """
 
-    source: Literal["digits", "cifar10", "cifar100", "folder"]
+    source: Literal["digits", "cifar10", "cifar100", "folder", "list"]
     root: Path | None = None
     imbalance: float = Field(default=100.0, ge=1)
     split_file: str | None = None
+    train_list: str | None = None
+    test_list: str | None = None
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     holdout_fraction: float = Field(default=0.1, gt=0, lt=1)
     fit: Literal["crop", "stretch"] = "crop"
@@ -53,6 +59,8 @@ class DataConfig(_Section):
     def _root_given(self) -> DataConfig:
         if self.source != "digits" and self.root is None:
             raise ValueError(f"source {self.source!r} needs data.root: pass --set data.root=PATH")
+        if self.source == "list" and not (self.train_list and self.test_list):
+            raise ValueError("source 'list' needs data.train_list and data.test_list")
         return self
 
 
@@ -64,8 +72,11 @@ class AugmentConfig(_Section):
     area: range of the share of the image that is kept; aspect: range of its width to height ratio.
     rotate: up to this many degrees either way.
     fill: what is shown outside the image: `zero`, `mirror`, or `random` (mirror or a random plain colour, per image).
+    policy: a published policy of operations on grey levels and geometry; see `training.data.policies`.
     erase: side of a square that is blanked, as a share of the image's (Cutout, arXiv 1708.04552).
     colour: strength of changes to brightness, contrast and saturation.
+    mixup, cutmix: parameter of the Beta distribution that says how much of another image is mixed in, 0 for none; with
+        both, each batch takes one of the two. See `training.data.mix`.
     """
 
     flip: bool = False
@@ -74,8 +85,11 @@ class AugmentConfig(_Section):
     aspect: tuple[float, float] = (1.0, 1.0)
     rotate: float = Field(default=0.0, ge=0, le=180)
     fill: Literal["zero", "mirror", "random"] = "zero"
+    policy: Policy = "none"
     erase: float = Field(default=0.0, ge=0, lt=1)
     colour: float = Field(default=0.0, ge=0, lt=1)
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _ranges(self) -> AugmentConfig:
@@ -89,6 +103,7 @@ class AugmentConfig(_Section):
 class ModelConfig(_Section):
     """The network; see `models.classifier.LongTailClassifier`.
 
+    weights: torchvision's name of pretrained ones; `none` for none.
     head: `linear`, or a normalised one: `weight`, `cosine`, `cosnorm`, `causal`; see `models.normalized`.
     scalar: s of a normalised head, at first or, without learn_scalar, for good; 16, or 1 for `weight`.
     camc: where CAMC takes its evidence from; camc_attention, camc_top: see `models.camc`.
@@ -96,7 +111,7 @@ class ModelConfig(_Section):
     """
 
     backbone: str = "resnet32"
-    weights: str | None = None
+    weights: Annotated[str | None, BeforeValidator(lambda value: None if value == "none" else value)] = None
     head: Literal["linear", "weight", "cosine", "cosnorm", "causal"] = "cosine"
     scalar: float = Field(default=16.0, gt=0)
     learn_scalar: bool = True
@@ -149,8 +164,10 @@ class LossConfig(_Section):
 class FitConfig(_Section):
     """The optimisation: SGD with Nesterov momentum, a linear warm-up, then a cosine to zero.
 
+    batch_size: of all processes together.
     sampler: how often a class is seen; see `training.samplers`.
     precision: `bf16` runs the network under autocast; head, maps and loss stay in fp32.
+    compile: compile the network first, which takes a minute or two; on a GPU it then runs as CUDA graphs.
     """
 
     epochs: int = Field(ge=1)
@@ -161,6 +178,7 @@ class FitConfig(_Section):
     weight_decay: float = Field(default=5e-4, ge=0)
     sampler: Literal["instance", "class_balanced", "square_root", "progressive"] = "instance"
     precision: Literal["fp32", "bf16"] = "bf16"
+    compile: bool = False
 
 
 class CalibrateConfig(_Section):
@@ -170,10 +188,10 @@ class CalibrateConfig(_Section):
     rescale: of a linear head: `tau` normalises the weights by ‖W‖^τ, `lws` learns a scale a class.
     marc: fit margins.
     marc_on: the images that they are fitted on: `train` as published, the `holdout` part, or `both`.
-    start: where margins start (and stay, without marc): `identity` as published, or `prior`, which takes the logarithm
-        of the class prior that the logits are trained for from them: logit adjustment afterwards.
-    penalty: λ that pulls margins towards their start; by default 0 on `train` as published, else 1. See
-        `training.margins.fit_marc`.
+    start: where margins start (and stay, without marc): `identity`, or `prior`, which takes the logarithm of the class
+        prior that the logits are trained for from them: logit adjustment afterwards.
+    penalty: λ that pulls margins towards their start, see `training.margins.fit_marc`. On `train` the defaults are
+        those of the paper, `identity` and 0; with held-out images they are `prior` (`identity` after rescaling) and 1.
     passes: how many augmented passes over the training images MARC's cached logits come from.
     exponent: of the generalised re-weighting, w_k ∝ (n_k/N)^-exponent.
     iterations, batch_size, lr, momentum, weight_decay: of SGD with a cosine rate; the first `warmup` iterations rise
@@ -186,7 +204,7 @@ class CalibrateConfig(_Section):
     rescale: Literal["off", "tau", "lws"] = "off"
     marc: bool = True
     marc_on: Literal["train", "holdout", "both"] = "train"
-    start: Literal["identity", "prior"] = "identity"
+    start: Literal["identity", "prior"] | None = None
     penalty: float | None = Field(default=None, ge=0)
     passes: int = Field(default=4, ge=1)
     exponent: float = Field(default=1.2, ge=0)

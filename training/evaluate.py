@@ -90,7 +90,7 @@ def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> dict
             )
         }
     if isinstance(network.head, WeightNormHead):
-        report["scalar_curve"] = _scalar_curve(network, data, raw_prior_K)
+        report["scalar_curve"] = _scalar_curve(network, logits["scalar"], data, raw_prior_K)
     return report
 
 
@@ -156,13 +156,15 @@ def _rank_groups(
     }
 
 
-def _scalar_curve(network: LongTailClassifier, data: Dataset, raw_prior_K: metrics.Floats) -> list[dict[str, float]]:
+def _scalar_curve(
+    network: LongTailClassifier, logits_NK: Tensor, data: Dataset, raw_prior_K: metrics.Floats
+) -> list[dict[str, float]]:
     """`scalar_curve` of the test part, and of the held-out part under the names `holdout_…`, class-balanced both."""
     balanced_K = np.full(len(data.classes), 1 / len(data.classes))
     curves = []
-    for part in (data.test, data.holdout):
+    for part, z_NK in ((data.test, logits_NK), (data.holdout, predict_logits(network, data.holdout))):
         labels_N = part.labels.numpy()
-        cosines_NK = predict_logits(network, part).double().numpy() / network.scalar
+        cosines_NK = z_NK.double().numpy() / network.scalar
         curves.append(scalar_curve(cosines_NK, labels_N, prior_weights(labels_N, balanced_K), raw_prior_K))
     return [
         test | {f"holdout_{name}": value for name, value in held.items() if name != "scalar"}

@@ -109,7 +109,9 @@ def load_network(path: Path) -> tuple[LongTailClassifier, Recipe, dict[str, Any]
     tensors, meta = load_tensors(path)
     try:
         recipe = recipe_in(meta["recipe"], path)
-        network = build_network(recipe, len(meta["classes"]))
+        # What was trained replaces the pretrained weights, which need not be fetched again.
+        blank = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
+        network = build_network(blank, len(meta["classes"]))
         restore(network, tensors)
     except (KeyError, RuntimeError, RecipeError) as error:
         reason = " ".join(str(error).split())

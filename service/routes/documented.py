@@ -30,6 +30,15 @@ def _problem(status: int) -> dict[str, Any]:
     return response | ({"headers": _HEADERS[status]} if status in _HEADERS else {})
 
 
+def protocol_errors(*statuses: int) -> Responses:
+    """The same for routes of the Open Inference Protocol, with its form of errors."""
+    schema = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {"application/json": {"schema": schema}}}
+        for status in statuses
+    }
+
+
 def header(description: str) -> dict[str, Any]:
     """A response header that is a string."""
     return {"description": description, "schema": {"type": "string"}}

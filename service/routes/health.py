@@ -23,5 +23,6 @@ async def ready(runtime: Running) -> Ready:
     """503 before the model is warm and while the service drains."""
     if not runtime.ready:
         raise Problem("not-ready", "the service is draining: it serves what still comes, and will stop")
-    name = ModelName(name=runtime.manifest.name, version=runtime.manifest.version)
-    return Ready(model=name, provider=runtime.session.provider, device_fallback=runtime.session.fallback)
+    model = runtime.model
+    name = ModelName(name=model.manifest.name, version=model.manifest.version)
+    return Ready(model=name, provider=model.sessions[0].provider, device_fallback=model.sessions[0].fallback)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -10,13 +11,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import orjson
 from fastapi import APIRouter, Query, Request, Response
+from opentelemetry import trace
 
 from service.admission import Ticket
 from service.batching import Answer, DeadlineError
-from service.body import FIELD, read_image
-from service.decoding import Decoded, decode
+from service.body import FIELD, read_upload
+from service.deadline import TimeoutMs, latest
+from service.decoding import Data, Decoded, decode
 from service.errors import bad_parameter
-from service.explanation import Explanation, offsets
+from service.explanation import explain
+from service.model import Model
 from service.prediction import Prior, Ranking
 from service.routes.documented import binary, header, problems
 from service.runtime import Key, Running, Runtime, log, unless_gone
@@ -40,9 +44,11 @@ class Wanted:
 
     top_k: int
     cam: bool
+    cam_classes: list[int]  # with a heatmap beside the top k
     logits: Literal["none", "all"]
     prior: Prior
     path: str  # of the app, as the client sees it
+    deadline: float  # in the time of time.monotonic
 
 
 @router.post(
@@ -58,43 +64,88 @@ async def predict(
     runtime: Running,
     top_k: Annotated[int | None, Query(ge=1, description="How many classes; 5 by default, at most all.")] = None,
     cam: Annotated[bool, Query(description="Whether to keep heatmaps of these classes.")] = True,
+    cam_classes: Annotated[
+        list[str] | None, Query(description="Index or label of a class to keep a heatmap of too; may be repeated.")
+    ] = None,
     logits: Annotated[Literal["none", "all"], Query(description="`all`: every class's scores too.")] = "none",
     prior: Annotated[
         Prior, Query(description="Class prior of the calibrated probabilities: equal, or as in training.")
     ] = "balanced",
+    timeout_ms: TimeoutMs = None,
 ) -> Response:
     """The image is the file field `image` of a form, or the raw body with the content type `image/*`."""
-    try:
-        count = runtime.ranker.check_top_k(top_k)
-    except ValueError as error:
-        raise bad_parameter("top_k", str(error)) from None
-    wanted = Wanted(top_k=count, cam=cam, logits=logits, prior=prior, path=request.scope.get("root_path", ""))
+    model, wish = runtime.model, latest(timeout_ms)
+    count = checked_top_k(model, top_k)
+    others = checked_cam_classes(model, cam_classes, cam)
     settings = runtime.settings
     with runtime.admission.ticket() as ticket:
-        data = await read_image(
+        upload = await read_upload(
             request, max_bytes=settings.max_bytes, timeout_s=settings.body_timeout_s, reserve=ticket.reserve
         )
         ticket.join()
-        return await unless_gone(request, _answer(runtime, data, wanted, ticket))
+        wanted = Wanted(
+            top_k=count,
+            cam=cam,
+            cam_classes=others,
+            logits=logits,
+            prior=prior,
+            path=request.scope.get("root_path", ""),
+            deadline=min(wish, time.monotonic() + settings.timeout_s),
+        )
+        body, stages = await unless_gone(request, answer_image(runtime, model, upload.image, wanted, ticket))
+    timing = ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items())
+    return Response(body, headers={"Server-Timing": timing}, media_type="application/json")
 
 
-async def _answer(runtime: Runtime, data: bytes, wanted: Wanted, ticket: Ticket) -> Response:
+def checked_top_k(model: Model, top_k: int | None) -> int:
+    """How many classes to show. Raises Problem 422 where the model has fewer."""
+    try:
+        return model.ranker.check_top_k(top_k)
+    except ValueError as error:
+        raise bad_parameter("top_k", str(error)) from None
+
+
+def checked_cam_classes(model: Model, wanted: list[str] | None, cam: bool) -> list[int]:
+    """Classes with a heatmap beside the best. Raises Problem 422 for one that the model does not have."""
+    if wanted and not cam:
+        raise bad_parameter("cam_classes", "cam_classes is given, but cam is false; leave out one of them")
+    try:
+        return [model.ranker.class_id(name) for name in wanted or ()]
+    except ValueError as error:
+        raise bad_parameter("cam_classes", f"cam_classes: {error}") from None
+
+
+async def answer_image(
+    runtime: Runtime, model: Model, read: Callable[[], Data], wanted: Wanted, ticket: Ticket
+) -> tuple[bytes, dict[str, float]]:
+    """The JSON of the prediction for the image that `read` gives, and the seconds that each stage of it took.
+
+    `ticket` is in the queue. `read` is called in a decode thread.
+    """
     arrived = time.perf_counter()
-    deadline = time.monotonic() + runtime.settings.timeout_s
 
     def decode_in_time() -> tuple[Decoded, float]:
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= wanted.deadline:
             raise DeadlineError
         started = time.perf_counter()
-        return decode(data, runtime.manifest.preprocessing, runtime.limits, picture=wanted.cam), started
+        decoded = decode(
+            read(),
+            model.manifest.preprocessing,
+            runtime.limits,
+            picture=wanted.cam,
+            hold=lambda nbytes: runtime.decoding.hold(nbytes, wanted.deadline),
+        )
+        return decoded, started
 
     decoded, decode_started = await runtime.in_thread(decode_in_time)
     decode_s = time.perf_counter() - decode_started
-    top_k = runtime.ranker.maps_needed(wanted.top_k, wanted.prior, wanted.cam)
-    answer = await runtime.batcher.submit(decoded.pixels, top_k, deadline=deadline, on_dispatch=ticket.leave)
+    top_k = model.ranker.maps_needed(wanted.top_k, wanted.prior, wanted.cam, bool(wanted.cam_classes))
+    answer = await runtime.batcher.submit(
+        model.runs, decoded.pixels, top_k, deadline=wanted.deadline, on_dispatch=ticket.leave
+    )
 
     post_started = time.perf_counter()
-    body = await _compose(runtime, answer, decoded, wanted)
+    body = await _compose(runtime, model, answer, decoded, wanted)
     stages = {
         "decode": decode_s,
         "queue": decode_started - arrived + answer.queue_s,
@@ -103,20 +154,21 @@ async def _answer(runtime: Runtime, data: bytes, wanted: Wanted, ticket: Ticket)
     }
     for stage, seconds in stages.items():
         runtime.metrics.stage_seconds.labels(stage).observe(seconds)
-    timing = ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items())
-    return Response(body, headers={"Server-Timing": timing}, media_type="application/json")
+    span = trace.get_current_span()  # does nothing without CAMCAL_OTEL
+    span.set_attributes({f"camcal.{stage}_ms": seconds * 1000 for stage, seconds in stages.items()})
+    return body, stages
 
 
-async def _compose(runtime: Runtime, answer: Answer, decoded: Decoded, wanted: Wanted) -> bytes:
-    ranking = runtime.ranker.rank(answer.outputs, answer.row, wanted.top_k, wanted.prior)
-    _observe(runtime, ranking)
+async def _compose(runtime: Runtime, model: Model, answer: Answer, decoded: Decoded, wanted: Wanted) -> bytes:
+    ranking = model.ranker.rank(answer.outputs, answer.row, wanted.top_k, wanted.prior)
+    observe(runtime, model, ranking)
     key = new_id()
     body: dict[str, Any] = {
         "id": key,
-        "model": {"name": runtime.manifest.name, "version": runtime.manifest.version},
+        "model": {"name": model.manifest.name, "version": model.manifest.version},
         "prior": wanted.prior,
-        "predictions": runtime.ranker.rows(ranking),
-        "cam": await _keep(runtime, key, answer, ranking, decoded, wanted.path) if wanted.cam else None,
+        "predictions": model.ranker.rows(ranking),
+        "cam": await _keep(runtime, model, key, answer, ranking, decoded, wanted) if wanted.cam else None,
         "image": {"width": decoded.width, "height": decoded.height},
     }
     if wanted.logits == "all":
@@ -126,12 +178,14 @@ async def _compose(runtime: Runtime, answer: Answer, decoded: Decoded, wanted: W
 
 
 async def _keep(
-    runtime: Runtime, key: str, answer: Answer, ranking: Ranking, decoded: Decoded, path: str
+    runtime: Runtime, model: Model, key: str, answer: Answer, ranking: Ranking, decoded: Decoded, wanted: Wanted
 ) -> dict[str, Any] | None:
     """Store the maps. A store that fails costs the prediction its `cam` and nothing else."""
     started = time.perf_counter()
     ttl_s = runtime.settings.cam_ttl_s
-    explanation = _explain(runtime, answer, ranking, decoded, expires_at=time.time() + ttl_s)
+    classes = list(dict.fromkeys((*ranking.classes, *wanted.cam_classes)))
+    expires_at = time.time() + ttl_s
+    explanation = explain(model.ranker, answer.outputs, answer.row, ranking, classes, decoded, expires_at)
     try:
         await runtime.store.put(key, explanation.pack(), ttl_s)
     except Exception as error:  # whatever a store can raise: the network, the disk, no room
@@ -140,33 +194,17 @@ async def _keep(
         return None
     runtime.metrics.stage_seconds.labels("store").observe(time.perf_counter() - started)
     return {
-        "url": f"{path}/cam/{key}",
-        "classes": ranking.classes,
-        "grid": runtime.manifest.grid,
+        "url": f"{wanted.path}/cam/{key}",
+        "classes": classes,
+        "grid": model.manifest.grid,
         "expires_at": datetime.fromtimestamp(explanation.expires_at, UTC).isoformat(timespec="seconds"),
     }
 
 
-def _explain(runtime: Runtime, answer: Answer, ranking: Ranking, decoded: Decoded, *, expires_at: float) -> Explanation:
-    classes, manifest = ranking.classes, runtime.manifest
-    return Explanation(
-        expires_at=expires_at,
-        classes=classes,
-        labels=[manifest.classes[k].name for k in classes],
-        logits=[float(ranking.logits[k]) for k in classes],
-        calibrated_logits=[float(ranking.calibrated_logits[k]) for k in classes],
-        scales=[manifest.calibration.omega[k] for k in classes],
-        offsets=offsets(manifest.calibration, classes),
-        picture_size=decoded.picture_size,
-        picture=decoded.picture,
-        maps=runtime.ranker.maps(answer.outputs, answer.row, classes),
-    )
-
-
-def _observe(runtime: Runtime, ranking: Ranking) -> None:
+def observe(runtime: Runtime, model: Model, ranking: Ranking) -> None:
     """What only a calibrated service can tell of its traffic."""
     best = ranking.classes[0]
-    group = runtime.manifest.classes[best].group
+    group = model.manifest.classes[best].group
     calibrated = float(ranking.calibrated_probabilities[best])
     runtime.metrics.predictions.labels(group).inc()
     runtime.metrics.confidence.labels(group).observe(calibrated)

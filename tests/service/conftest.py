@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from models.bundle import Bundle
 from service.app import create_app
-from service.session import Outputs, Session
+from service.session import Images, Outputs, Session
 from service.settings import PREFIX, Settings
 
 with warnings.catch_warnings():
@@ -30,13 +29,14 @@ ClientFactory = Callable[..., TestClient]
 
 
 class GatedSession(Session):
-    """A real session whose runs, once `close` was called, wait until `open`."""
+    """A real session whose runs, once `close` was called, wait until `open`, and which can be made to fail."""
 
     def __init__(self, bundle: Bundle, **options: Any) -> None:
         self._open = threading.Event()
         self._open.set()
         self.waiting = threading.Semaphore(0)  # released once for each run that begins to wait
         self.sizes: list[int] = []
+        self.failing = False
         super().__init__(bundle, **options)
 
     def close(self) -> None:
@@ -45,10 +45,12 @@ class GatedSession(Session):
     def open(self) -> None:
         self._open.set()
 
-    def run(self, images: NDArray[np.uint8], top_k: int) -> Outputs:
+    def run(self, images: Images, top_k: int) -> Outputs:
         if not self._open.is_set():
             self.waiting.release()
             assert self._open.wait(20)
+        if self.failing:
+            raise ArithmeticError("boom")
         self.sizes.append(len(images))
         return super().run(images, top_k)
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from service.batching import Answer, Batcher, BatchReport, ClosedError, DeadlineError, InferenceError
-from service.session import Outputs
+from service.session import Images, Outputs
 
 
 def image(value: int) -> NDArray[np.uint8]:
@@ -21,11 +21,12 @@ class Device:
     """Answers each image with its own value as the logit; waits at a gate, and fails on the value 255."""
 
     def __init__(self) -> None:
+        self.runs = (self,)
         self.gate = threading.Event()
         self.batches: list[tuple[list[int], int]] = []
 
-    def __call__(self, images: NDArray[np.uint8], top_k: int) -> Outputs:
-        values = images[:, 0, 0, 0].astype(np.float32)[:, None]
+    def __call__(self, images: Images, top_k: int) -> Outputs:
+        values = np.stack(list(images))[:, 0, 0, 0].astype(np.float32)[:, None]
         self.batches.append(([int(v) for v in values[:, 0]], top_k))
         assert self.gate.wait(10)
         if 255 in values:
@@ -54,10 +55,10 @@ def test_idle_device_starts_at_once_and_batch_grows_while_it_is_busy() -> None:
     device, reports = Device(), list[BatchReport]()
 
     async def main() -> list[int]:
-        batcher = Batcher(device, max_batch=3, on_batch=reports.append)
-        first = asyncio.ensure_future(batcher.submit(image(0), 1))
+        batcher = Batcher(max_batch=3, on_batch=reports.append)
+        first = asyncio.ensure_future(batcher.submit(device.runs, image(0), 1))
         await device.entered(1)
-        later = [asyncio.ensure_future(batcher.submit(image(i), top_k=i)) for i in range(1, 6)]
+        later = [asyncio.ensure_future(batcher.submit(device.runs, image(i), top_k=i)) for i in range(1, 6)]
         await asyncio.sleep(0.02)
         device.gate.set()
         answers = [value(answer) for answer in await asyncio.gather(first, *later)]
@@ -74,11 +75,11 @@ def test_cancelled_image_is_skipped_and_harms_nobody() -> None:
     device = Device()
 
     async def main() -> None:
-        batcher = Batcher(device, max_batch=8)
-        running = asyncio.ensure_future(batcher.submit(image(0), 1))
+        batcher = Batcher(max_batch=8)
+        running = asyncio.ensure_future(batcher.submit(device.runs, image(0), 1))
         await device.entered(1)
-        gone = asyncio.ensure_future(batcher.submit(image(1), 1))
-        stays = asyncio.ensure_future(batcher.submit(image(2), 1))
+        gone = asyncio.ensure_future(batcher.submit(device.runs, image(1), 1))
+        stays = asyncio.ensure_future(batcher.submit(device.runs, image(2), 1))
         await asyncio.sleep(0)
         gone.cancel()
         running.cancel()  # too late to skip: its batch runs on, and its answer is dropped
@@ -95,10 +96,10 @@ def test_cancelled_in_the_same_turn_as_the_dispatch() -> None:
     device = Device()
 
     async def main() -> None:
-        batcher = Batcher(device, max_batch=8)
-        running = asyncio.ensure_future(batcher.submit(image(0), 1))
+        batcher = Batcher(max_batch=8)
+        running = asyncio.ensure_future(batcher.submit(device.runs, image(0), 1))
         await device.entered(1)
-        gone = asyncio.ensure_future(batcher.submit(image(1), 1))
+        gone = asyncio.ensure_future(batcher.submit(device.runs, image(1), 1))
         await asyncio.sleep(0)
         device.gate.set()
         time.sleep(0.02)  # the batch ends while the loop is held, so both happen in its next turn
@@ -114,13 +115,13 @@ def test_deadline_passes_even_while_the_device_is_stuck() -> None:
     device = Device()
 
     async def main() -> None:
-        batcher = Batcher(device, max_batch=8)
-        running = asyncio.ensure_future(batcher.submit(image(0), 1, deadline=time.monotonic() + 0.05))
+        batcher = Batcher(max_batch=8)
+        running = asyncio.ensure_future(batcher.submit(device.runs, image(0), 1, deadline=time.monotonic() + 0.05))
         await device.entered(1)
         with pytest.raises(DeadlineError):
-            await batcher.submit(image(1), 1, deadline=time.monotonic() + 0.05)
+            await batcher.submit(device.runs, image(1), 1, deadline=time.monotonic() + 0.05)
         with pytest.raises(DeadlineError):
-            await batcher.submit(image(2), 1, deadline=time.monotonic() - 1)
+            await batcher.submit(device.runs, image(2), 1, deadline=time.monotonic() - 1)
         device.gate.set()
         assert value(await running) == 0  # dispatched in time, so answered
         await batcher.close()
@@ -134,11 +135,11 @@ def test_failed_batch_does_not_end_the_worker(caplog: pytest.LogCaptureFixture) 
     device.gate.set()
 
     async def main() -> None:
-        batcher = Batcher(device, max_batch=8)
+        batcher = Batcher(max_batch=8)
         with pytest.raises(InferenceError) as caught:
-            await batcher.submit(image(255), 1)
+            await batcher.submit(device.runs, image(255), 1)
         assert isinstance(caught.value.__cause__, ArithmeticError)
-        assert value(await batcher.submit(image(7), 1)) == 7
+        assert value(await batcher.submit(device.runs, image(7), 1)) == 7
         await batcher.close()
 
     with caplog.at_level(logging.ERROR, "camcal"):
@@ -150,13 +151,13 @@ def test_close_answers_what_waits_and_takes_no_more() -> None:
     device = Device()
 
     async def main() -> None:
-        batcher = Batcher(device, max_batch=1)
-        waiting = [asyncio.ensure_future(batcher.submit(image(i), 1)) for i in range(3)]
+        batcher = Batcher(max_batch=1)
+        waiting = [asyncio.ensure_future(batcher.submit(device.runs, image(i), 1)) for i in range(3)]
         await device.entered(1)
         closing = asyncio.ensure_future(batcher.close())
         await asyncio.sleep(0)
         with pytest.raises(ClosedError):
-            await batcher.submit(image(9), 1)
+            await batcher.submit(device.runs, image(9), 1)
         device.gate.set()
         await closing
         assert [value(answer) for answer in await asyncio.gather(*waiting)] == [0, 1, 2]
@@ -169,10 +170,51 @@ def test_dispatch_is_told() -> None:
     device.gate.set()
 
     async def main() -> None:
-        batcher = Batcher(device, max_batch=1)
-        answer = await batcher.submit(image(1), 1, on_dispatch=lambda: told.append("left"))
+        batcher = Batcher(max_batch=1)
+        answer = await batcher.submit(device.runs, image(1), 1, on_dispatch=lambda: told.append("left"))
         assert answer.queue_s >= 0
         await batcher.close()
 
     asyncio.run(main())
     assert told == ["left"]
+
+
+def test_models_never_share_a_batch() -> None:
+    old, new = Device(), Device()
+
+    async def main() -> list[int]:
+        batcher = Batcher(max_batch=8)
+        asked = [asyncio.ensure_future(batcher.submit(old.runs, image(0), 1))]
+        await old.entered(1)
+        for i, device in enumerate((old, new, old, new, new), 1):
+            asked.append(asyncio.ensure_future(batcher.submit(device.runs, image(i), 1)))
+        await asyncio.sleep(0)
+        old.gate.set()
+        new.gate.set()
+        answers = [value(answer) for answer in await asyncio.gather(*asked)]
+        await batcher.close()
+        return answers
+
+    assert asyncio.run(main()) == [0, 1, 2, 3, 4, 5]
+    assert old.batches == [([0], 1), ([1, 3], 1)]
+    assert new.batches == [([2, 4, 5], 1)]
+
+
+def test_devices_work_side_by_side() -> None:
+    one, other = Device(), Device()
+    runs = (one, other)
+
+    async def main() -> list[int]:
+        batcher = Batcher(devices=2, max_batch=1)
+        asked = [asyncio.ensure_future(batcher.submit(runs, image(i), 1)) for i in range(4)]
+        await one.entered(1)
+        await other.entered(1)  # while the first is still at work
+        closing = asyncio.ensure_future(batcher.close())
+        one.gate.set()
+        other.gate.set()
+        answers = [value(answer) for answer in await asyncio.gather(*asked)]
+        await closing
+        return answers
+
+    assert asyncio.run(main()) == [0, 1, 2, 3]
+    assert sorted([*one.batches, *other.batches]) == [([i], 1) for i in range(4)]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -171,3 +172,89 @@ def test_no_bytes_raise_anything_else(name: str, changes: list[tuple[float, int]
         decoded(bytes(data[: int(keep * len(data))]))
     except (UnsupportedFormatError, UndecodableImageError, ImageTooLargeError) as error:
         assert "\n" not in str(error)
+
+
+LARGE = Limits(max_bytes=10_000_000, max_pixels=20_000_000)
+WHOLE = RULE.model_copy(update={"fit": "stretch", "resize": 32})
+
+
+def photograph(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    """Smooth colours with noise and edges, as a camera sees them."""
+    rng = np.random.default_rng(seed)
+    image = np.asarray(picture(seed, size)).astype(int) + rng.integers(-20, 20, size=(size[1], size[0], 3))
+    image[size[1] // 3 : size[1] // 2, size[0] // 4 : size[0] // 2] //= 3
+    return Image.fromarray(image.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_at_full_size_is_bit_for_bit_pillows(mode: str, options: dict[str, int]) -> None:
+    for seed in range(4):
+        data = encoded(photograph((301 + seed, 203), seed).convert(mode), "JPEG", **options)
+        with Image.open(io.BytesIO(data)) as image:
+            expected = WHOLE.apply(image.convert("RGB"))
+        np.testing.assert_array_equal(decode(data, WHOLE, LIMITS).pixels, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "with_picture", "shrunk"),
+    [
+        ((100, 100), False, 1),
+        ((128, 128), False, 2),
+        ((255, 1000), False, 2),
+        ((256, 1000), False, 4),
+        ((3000, 2000), False, 8),
+        ((1023, 1000), True, 1),
+        ((1024, 1000), True, 2),
+        ((3000, 2001), True, 4),
+    ],
+)
+def test_large_jpeg_is_decoded_small(size: tuple[int, int], with_picture: bool, shrunk: int) -> None:
+    image = photograph(size)
+    held: list[int] = []
+
+    def hold(nbytes: int) -> nullcontext[None]:
+        held.append(nbytes)
+        return nullcontext()
+
+    data = encoded(image, "JPEG", quality=90)
+    result = decode(data, WHOLE, LARGE, picture=with_picture, hold=hold)
+    assert held == [12 * size[0] * size[1] // shrunk**2]
+    assert (result.width, result.height) == size
+    with Image.open(io.BytesIO(data)) as whole:
+        difference = np.abs(WHOLE.apply(whole.convert("RGB")).astype(int) - result.pixels)
+    assert difference.mean() < 1.5
+    if with_picture:
+        assert max(result.picture_size) == 512 or shrunk == 1
+
+
+def test_reduced_jpeg_is_turned_upright() -> None:
+    image = photograph((800, 400))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    result = decode(encoded(image, "JPEG", exif=exif), WHOLE, LARGE, picture=False)
+    assert (result.width, result.height) == (400, 800)
+    upright = WHOLE.apply(image.transpose(Image.Transpose.ROTATE_270))
+    assert np.abs(upright.astype(int) - result.pixels).mean() < 4
+
+
+def test_damaged_and_cmyk_jpegs_are_pillows_business_at_the_same_scale() -> None:
+    cmyk = encoded(photograph((800, 600)).convert("CMYK"), "JPEG")
+    assert decode(cmyk, WHOLE, LARGE, picture=False).width == 800
+    data = encoded(photograph((800, 600)), "JPEG") + b"rubbish after the end"
+    assert decode(data, WHOLE, LARGE, picture=False).height == 600
+
+
+def test_small_jpeg_is_its_own_picture() -> None:
+    data = encoded(photograph((400, 300)), "JPEG", quality=80)
+    kept = decode(data, WHOLE, LARGE)
+    assert (kept.picture, kept.picture_size) == (data, (400, 300))
+    for other in (
+        decode(data, RULE, LARGE),  # the network sees a part
+        decode(encoded(photograph((800, 300)), "JPEG"), WHOLE, LARGE),  # too wide
+        decode(encoded(photograph((600, 600)), "JPEG", quality=100, subsampling=0), WHOLE, LARGE),  # too many bytes
+        decode(encoded(photograph((400, 300)), "PNG"), WHOLE, LARGE),
+    ):
+        with Image.open(io.BytesIO(other.picture)) as image:
+            assert (image.format, image.size) == ("JPEG", other.picture_size)
+            assert other.picture != data

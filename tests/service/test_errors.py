@@ -14,7 +14,7 @@ from service.errors import KINDS, Problem, problem_of
 def test_every_kind_has_its_form(kind: str) -> None:
     problem = Problem(kind, "why")
     assert list(problem.body()) == ["type", "title", "status", "detail"]
-    response = problem.response()
+    response = problem.response({"type": "http", "path": "/predict"})
     assert (response.status_code, response.media_type) == (problem.status, "application/problem+json")
 
 

@@ -22,6 +22,7 @@ import uvicorn
 
 from models.bundle import Bundle
 from service.app import create_app
+from service.protocol import guarded
 from service.session import Session
 from service.settings import Settings
 from tests.service.conftest import GatedSession, png
@@ -47,7 +48,8 @@ def live() -> Iterator[Live]:
 @contextmanager
 def running(app: Any) -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
+    http = guarded(app.state.settings.head_timeout_s)
+    server = uvicorn.Server(uvicorn.Config(app, http=http, log_config=None, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -137,6 +139,23 @@ def test_deadline(live: Live, gated: GatedSession) -> None:
     assert gated.sizes[-1] == 1
 
 
+def test_client_says_how_long_it_waits(live: Live, gated: GatedSession) -> None:
+    url = live(gated)
+    gated.close()
+    with ThreadPoolExecutor(2) as clients:
+        taken = clients.submit(post, url)
+        assert gated.waiting.acquire(timeout=10)
+        headers = RAW | {"X-Request-Timeout-Ms": "200"}
+        problem(httpx.post(f"{url}/predict", content=png(), headers=headers), 504, "deadline-passed")
+        gated.open()
+        assert taken.result().status_code == 200
+    headers = RAW | {"X-Request-Timeout-Ms": "9999999"}
+    assert httpx.post(f"{url}/predict", content=png(), headers=headers).status_code == 200
+    headers = RAW | {"X-Request-Timeout-Ms": "0"}
+    refused = httpx.post(f"{url}/predict", content=png(), headers=headers)
+    assert "X-Request-Timeout-Ms is '0'" in problem(refused, 422, "invalid-parameter")
+
+
 def test_deadline_passes_before_decoding(live: Live, gated: GatedSession) -> None:
     url = live(gated, timeout_s=1e-9)
     problem(post(url), 504, "deadline-passed")
@@ -184,6 +203,47 @@ def test_slow_body(live: Live, session: Session) -> None:
     assert (status, body["type"]) == (408, "urn:camcal:error:body-timeout")
 
 
+def answer_to(connection: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
+    with connection, connection.makefile("rb") as stream:
+        return stream.read()
+
+
+def test_slow_head(live: Live, session: Session) -> None:
+    url = live(session, head_timeout_s=0.3)
+    silent, slow, later, dripping = (connect(url) for _ in range(4))
+    slow.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-")
+    later.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    later.recv(10_000)
+    later.sendall(b"GET /health/live HT")  # after a whole request
+    dripping.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    dripping.recv(10_000)
+    dripping.sendall(b"\r\n")  # no head at all, but no silence either
+    started = time.monotonic()
+    assert answer_to(silent) == b""
+    assert answer_to(slow).startswith(b"HTTP/1.1 408 ")
+    assert answer_to(later).startswith(b"HTTP/1.1 408 ")
+    assert answer_to(dripping).startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - started < 5
+
+
+def test_idle_connection_outlives_the_head_timeout(live: Live, session: Session) -> None:
+    with httpx.Client(base_url=live(session, head_timeout_s=0.2)) as client:
+        assert client.post("/predict?top_k=0", content=png(), headers=RAW).status_code == 422  # before its body
+        for _ in range(2):
+            time.sleep(0.5)
+            assert client.post("/predict", content=png(), headers=RAW).status_code == 200
+
+
+def test_endless_head(live: Live, session: Session) -> None:
+    connection = connect(live(session))
+    connection.sendall(b"GET /health/live HTTP/1.1\r\n")
+    with pytest.raises(OSError):  # reset or broken pipe, whichever comes first
+        for number in range(10_000):
+            connection.sendall(b"X-%d: " % number + b"x" * 1000 + b"\r\n")
+    connection.close()
+
+
 def test_client_that_leaves_in_its_body(live: Live, session: Session) -> None:
     url = live(session)
     with connect(url) as connection:
@@ -213,9 +273,10 @@ def test_endless_body_is_cut_off(live: Live, session: Session) -> None:
 
 
 @contextmanager
-def process(bundle: Bundle, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(bundle: Bundle | Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`python -m service serve` on a free port."""
-    command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle.path), "--port", "0"]
+    folder = bundle.path if isinstance(bundle, Bundle) else bundle
+    command = [sys.executable, "-m", "service", "serve", "--bundle", str(folder), "--port", "0"]
     with subprocess.Popen(
         command, cwd=ROOT, env={"CAMCAL_MAX_BATCH": "2", **environment}, stderr=subprocess.PIPE, text=True
     ) as child:

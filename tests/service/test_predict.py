@@ -133,7 +133,7 @@ def test_wrong_content_type(client: TestClient) -> None:
 def test_wrong_field(client: TestClient) -> None:
     response = client.post("/predict", files={"picture": png(), "other": png()})
     detail = problem(response, 400, "malformed-request")
-    assert detail == "expected one file in the field 'image'; the form has 'picture', 'other'"
+    assert detail == "expected a file in the field 'image'; the form has 'picture', 'other'"
     assert response.json()["errors"][0]["field"] == "image"
 
 

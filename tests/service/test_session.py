@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.bundle import MODEL_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
-from service.session import DeviceError, Session, load_session
+from service.session import DeviceError, Session, load_session, load_sessions
 from service.settings import Settings
 
 
@@ -61,6 +61,21 @@ def test_load_session_warms_up(bundle: Bundle) -> None:
     session = load_session(Settings(bundle=bundle.path, max_batch=4, intra_threads=1))
     assert session.provider == "CPUExecutionProvider"
     assert session.fallback is None
+
+
+def test_what_pads_a_batch_is_left_from_another_and_changes_nothing(session: Session) -> None:
+    size = session.bundle.manifest.preprocessing.input_size
+    before = session.run(images(3, size), top_k=2)
+    session.run(images(8, size, seed=1), top_k=1)
+    after = session.run(list(images(3, size)), top_k=2)  # a list is as good as an array
+    np.testing.assert_allclose(after.logits, before.logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(after.maps, before.maps, rtol=1e-4, atol=1e-5)
+
+
+def test_sessions_side_by_side_agree(bundle: Bundle) -> None:
+    one, other = load_sessions(Settings(bundle=bundle.path, max_batch=2, sessions=2))
+    batch = images(2, bundle.manifest.preprocessing.input_size)
+    np.testing.assert_allclose(one.run(batch, 1).logits, other.run(batch, 1).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_cuda_fails_without_cuda(bundle: Bundle) -> None:

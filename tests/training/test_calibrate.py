@@ -40,7 +40,7 @@ def test_calibration_of_a_real_run_moves_the_tail_up(digits_run: Run, digits_rec
         raw, calibrated = logits.argmax(dim=1), network.calibrate(logits).argmax(dim=1)
     tail = data.test.labels >= 7
     assert (calibrated == data.test.labels)[tail].sum() > (raw == data.test.labels)[tail].sum()
-    assert meta["calibration"]["scalar"] == network.head.scalar.item()
+    assert meta["calibration"]["scalar"] == network.scalar
 
 
 def test_logits_do_not_depend_on_the_batch(digits_run: Run, digits_recipe: Recipe) -> None:
@@ -108,6 +108,10 @@ def test_margins_may_be_fitted_on_held_out_images(digits_run: Run, digits: Datas
         ]
     assert accuracy[1] > accuracy[0] + 0.03
     assert 0.3 < fitted.temperature < 5
+    # By default such margins stay near those of logit adjustment; without a start of their own they would not.
+    offsets = (network.marc.beta * network.weight_norms()).detach()
+    adjustment = -torch.tensor(fitted.logit_prior).mul(10).log().float()
+    assert (offsets - adjustment).abs().mean() < (offsets - 0).abs().mean()
 
 
 @pytest.mark.parametrize("rescale", ["tau", "lws"])

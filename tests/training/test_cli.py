@@ -58,6 +58,14 @@ def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
             "unknown backbone 'resnet33'; known:",
         ),
         (["train", "caltech100", "--out", "OUT", "--set", "data.root=nowhere"], "no folder at nowhere"),
+        (
+            ["train", "digits", "--out", "OUT", "--set", "calibrate.prior=[1, 2]"],
+            "calibrate.prior has 2 numbers for 10 classes",
+        ),
+        (
+            ["train", "digits", "--out", "OUT", "--set", "loss.branch_ranks=[3, 11]", "--set", "model.reslt=cifar"],
+            "loss.branch_ranks goes to 11; there are 10 classes",
+        ),
         (["train", "digits", "--out", "FILE"], "File exists"),
         (["calibrate", "OUT"], "checkpoint.safetensors is missing: has `camcal train` finished"),
         (["calibrate", "OUT", "--set", "fit.lr=1"], "--set fit.lr=1: only calibrate.… can change after training"),
@@ -65,6 +73,7 @@ def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
         (["export", "OUT"], "network.safetensors is missing"),
         (["results", "--from", "OUT"], "no folder of results at"),
         (["bench-table", "OUT", "--out", "OUT"], "no table at"),
+        (["export", "OUT", "--precision", "fp8"], "the precision is 'fp8'; expected fp32, fp16, int8"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -1,0 +1,209 @@
+"""The tensors of the Open Inference Protocol v2: from a request's body to arrays, and from arrays to a response's body.
+
+Tensors are JSON lists, or bytes after the JSON (the protocol's binary tensor data extension):
+https://github.com/kserve/open-inference-protocol
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
+
+from models.bundle import OUTPUTS, Manifest
+from service.settings import sentence
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+MAX_JSON_BYTES = 8 * 2**20  # numbers take up to 30 times the memory of their JSON
+DATATYPES = {"top_classes": "INT64"}  # of outputs; the others are FP32
+
+
+class ProtocolError(ValueError):
+    """The body is no request of this protocol for this model; the message says why."""
+
+
+class RequestTensor(BaseModel):
+    """One input. Its values are in `data`, flat or nested, or `parameters.binary_data_size` bytes after the JSON."""
+
+    name: str
+    shape: list[NonNegativeInt] = Field(max_length=8)
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: list[Any] | None = None
+
+
+class RequestedOutput(BaseModel):
+    """One output, as bytes after the JSON with `parameters.binary_data`."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferenceRequest(BaseModel):
+    """Inputs are `images` (UINT8, N×H×W×3) and optionally `top_k` (INT64, one value). All outputs by default."""
+
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+    inputs: list[RequestTensor] = Field(max_length=16)
+    outputs: list[RequestedOutput] | None = Field(None, max_length=16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """What a request asks for."""
+
+    id: str | None
+    images: NDArray[np.uint8]  # N×H×W×3
+    top_k: int | None
+    outputs: list[tuple[str, bool]]  # names, and whether as bytes
+
+
+class TensorMetadata(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int] = Field(description="-1 is any size.")
+
+
+def input_metadata(manifest: Manifest) -> list[TensorMetadata]:
+    """What the model takes."""
+    size = manifest.preprocessing.input_size
+    return [
+        TensorMetadata(name="images", datatype="UINT8", shape=[-1, size, size, 3]),
+        TensorMetadata(name="top_k", datatype="INT64", shape=[1]),
+    ]
+
+
+def output_metadata(manifest: Manifest) -> list[TensorMetadata]:
+    """What the model returns."""
+    shapes = {"top_classes": [-1, -1], "maps": [-1, -1, *manifest.grid]}
+    classes = [-1, len(manifest.classes)]
+    return [
+        TensorMetadata(name=name, datatype=DATATYPES.get(name, "FP32"), shape=shapes.get(name, classes))
+        for name in OUTPUTS
+    ]
+
+
+def parse(body: bytearray, header_length: str | None, input_size: int, max_images: int) -> Inference:
+    """The request in `body`, whose first `header_length` bytes are JSON; all of them by default.
+
+    Raises:
+        ProtocolError: with a sentence for the client.
+    """
+    length = len(body) if header_length is None else int(header_length) if header_length.isdecimal() else -1
+    if not 0 <= length <= len(body):
+        raise ProtocolError(f"{HEADER_LENGTH} is {header_length!r}; expected at most the body's {len(body)} bytes")
+    if length > MAX_JSON_BYTES:
+        raise ProtocolError(f"the JSON has {length} bytes; the limit is {MAX_JSON_BYTES}: send binary tensors")
+    try:
+        request = InferenceRequest.model_validate(orjson.loads(memoryview(body)[:length]))
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(f"the request is no JSON: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the request"
+        raise ProtocolError(f"{where}: {sentence(first['msg'])}") from None
+    tensors = _tensors(request, memoryview(body)[length:])
+    if "images" not in tensors:
+        raise ProtocolError("the input 'images' is missing")
+    images = tensors["images"]
+    if images.shape[1:] != (input_size, input_size, 3) or not 1 <= len(images) <= max_images:
+        expected = f"[N, {input_size}, {input_size}, 3] with N from 1 to {max_images} (CAMCAL_MAX_IMAGES)"
+        raise ProtocolError(f"the input 'images' has shape {list(images.shape)}; expected {expected}")
+    return Inference(
+        id=request.id, images=images.astype(np.uint8, copy=False), top_k=_top_k(tensors), outputs=_wanted(request)
+    )
+
+
+def compose(inference: Inference, manifest: Manifest, arrays: dict[str, NDArray[Any]]) -> tuple[bytes, int | None]:
+    """The body of the response, and how many of its bytes are JSON if others follow."""
+    outputs: list[dict[str, Any]] = []
+    tail: list[memoryview] = []
+    for name, binary in inference.outputs:
+        array = np.ascontiguousarray(arrays[name])
+        output: dict[str, Any] = {"name": name, "shape": array.shape, "datatype": DATATYPES.get(name, "FP32")}
+        if binary:
+            output["parameters"] = {"binary_data_size": array.nbytes}
+            tail.append(array.data.cast("B"))
+        else:
+            output["data"] = array.ravel()
+        outputs.append(output)
+    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": manifest.version, "outputs": outputs}
+    if inference.id is not None:
+        answer["id"] = inference.id
+    head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    return b"".join([head, *tail]), len(head) if tail else None
+
+
+def _tensors(request: InferenceRequest, tail: memoryview) -> dict[str, NDArray[Any]]:
+    """The inputs by name. The bytes of binary ones follow each other in `tail`."""
+    datatypes: dict[str, tuple[str, type[np.integer[Any]]]] = {
+        "images": ("UINT8", np.uint8),
+        "top_k": ("INT64", np.int64),
+    }
+    tensors: dict[str, NDArray[Any]] = {}
+    for tensor in request.inputs:
+        if tensor.name not in datatypes or tensor.name in tensors:
+            raise ProtocolError(f"the input {tensor.name[:100]!r} is unknown or twice there; expected images and top_k")
+        name, dtype = datatypes[tensor.name]
+        if tensor.datatype != name:
+            raise ProtocolError(f"the input {tensor.name!r} is {tensor.datatype[:20]!r}; expected {name}")
+        size = tensor.parameters.get("binary_data_size")
+        if tensor.data is not None and size is None:
+            tensors[tensor.name] = _from_json(tensor, dtype)
+        elif tensor.data is None and isinstance(size, int) and 0 <= size <= len(tail):
+            tensors[tensor.name], tail = _from_bytes(tensor, dtype, tail[:size]), tail[size:]
+        else:
+            raise ProtocolError(
+                f"the input {tensor.name!r} needs either data or a binary_data_size within the {len(tail)} bytes "
+                "that follow the JSON"
+            )
+    if len(tail):
+        raise ProtocolError(f"{len(tail)} bytes at the end belong to no input")
+    return tensors
+
+
+def _from_json(tensor: RequestTensor, dtype: type[np.integer[Any]]) -> NDArray[Any]:
+    try:
+        values = np.array(tensor.data)
+    except ValueError:  # rows of unequal length
+        values = np.array(None)
+    limits = np.iinfo(dtype)
+    whole = not values.size or values.dtype.kind == "i" and limits.min <= values.min() <= values.max() <= limits.max
+    if not whole or values.size != math.prod(tensor.shape):
+        raise ProtocolError(
+            f"the data of {tensor.name!r} must be {math.prod(tensor.shape)} whole numbers from {limits.min} to "
+            f"{limits.max}, as its shape {tensor.shape} says"
+        )
+    return values.reshape(tensor.shape)
+
+
+def _from_bytes(tensor: RequestTensor, dtype: type[np.integer[Any]], data: memoryview) -> NDArray[Any]:
+    expected = math.prod(tensor.shape) * np.dtype(dtype).itemsize
+    if len(data) != expected:
+        raise ProtocolError(
+            f"the input {tensor.name!r} has {len(data)} bytes; its shape {tensor.shape} needs {expected}"
+        )
+    return np.frombuffer(data, dtype=np.dtype(dtype).newbyteorder("<")).reshape(tensor.shape)
+
+
+def _top_k(tensors: dict[str, NDArray[Any]]) -> int | None:
+    if (values := tensors.get("top_k")) is None:
+        return None
+    if values.size != 1:
+        raise ProtocolError(f"the input 'top_k' has shape {list(values.shape)}; expected [1]")
+    return int(values.item())
+
+
+def _wanted(request: InferenceRequest) -> list[tuple[str, bool]]:
+    default = request.parameters.get("binary_data_output") is True
+    if not request.outputs:
+        return [(name, default) for name in OUTPUTS]
+    for output in request.outputs:
+        if output.name not in OUTPUTS:
+            raise ProtocolError(f"the model has no output {output.name[:100]!r}; it has {', '.join(OUTPUTS)}")
+    return [(output.name, output.parameters.get("binary_data", default) is True) for output in request.outputs]

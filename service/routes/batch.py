@@ -1,0 +1,89 @@
+"""`POST /predict/batch`: several images of one form, each answered as `/predict` would, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import ExitStack
+from typing import Annotated, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+
+from service.admission import Ticket
+from service.body import FIELD, FORM, check_size, images_of_form, read_body, require_form
+from service.deadline import TimeoutMs, latest
+from service.decoding import Data
+from service.errors import refused
+from service.prediction import Prior
+from service.routes.documented import problems
+from service.routes.predict import Wanted, answer_image, checked_cam_classes, checked_top_k
+from service.runtime import Key, Running, log, unless_gone
+from service.schemas import PredictionBatch
+
+router = APIRouter()
+
+_FIELDS = {FIELD: {"type": "array", "items": {"type": "string", "format": "binary"}}}
+_BODY = {
+    "required": True,
+    "content": {FORM: {"schema": {"type": "object", "required": [FIELD], "properties": _FIELDS}}},
+}
+
+
+@router.post(
+    "/predict/batch",
+    dependencies=[Key],
+    response_model=PredictionBatch,
+    responses=problems(400, 401, 408, 413, 415, 422, 429, 500, 503),
+    openapi_extra={"requestBody": _BODY},
+    summary="Classify several images",
+)
+async def predict_batch(
+    request: Request,
+    runtime: Running,
+    top_k: Annotated[int | None, Query(ge=1, description="How many classes; 5 by default, at most all.")] = None,
+    cam: Annotated[bool, Query(description="Whether to keep heatmaps of these classes.")] = True,
+    cam_classes: Annotated[
+        list[str] | None, Query(description="Index or label of a class to keep a heatmap of too; may be repeated.")
+    ] = None,
+    logits: Annotated[Literal["none", "all"], Query(description="`all`: every class's scores too.")] = "none",
+    prior: Annotated[Prior, Query(description="Class prior of the calibrated probabilities.")] = "balanced",
+    timeout_ms: TimeoutMs = None,
+) -> Response:
+    """The images are files in the field `image` of a form. A bad one has its problem in its place, the rest answers."""
+    model, settings, wish = runtime.model, runtime.settings, latest(timeout_ms)
+    count, others = checked_top_k(model, top_k), checked_cam_classes(model, cam_classes, cam)
+    content_type = request.headers.get("content-type", "")
+    require_form(content_type)
+    with runtime.admission.ticket() as held, ExitStack() as stack:
+        body = await read_body(
+            request,
+            max_bytes=settings.max_body_bytes,
+            too_large=f"the form exceeds the limit of {settings.max_body_bytes} bytes (CAMCAL_MAX_BODY_BYTES)",
+            timeout_s=settings.body_timeout_s,
+            reserve=held.reserve,
+        )
+        images = await runtime.in_thread(lambda: images_of_form(content_type, body, settings.images_limit))
+        tickets = [stack.enter_context(runtime.admission.ticket()) for _ in images]
+        for ticket in tickets:
+            ticket.join()
+        path, deadline = request.scope.get("root_path", ""), min(wish, time.monotonic() + settings.timeout_s)
+        wanted = Wanted(
+            top_k=count, cam=cam, cam_classes=others, logits=logits, prior=prior, path=path, deadline=deadline
+        )
+
+        async def answer(image: Data, ticket: Ticket) -> orjson.Fragment:
+            try:
+                check_size(image, settings.max_bytes)
+                prediction, _ = await answer_image(runtime, model, lambda: image, wanted, ticket)
+                return orjson.Fragment(prediction)
+            except Exception as error:  # whatever befalls one image, the others are answered
+                ticket.leave()
+                problem = refused(error, runtime.metrics)
+                if problem.kind == "internal":
+                    log.error("an image of a batch failed", exc_info=error)
+                return orjson.Fragment(orjson.dumps(problem.body()))
+
+        answers = asyncio.gather(*map(answer, images, tickets))
+        results = await unless_gone(request, answers)
+    return Response(orjson.dumps({"results": results}), media_type="application/json")

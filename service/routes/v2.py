@@ -1,0 +1,234 @@
+"""`/v2`: the Open Inference Protocol, for clients of Triton and KServe. Raw pixels in, the graph's outputs out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Header, Request, Response
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from service.batching import Answer
+from service.body import read_body
+from service.deadline import TimeoutMs, latest
+from service.errors import Problem
+from service.inference_protocol import (
+    HEADER_LENGTH,
+    Inference,
+    ProtocolError,
+    TensorMetadata,
+    compose,
+    input_metadata,
+    output_metadata,
+    parse,
+)
+from service.model import Model
+from service.routes.documented import binary, protocol_errors
+from service.routes.predict import observe
+from service.runtime import Key, Running, Runtime, unless_gone
+
+NAME = "camcal"
+EXTENSIONS = ["binary_tensor_data"]
+
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
+
+
+class Live(BaseModel):
+    live: bool = True
+
+
+class ServerReady(BaseModel):
+    ready: bool = True
+
+
+class ModelReady(BaseModel):
+    name: str
+    ready: bool = True
+
+
+class ServerMetadata(BaseModel):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ModelMetadata(BaseModel):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class OutputTensor(BaseModel):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] | None = None
+    data: list[float] | None = None
+
+
+class InferenceResponse(BaseModel):
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[OutputTensor]
+
+
+@router.get("/health/live", summary="Is the server alive?")
+async def live() -> Live:
+    """As `/health/live`."""
+    return Live()
+
+
+@router.get("/health/ready", responses=protocol_errors(503), summary="Is the server ready?")
+async def ready(runtime: Running) -> ServerReady:
+    """As `/health/ready`."""
+    _require_ready(runtime)
+    return ServerReady()
+
+
+@router.get("", summary="Describe the server")
+async def server(request: Request) -> ServerMetadata:
+    """Name, version and extensions."""
+    return ServerMetadata(name=NAME, version=request.app.version, extensions=EXTENSIONS)
+
+
+_OF_MODEL: dict[str, Any] = {"dependencies": [Key], "responses": protocol_errors(401, 404, 422, 503)}
+
+
+@router.get("/models/{name}/ready", summary="Is it ready?", **_OF_MODEL)
+@router.get("/models/{name}/versions/{version}/ready", summary="Is this version ready?", **_OF_MODEL)
+async def model_ready(runtime: Running, name: str, version: str | None = None) -> ModelReady:
+    """The one model served is ready when the server is."""
+    model = _model(runtime, name, version)
+    _require_ready(runtime)
+    return ModelReady(name=model.manifest.name)
+
+
+@router.get("/models/{name}", summary="Describe the model in this protocol", **_OF_MODEL)
+@router.get("/models/{name}/versions/{version}", summary="Describe this version", **_OF_MODEL)
+async def metadata(runtime: Running, name: str, version: str | None = None) -> ModelMetadata:
+    """Inputs and outputs of the one model served; `top_k` may be left out."""
+    manifest = _model(runtime, name, version).manifest
+    return ModelMetadata(
+        name=manifest.name,
+        versions=[manifest.version],
+        platform="onnxruntime_onnx",
+        inputs=input_metadata(manifest),
+        outputs=output_metadata(manifest),
+    )
+
+
+_INFER: dict[str, Any] = {
+    "dependencies": [Key],
+    "response_model": InferenceResponse,
+    "responses": {
+        200: {"content": binary("application/octet-stream")},
+        **protocol_errors(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/InferenceRequest"}},
+                **binary("application/octet-stream"),
+            },
+        }
+    },
+}
+
+
+@router.post("/models/{name}/infer", summary="Run the model", **_INFER)
+@router.post("/models/{name}/versions/{version}/infer", summary="Run this version", **_INFER)
+async def infer(
+    request: Request,
+    runtime: Running,
+    name: str,
+    version: str | None = None,
+    header_length: Annotated[str | None, Header(alias=HEADER_LENGTH)] = None,
+    timeout_ms: TimeoutMs = None,
+) -> Response:
+    """Pixels as the network sees them, in the batches of all other requests. Values are JSON or bytes after it."""
+    model, settings, wish = _model(runtime, name, version), runtime.settings, latest(timeout_ms)
+    if (coding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise Problem("unsupported-format", f"the body is compressed ({coding[:20]}); send it as it is")
+    with runtime.admission.ticket() as held, ExitStack() as stack:
+        body = await read_body(
+            request,
+            max_bytes=settings.max_body_bytes,
+            too_large=f"the body exceeds the limit of {settings.max_body_bytes} bytes (CAMCAL_MAX_BODY_BYTES)",
+            timeout_s=settings.body_timeout_s,
+            reserve=held.reserve,
+        )
+        inference = await runtime.in_thread(lambda: _parse(runtime, model, body, header_length))
+        tickets = [stack.enter_context(runtime.admission.ticket()) for _ in inference.images]
+        for ticket in tickets:
+            ticket.join()
+        top_k, deadline = _top_k(model, inference), min(wish, time.monotonic() + settings.timeout_s)
+        tasks = [
+            asyncio.ensure_future(
+                runtime.batcher.submit(model.runs, image, top_k, deadline=deadline, on_dispatch=ticket.leave)
+            )
+            for image, ticket in zip(inference.images, tickets, strict=True)
+        ]
+        try:
+            answers = await unless_gone(request, asyncio.gather(*tasks))
+        finally:
+            for task in tasks:  # one that failed takes the others along
+                task.cancel()
+    for answer in answers:
+        _observe(runtime, model, answer)
+    content, json_bytes = await runtime.in_thread(lambda: compose(inference, model.manifest, _rows(answers, top_k)))
+    if json_bytes is None:
+        return Response(content, media_type="application/json")
+    return Response(content, headers={HEADER_LENGTH: str(json_bytes)}, media_type="application/octet-stream")
+
+
+def _model(runtime: Runtime, name: str, version: str | None) -> Model:
+    model = runtime.model
+    if name != model.manifest.name or version not in (None, model.manifest.version):
+        wanted = name if version is None else f"{name} {version}"
+        raise Problem("not-found", f"there is no model {wanted[:100]!r}; this server has {model.label!r}")
+    return model
+
+
+def _require_ready(runtime: Runtime) -> None:
+    if not runtime.ready:
+        raise Problem("not-ready", "the server is draining: it serves what still comes, and will stop")
+
+
+def _parse(runtime: Runtime, model: Model, body: bytearray, header_length: str | None) -> Inference:
+    size = model.manifest.preprocessing.input_size
+    try:
+        return parse(body, header_length, size, runtime.settings.images_limit)
+    except ProtocolError as error:
+        raise Problem("malformed-request", str(error)) from None
+
+
+def _top_k(model: Model, inference: Inference) -> int:
+    try:
+        return model.ranker.check_top_k(inference.top_k)
+    except ValueError as error:
+        raise Problem("malformed-request", str(error)) from None
+
+
+def _observe(runtime: Runtime, model: Model, answer: Answer) -> None:
+    observe(runtime, model, model.ranker.rank(answer.outputs, answer.row, 1, "balanced"))
+    for stage, seconds in (("queue", answer.queue_s), ("inference", answer.inference_s)):
+        runtime.metrics.stage_seconds.labels(stage).observe(seconds)
+
+
+def _rows(answers: list[Answer], top_k: int) -> dict[str, NDArray[Any]]:
+    """The outputs of these images alone; their batches may have held others, and more maps."""
+    arrays = {
+        name: np.stack([getattr(answer.outputs, name)[answer.row] for answer in answers])
+        for name in ("logits", "calibrated_logits", "probabilities", "calibrated_probabilities")
+    }
+    for name in ("top_classes", "maps"):
+        arrays[name] = np.stack([getattr(answer.outputs, name)[answer.row, :top_k] for answer in answers])
+    return arrays

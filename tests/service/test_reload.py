@@ -1,0 +1,187 @@
+"""Another bundle takes over while requests come and go; and the service ends while they do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import onnx
+import pytest
+from onnx import helper
+
+from models.bundle import MODEL_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
+from service.app import create_app
+from service.model import load_model
+from service.settings import Settings
+from tests.service.conftest import png
+from tests.service.test_live import metric, process, running, wait_for
+from tests.service.test_predict import RAW
+
+RELOADS = 12
+
+
+@pytest.fixture(scope="module")
+def other(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same model with doubled logits and maps and halved omega: calibrated maps sum right with its own alone."""
+    folder = tmp_path_factory.mktemp("other") / "bundle"
+    shutil.copytree(bundle.path, folder)
+    graph = onnx.load(folder / MODEL_FILE)
+    plain = {"logits": "plain_logits", "maps": "plain_maps"}
+    for node in graph.graph.node:
+        node.input[:] = [plain.get(name, name) for name in node.input]
+        node.output[:] = [plain.get(name, name) for name in node.output]
+    for name, source in plain.items():
+        graph.graph.node.append(helper.make_node("Add", [source, source], [name]))
+    onnx.save(graph, folder / MODEL_FILE)
+    told = bundle.manifest.model_dump() | {"version": "doubled"}
+    told["calibration"]["omega"] = [omega / 2 for omega in told["calibration"]["omega"]]
+    told["files"] = {name: sha256(folder / name) for name in told["files"]}
+    write_manifest(folder, Manifest.model_validate(told))
+    return Bundle.load(folder)
+
+
+@pytest.fixture(scope="module")
+def broken(other: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("broken") / "bundle"
+    shutil.copytree(other.path, folder)
+    (folder / MODEL_FILE).write_bytes(b"cut off")
+    return folder
+
+
+@pytest.fixture
+def current(tmp_path: Path, bundle: Bundle) -> Callable[[Path], Path]:
+    """Points the folder `current` at a bundle, in one step, and gives the folder."""
+
+    def point(target: Path) -> Path:
+        (tmp_path / "next").symlink_to(target)
+        os.replace(tmp_path / "next", tmp_path / "current")
+        return tmp_path / "current"
+
+    point(bundle.path)
+    return point
+
+
+def predict(client: httpx.Client, seed: int) -> dict[str, Any]:
+    response = client.post("/predict?top_k=2&logits=all", content=png(seed), headers=RAW)
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body | {"close": response.headers.get("connection") == "close"}
+
+
+def check_map(client: httpx.Client, body: dict[str, Any]) -> None:
+    """The map of an answer sums to the score of that same answer."""
+    best = body["predictions"][0]
+    for calibrated, score in ((True, best["calibrated_logit"]), (False, best["logit"])):
+        numbers = client.get(body["cam"]["url"], params={"format": "json", "calibrated": calibrated}).json()
+        assert numbers["sum"] == pytest.approx(score, rel=1e-3, abs=1e-3)
+
+
+@contextmanager
+def load(url: str, ask: Callable[[httpx.Client, int], bool], clients: int = 6) -> Iterator[list[Future[int]]]:
+    """Clients that call `ask` until it says that it had enough, or the block ends; each counts its calls."""
+    over = threading.Event()
+
+    def work(number: int) -> int:
+        calls = 0
+        with httpx.Client(base_url=url, timeout=20) as client:
+            while not over.is_set():
+                calls += 1
+                if ask(client, number + clients * calls):
+                    break
+        return calls
+
+    with ThreadPoolExecutor(clients) as threads:
+        futures = [threads.submit(work, number) for number in range(clients)]
+        try:
+            yield futures
+        finally:
+            over.set()
+
+
+def test_reloads_under_load(bundle: Bundle, other: Bundle, broken: Path, current: Callable[[Path], Path]) -> None:
+    seen: set[str] = set()
+    with process(current(bundle.path)) as (child, url):
+        with httpx.Client(base_url=url) as client:
+            first = [predict(client, seed) for seed in range(4)]
+
+        def ask(client: httpx.Client, number: int) -> bool:
+            body = predict(client, number % 4)
+            version, expected = body["model"]["version"], first[number % 4]
+            seen.add(version)
+            factor = 1 if version == bundle.manifest.version else 2
+            assert body["logits"] == pytest.approx([factor * z for z in expected["logits"]], rel=1e-3, abs=1e-3)
+            assert body["calibrated_logits"] == pytest.approx(expected["calibrated_logits"], rel=1e-3, abs=1e-3)
+            check_map(client, body)
+            return False
+
+        with load(url, ask) as clients:
+            failed = 0
+            for turn in range(RELOADS):
+                bad = turn % 6 == 5
+                current(broken if bad else (other, bundle)[turn % 2].path)
+                child.send_signal(signal.SIGHUP)
+                wait_for(lambda: metric(url, "camcal_reloads_total") == turn + 1)  # noqa: B023
+                failed += bad
+                assert metric(url, 'camcal_reloads_total{result="failed"}') == failed
+        assert sum(future.result() for future in clients) > RELOADS
+        assert seen == {bundle.manifest.version, "doubled"}
+        with httpx.Client(base_url=url) as client:
+            for body in first:  # their maps outlived all reloads
+                check_map(client, body)
+        assert metric(url, 'camcal_requests_total{code="5') == 0
+        assert metric(url, "camcal_model_info") == 1
+
+
+def test_sigterm_under_load(bundle: Bundle) -> None:
+    with process(bundle, CAMCAL_DRAIN_S="1") as (child, url):
+        with load(url, lambda client, number: predict(client, number % 4)["close"]) as clients:
+            time.sleep(0.3)
+            child.send_signal(signal.SIGTERM)
+            assert sum(future.result() for future in clients) > len(clients)  # each went when it was told to
+        assert child.wait(10) == 0
+
+
+def test_watched_folder(
+    bundle: Bundle, other: Bundle, broken: Path, current: Callable[[Path], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(Settings(bundle=current(bundle.path), max_batch=1, watch=True))
+    with running(app) as url:
+
+        def version() -> str:
+            return str(httpx.get(f"{url}/model").json()["version"])
+
+        assert version() == bundle.manifest.version
+        current(other.path)
+        wait_for(lambda: version() == "doubled")
+        assert 'version="doubled"} 1.0' in httpx.get(f"{url}/metrics").text
+        current(broken)
+        wait_for(lambda: metric(url, 'camcal_reloads_total{result="failed"}') == 1)
+        assert "was not reloaded" in caplog.text
+        assert httpx.get(f"{url}/health/ready").json()["model"]["version"] == "doubled"
+        current(bundle.path)
+        wait_for(lambda: version() == bundle.manifest.version)
+
+
+def test_bundle_that_changes_while_it_is_loaded(
+    bundle: Bundle, other: Bundle, current: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = current(bundle.path)
+    verified = Bundle.load
+
+    def then_replaced(path: Path | str) -> Bundle:
+        found = verified(path)
+        current(other.path)
+        return found
+
+    monkeypatch.setattr(Bundle, "load", then_replaced)
+    with pytest.raises(BundleError, match="changed while it was loaded"):
+        load_model(Settings(bundle=folder, max_batch=1))
