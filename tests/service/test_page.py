@@ -242,6 +242,7 @@ def test_samples_are_offered_to_a_model_that_knows_them(tab: Tab, sampled: Bundl
         tab.click("#samples li:nth-child(2) button")
         tab.wait(SHOWN)
         assert tab.text("#status").startswith("ketch.jpg, ")
+        tab.open("about:blank")  # before the server goes
 
 
 def test_key_is_asked_for(chromium: Tab, session: Session, photo: Path) -> None:
