@@ -78,7 +78,7 @@ class _Total(torch.autograd.Function):
 
 
 def _total(values: Tensor) -> Tensor:
-    total: Tensor = _Total.apply(values)  # type: ignore[no-untyped-call]
+    total: Tensor = _Total.apply(values)
     return total
 
 
@@ -87,7 +87,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         if not self.training:
-            return super().forward(features_BCHW)
+            plain: Tensor = super().forward(features_BCHW)
+            return plain
         wide_BCHW = features_BCHW.to(self.weight.dtype)
         count = wide_BCHW.new_full((1,), wide_BCHW.numel() // wide_BCHW.shape[1])
         sum_C, number = _total(torch.cat([wide_BCHW.sum(dim=(0, 2, 3)), count])).split([self.num_features, 1])
