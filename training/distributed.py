@@ -96,7 +96,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         variance_C = _total(centred_BCHW.square().sum(dim=(0, 2, 3))) / number
         self._follow((sum_C / number).detach(), (variance_C * number / (number - 1)).detach())
         scale_C = self.weight * (variance_C + self.eps).rsqrt()
-        return (centred_BCHW * scale_C[:, None, None] + self.bias[:, None, None]).to(features_BCHW.dtype)
+        out_BCHW: Tensor = centred_BCHW * scale_C[:, None, None] + self.bias[:, None, None]
+        return out_BCHW.to(features_BCHW.dtype)
 
     @torch.no_grad()
     def _follow(self, mean_C: Tensor, variance_C: Tensor) -> None:
