@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from models.bundle import INPUTS, OUTPUTS, Precision
 from models.classifier import LongTailClassifier
 from training.data import Dataset, LabelledImages
-from training.evaluate import shift_prior
 from training.metrics import expected_calibration_error
+from training.priors import shift_prior
 
 ALLOWED = 0.005  # loss of accuracy, or growth of ECE, on held-out images; one image where it weighs more
 CALIBRATION_IMAGES = 256
