@@ -2,7 +2,7 @@
 
 import { $, drawn, element, percent } from "./dom.js";
 
-const GROUPS = { many: "many: over 100 images", medium: "medium: 20 to 100", few: "few: under 20" };
+const GROUPS = { many: "many: over 100", medium: "medium: 20 to 100", few: "few: under 20" };
 const STEPS = { trained: "as trained", calibrated: "calibrated" };
 
 export function describe(model) {
@@ -55,9 +55,9 @@ function tail(model) {
     ...Object.keys(GROUPS).map((group) => drawn("path", { class: group, d: path(group) })),
     drawn("text", { x: 2, y: 10 }, String(sorted[0].train_count)),
     drawn("text", { x: width, y: Math.max(20, base - ((base - 14) * Math.log10(sorted.at(-1).train_count)) / top - 5), "text-anchor": "end" }, String(sorted.at(-1).train_count)),
-    drawn("text", { x: 0, y: height - 5 }, "classes, most frequent first"));
+    drawn("text", { x: 0, y: height - 5 }, "training images of each class, logarithmic"));
   const legend = element("p", {}, ...Object.keys(GROUPS).flatMap((group) => [element("span", { class: `group ${group}` }, GROUPS[group]), " "]));
-  return card(`The long tail: ${words}`, chart, legend, element("p", {}, "Training images of each class, on a logarithmic scale."));
+  return card(`The long tail: ${words}`, chart, legend);
 }
 
 function reliability(model) {

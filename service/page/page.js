@@ -115,9 +115,11 @@ function heatmap(query) {
   return pictures.get(path);
 }
 
+/** Give back the pictures of the last answer, but not at once: one of them may still be on its way to the screen. */
 function forget() {
-  for (const picture of pictures.values()) picture.then(URL.revokeObjectURL, () => {});
+  const old = [...pictures.values()];
   pictures.clear();
+  setTimeout(() => { for (const picture of old) picture.then(URL.revokeObjectURL, () => {}); }, 10_000);
 }
 
 /** Fetch the heatmaps of the other classes, one at a time, so that looking at one shows it at once. */
@@ -147,6 +149,7 @@ async function show() {
       if (drawing === drawn) say("", error.message);
       return;
     }
+    if (drawing !== drawn) return;
     [words, alt] = caption(prediction, query);
     $("open").href = `cam/${answer.id}?${query}&size=1024&legend=true`;
   } else {
