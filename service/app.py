@@ -96,8 +96,13 @@ def openapi(app: FastAPI) -> dict[str, object]:
     # FastAPI's own error form, which this service never sends.
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+    about = "The service's API key, if it has one."
+    document["components"]["securitySchemes"] = {
+        "HTTPBearer": {"type": "http", "scheme": "bearer", "description": about},
+        "APIKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": about},
+    }
     for operations in document["paths"].values():
         for operation in operations.values():
-            if "security" in operation:
-                operation["security"].insert(0, {})  # a service without a key asks for none
+            if "401" in operation["responses"]:  # a service without a key asks for none: {}
+                operation["security"] = [{}, {"HTTPBearer": []}, {"APIKeyHeader": []}]
     return document

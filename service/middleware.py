@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from uuid import uuid4
+from random import getrandbits
 
 import orjson
 from opentelemetry import trace
@@ -80,7 +80,7 @@ class _Exchange:
         self.code: int | None = None
         self._send = send
         given = Headers(scope=scope).get("x-request-id", "")
-        self.id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+        self.id = given if _REQUEST_ID.fullmatch(given) else f"{getrandbits(128):032x}"
 
     @property
     def route(self) -> str:

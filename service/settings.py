@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     api_key: SecretStr | None = Field(
-        None, description="Key that /predict, /cam, /model and /v2 ask for; none by default."
+        None, description="Key that predictions, /cam and /model ask for; none by default."
     )
     access_log: bool = Field(False, description="One JSON line per request on standard error.")
     log_format: LogFormat = Field("text", description="`json`: every line on standard error is a JSON object.")

@@ -146,13 +146,14 @@ def bench_table(
     ] = None,
     only: Annotated[str, typer.Option(help="Only rows whose name contains this text.")] = "",
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes [1, or up to 8 on a GPU].")] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Train, calibrate and evaluate every row of a table; finished ones are skipped, interrupted ones continue."""
     with _spoken_errors():
         from training import pipeline
         from training.sweep import load_table, run_table
 
-        wanted = load_table(table, data or (), only)
+        wanted = load_table(table, data or (), only, overrides or ())
         gpu = pipeline.default_device().type == "cuda"
         processes = jobs or (min(8, max(1, (os.cpu_count() or 1) // 2)) if gpu else 1)
         if failed := run_table(wanted, out, processes, console):

@@ -78,7 +78,7 @@ class _Total(torch.autograd.Function):
 
 
 def _total(values: Tensor) -> Tensor:
-    total: Tensor = _Total.apply(values)  # type: ignore[no-untyped-call]
+    total: Tensor = _Total.apply(values)
     return total
 
 
@@ -87,7 +87,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         if not self.training:
-            return super().forward(features_BCHW)
+            plain: Tensor = super().forward(features_BCHW)
+            return plain
         wide_BCHW = features_BCHW.to(self.weight.dtype)
         count = wide_BCHW.new_full((1,), wide_BCHW.numel() // wide_BCHW.shape[1])
         sum_C, number = _total(torch.cat([wide_BCHW.sum(dim=(0, 2, 3)), count])).split([self.num_features, 1])
@@ -95,7 +96,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         variance_C = _total(centred_BCHW.square().sum(dim=(0, 2, 3))) / number
         self._follow((sum_C / number).detach(), (variance_C * number / (number - 1)).detach())
         scale_C = self.weight * (variance_C + self.eps).rsqrt()
-        return (centred_BCHW * scale_C[:, None, None] + self.bias[:, None, None]).to(features_BCHW.dtype)
+        out_BCHW: Tensor = centred_BCHW * scale_C[:, None, None] + self.bias[:, None, None]
+        return out_BCHW.to(features_BCHW.dtype)
 
     @torch.no_grad()
     def _follow(self, mean_C: Tensor, variance_C: Tensor) -> None:

@@ -110,15 +110,17 @@ def _steps(report: Report) -> str:
         cells = [_percent(f["accuracy"]), *(_percent(f["groups"][g]) for g in sizes), _percent(f["ece"])]
         return name, [*cells, _percent(f["classwise_ece"], 2), f"{f['nll']:.3f}", f"{f['brier']:.3f}"], style
 
-    balanced = [row(name, report["test"][step]) for step, name in STEPS.items()]
-    for step, name in (("scalar", "temperature only"), ("adjusted", "- log prior, temperature")):
-        balanced.append(row(name, report["temperature_only"][step]["test"], "aside"))
+    balanced = [row(name, report["test"][step]) for step, name in STEPS.items() if step != "adjusted"]
+    alone = report["temperature_only"]
+    balanced.append(row("temperature only", alone["scalar"]["test"], "aside"))
+    balanced.append(row("− log prior", report["test"]["adjusted"], "aside"))
+    balanced.append(row("− log prior, temperature", alone["adjusted"]["test"], "aside"))
     prior = [row(STEPS[step], f) for step, f in report["test_under_train_prior"].items()]
     return (
         "<h2>Step by step</h2><p>The test part as it is, every class equally likely. Accuracies and calibration errors "
         "in percent; many-shot classes have more than 100 training images, few-shot ones fewer than 20, and a group's "
-        "accuracy is the mean over its classes. The last rows leave MARC out: a temperature alone, and one after the "
-        "logarithm of the class prior was taken from the logits.</p>"
+        "accuracy is the mean over its classes. The grey rows leave MARC out: a temperature alone, and the logarithm "
+        "of the class prior taken from the logits, without and with a temperature.</p>"
         + _table(columns, balanced)
         + "<p>The same images weighted to the training frequencies, and probabilities for that prior: what to expect "
         "where the world is as unbalanced as the training data.</p>" + _table(columns, prior)
@@ -204,7 +206,7 @@ def _trust(report: Report) -> str:
         ece = _percent(report["test_under_train_prior"][step]["ece"])
         bins = report["reliability_under_train_prior"][step]
         svg = plots.reliability(f"Reliability diagram, {STEPS[step]}, training prior", bins, step)
-        figures.append(_figure(STEPS[step], f"long-tailed test, training prior, ECE {ece}\u00a0%", svg))
+        figures.append(_figure(STEPS[step], f"training prior, ECE {ece}\u00a0%", svg))
     return (
         "<h2>Can the probabilities be believed?</h2><p>Of all predictions given with 80 % confidence, 80 % should be "
         "right: bars that end on the dashed line. The shaded part is the gap; above it a prediction was too timid, "

@@ -80,19 +80,20 @@ class Job:
         return f"{self.recipe.name}-s{self.recipe.seed}-{digest[:12]}"
 
 
-def load_table(path: Path, roots: Sequence[str] = (), only: str = "") -> list[Job]:
+def load_table(path: Path, roots: Sequence[str] = (), only: str = "", overrides: Sequence[str] = ()) -> list[Job]:
     """The jobs of a table, data set by data set, and in each all rows with one seed before the next seed.
 
     Args:
         roots: where data lies, as `SOURCE=PATH`, such as `cifar100=data/cifar100.npz`.
         only: take jobs alone whose name contains this.
+        overrides: what changes in every row, as `section.key=value`; it wins over the table.
 
     Raises:
         RecipeError: if the table or one of its recipes is not valid, or two rows would have the same name.
     """
     table, where = _read(path), _parse_roots(roots)
     drafts = [
-        _draft(path.stem, data, row, seed, [*table.set, *data.set, *row.set, f"seed={seed}"])
+        _draft(path.stem, data, row, seed, [*table.set, *data.set, *row.set, *overrides, f"seed={seed}"])
         for data in table.data
         for seed in table.seeds
         for row in table.row

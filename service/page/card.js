@@ -35,7 +35,7 @@ function accuracy(model) {
     .map(([name, of]) => row([name, ...steps.map((step) => share(of(model.figures[step])))]));
   const table = element("table", {}, element("thead", {}, row(["", ...steps.map((step) => STEPS[step])], "th")), element("tbody", {}, ...body));
   table.querySelector("thead th").replaceWith(element("td"));
-  return card("Accuracy on test images", table, element("p", {}, "Groups by training images: over 100, 20 to 100, under 20."));
+  return card("Accuracy on test images", table);
 }
 
 function tail(model) {

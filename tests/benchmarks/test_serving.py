@@ -49,9 +49,17 @@ def test_photographs_are_jpegs_of_the_usual_size_and_the_same_every_time(work: P
 def test_a_closed_loop_counts_what_ended_in_its_stretch() -> None:
     records = [(0.0, 0.5, 200), (0.9, 0.2, 200), (1.0, 0.4, 200), (1.5, 0.1, 503), (1.6, 0.3, 200), (2.9, 0.2, 200)]
     found = summary.closed_loop(records, skip_s=1.0, seconds=2.0)
-    assert found["requests"] == 4 and found["rate"] == 1.5 and found["errors"] == {"503": 1}
+    assert found["requests"] == 4 and found["rate"] == pytest.approx(1.5) and found["errors"] == {"503": 1}
     assert found["p50_ms"] == pytest.approx(300) and found["max_ms"] == pytest.approx(400)
     assert found["p99_ms"] == pytest.approx(300 + 0.98 * 100)  # linear between the order statistics 2 and 3 of 3
+
+
+def test_the_rate_of_a_closed_loop_does_not_depend_on_where_its_batches_fall() -> None:
+    # Batches of 8, one after another, of 0.9 s each: 8.9 a second, though 2 or 3 of them end in any 2 seconds.
+    records = [(0.9 * batch, 0.9, 200) for batch in range(5) for _ in range(8)]
+    for skip_s in (0.85, 0.95):
+        found = summary.closed_loop(records, skip_s, seconds=2.0)
+        assert found["requests"] in (16, 24) and found["rate"] == pytest.approx(8 / 0.9)
 
 
 def test_an_open_loop_counts_what_was_due_in_its_stretch_however_late_it_ended() -> None:

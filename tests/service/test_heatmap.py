@@ -111,7 +111,7 @@ def test_nothing_positive_shows_nothing(value: float) -> None:
     indices = levels(contributions, positive_scale(contributions), (16, 16))
     assert indices.max() == 0
     photo = picture(size=(16, 16))
-    laid = overlay(photo, indices, View(size=16, alpha=1.0), signed=False)
+    laid = overlay(photo.copy(), indices, View(size=16, alpha=1.0), signed=False)
     np.testing.assert_array_equal(np.asarray(laid), np.asarray(photo))
 
 
@@ -119,7 +119,7 @@ def test_zero_shows_nothing_when_signed() -> None:
     nothing = levels(np.zeros((4, 4), dtype=np.float32), Scale(low=0.0, high=0.0, signed=True), (16, 16))
     assert set(np.unique(nothing)) <= {127, 128}
     photo = picture(size=(16, 16))
-    laid = overlay(photo, nothing, View(size=16, alpha=1.0, colormap="coolwarm"), signed=True)
+    laid = overlay(photo.copy(), nothing, View(size=16, alpha=1.0, colormap="coolwarm"), signed=True)
     np.testing.assert_array_equal(np.asarray(laid), np.asarray(photo))
 
 

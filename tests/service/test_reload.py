@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -144,7 +143,7 @@ def test_reloads_under_load(bundle: Bundle, other: Bundle, broken: Path, current
 def test_sigterm_under_load(bundle: Bundle) -> None:
     with process(bundle, CAMCAL_DRAIN_S="1") as (child, url):
         with load(url, lambda client, number: predict(client, number % 4)["close"]) as clients:
-            time.sleep(0.3)
+            wait_for(lambda: metric(url, 'camcal_requests_total{code="200",route="/predict"') > 2 * len(clients))
             child.send_signal(signal.SIGTERM)
             assert sum(future.result() for future in clients) > len(clients)  # each went when it was told to
         assert child.wait(10) == 0

@@ -119,8 +119,8 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_a_table_and_its_results_are_commands(tmp_path: Path) -> None:
     table = tmp_path / "t.toml"
-    table.write_text('seeds = [3]\n[[data]]\nrecipe = "digits"\n[[row]]\nmethod = "quick"\nset = ["fit.epochs=1"]\n')
-    result = _camcal("bench-table", table, "--out", tmp_path / "out")
+    table.write_text('seeds = [3]\n[[data]]\nrecipe = "digits"\n[[row]]\nmethod = "quick"\n')
+    result = _camcal("bench-table", table, "--out", tmp_path / "out", "--set", "fit.epochs=1")
     assert result.exit_code == 0, result.output
     assert "1/1  digits-if10_quick_t_s3: quick" in result.output
     plain, _, marc = json.loads(_camcal("results", "--from", tmp_path / "out", "--json").output)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch import nn
+from torch.multiprocessing.spawn import start_processes
 
 from training.config import Recipe, load_recipe
 from training.data import Dataset, LabelledImages
@@ -56,9 +57,7 @@ def test_two_processes_give_the_gradients_and_batch_statistics_of_one(tmp_path: 
     recipe, data = _noise()
     (tmp_path / "two").mkdir()
     fit(recipe, data, Run(tmp_path / "one"), Console(file=io.StringIO()), CPU)
-    torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
-        _fit_as_one_of_two, (_free_port(), str(tmp_path / "two")), nprocs=2, start_method="spawn"
-    )
+    start_processes(_fit_as_one_of_two, (_free_port(), str(tmp_path / "two")), nprocs=2, start_method="spawn")
     one, _ = load_tensors(Run(tmp_path / "one").checkpoint)
     two, _ = load_tensors(Run(tmp_path / "two").checkpoint)
     # After a single step from rest, a momentum is the gradient plus the decay of the initial weight.

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import math
 from pathlib import Path
@@ -9,7 +10,7 @@ from rich.console import Console
 from training import fit as fit_module
 from training.config import FitConfig, Recipe, load_recipe
 from training.data import Dataset, load_dataset
-from training.fit import fit, learning_rate
+from training.fit import compiled, fit, learning_rate
 from training.run import Run, RunError, build_network, load_network, load_tensors, save_tensors
 
 
@@ -128,3 +129,50 @@ def test_single_numbers_are_not_decayed(recipe: Recipe) -> None:
     assert network.camc is not None
     assert {id(p) for p in groups[1]["params"]} == {id(network.head.scalar), id(network.camc.alpha)}
     assert groups[0]["weight_decay"] == recipe.fit.weight_decay and groups[1]["weight_decay"] == 0
+
+
+def _epoch_of(
+    recipe: Recipe, data: Dataset, device: torch.device, backend: str | None = None
+) -> dict[str, torch.Tensor]:
+    """The state after one epoch, compiled or not."""
+    network = build_network(recipe, 10).to(device)
+    network.marc.requires_grad_(False)
+    optimizer = fit_module._optimizer(network, recipe.fit)
+    model = network if backend is None else compiled(network, device, backend)
+    for _ in fit_module._epoch(model, optimizer, recipe, data, 0, device):
+        pass
+    return network.state_dict()
+
+
+def test_a_compiled_network_trains_as_the_plain_one_does(recipe: Recipe, data: Dataset) -> None:
+    small = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"batch_size": 200, "lr": 0.01})})
+    # The backend that needs no C++ compiler; it shares with the real one what could go wrong: buffers changed in place.
+    plain, fast = (_epoch_of(small, data, torch.device("cpu"), backend) for backend in (None, "aot_eager"))
+    assert plain["camc.prototypes"].abs().sum() > 0
+    for name, tensor in plain.items():
+        assert (fast[name] - tensor).double().norm() <= 1e-3 * tensor.double().norm() + 1e-6, name
+
+
+def test_mixing_and_policies_keep_a_run_repeatable(recipe: Recipe, data: Dataset) -> None:
+    changes = {"policy": "autoaugment-cifar10", "mixup": 0.2, "cutmix": 1.0}
+    mixed = recipe.model_copy(update={"augment": recipe.augment.model_copy(update=changes)})
+    first, again, plain = (_epoch_of(r, data, torch.device("cpu")) for r in (mixed, mixed, recipe))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.weight"], plain["head.weight"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_step_waits_for_the_gpu(recipe: Recipe, data: Dataset) -> None:
+    device = torch.device("cuda")
+    changes = {"policy": "autoaugment-cifar10", "mixup": 0.2, "cutmix": 1.0, "erase": 0.5, "flip": True}
+    mixed = recipe.model_copy(update={"augment": recipe.augment.model_copy(update=changes)})
+    there = dataclasses.replace(data, train=data.train.to(device))
+    _epoch_of(mixed, there, device)
+    network = build_network(mixed, 10).to(device)
+    steps = fit_module._epoch(network, fit_module._optimizer(network, mixed.fit), mixed, there, 0, device)
+    next(steps)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        next(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

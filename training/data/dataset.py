@@ -26,6 +26,10 @@ class Images(Protocol):
     def labels(self) -> Tensor:
         """int64, N, on the CPU."""
 
+    @property
+    def images(self) -> Tensor:
+        """All of them, uint8 N×S×S×3: for parts that are known to be small."""
+
     def __len__(self) -> int: ...
 
     def subset(self, index: NDArray[np.int64]) -> Self:

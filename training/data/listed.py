@@ -36,6 +36,11 @@ class ListedImages:
     labels: Tensor
     preprocessing: Preprocessing
 
+    @property
+    def images(self) -> Tensor:
+        """All of them, decoded now: uint8 N×S×S×3."""
+        return next(self.batches([torch.arange(len(self))], torch.device("cpu")))[0]
+
     def __len__(self) -> int:
         return len(self.names)
 

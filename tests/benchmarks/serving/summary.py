@@ -24,11 +24,20 @@ class Figures(TypedDict):
 
 
 def closed_loop(records: Iterable[Record], skip_s: float, seconds: float) -> Figures:
-    """Of a closed loop: answers that came between `skip_s` and `skip_s + seconds`.
+    """Of a closed loop: latencies and errors of answers that came between `skip_s` and `skip_s + seconds`.
 
-    Counting by the end, not the start, gives each answer to exactly one stretch, so that the rate has no bias.
+    For the rate, a request counts with the share of its time that lies in this stretch: answers of one batch come all
+    at once, and counting them by their end alone would make the rate of a few large batches a matter of luck.
     """
-    return _figures([r for r in records if skip_s <= r[0] + r[1] < skip_s + seconds], seconds)
+    records, end_s = list(records), skip_s + seconds
+    figures = _figures([r for r in records if skip_s <= r[0] + r[1] < end_s], seconds)
+    shares = (
+        max(0.0, min(start + latency, end_s) - max(start, skip_s)) / latency
+        for start, latency, status in records
+        if status == 200
+    )
+    figures["rate"] = sum(shares) / seconds
+    return figures
 
 
 def open_loop(records: Iterable[Record], skip_s: float, seconds: float) -> Figures:

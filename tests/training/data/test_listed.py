@@ -15,11 +15,11 @@ CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing(fit="crop", resize=40, input_size=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
 
-def _photograph(path: Path, seed: int, size: tuple[int, int] = (90, 60), **options: object) -> None:
+def _photograph(path: Path, seed: int, size: tuple[int, int] = (90, 60), exif: Image.Exif | None = None) -> None:
     """A smooth picture, different for each seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rough = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    Image.fromarray(rough).resize(size, Image.Resampling.BICUBIC).save(path, quality=95, **options)
+    Image.fromarray(rough).resize(size, Image.Resampling.BICUBIC).save(path, quality=95, exif=exif or Image.Exif())
 
 
 @pytest.fixture
@@ -74,6 +74,11 @@ def test_each_pass_draws_other_crops(root: Path) -> None:
     augment = Augment(AugmentConfig(area=(0.1, 0.3)), torch.Generator().manual_seed(0))
     first, second = (next(iter(_train(root).batches([torch.arange(9)], CPU, augment)))[0] for _ in range(2))
     assert not torch.equal(first, second)
+
+
+def test_a_small_part_can_be_had_as_one_tensor(root: Path) -> None:
+    test = load(root, "train.txt", "test.txt", PREPROCESSING)[2]
+    assert test.images.shape == (3, 32, 32, 3) and test.images.dtype == torch.uint8
 
 
 def test_a_subset_keeps_names_and_labels_together(root: Path) -> None:

@@ -1,6 +1,7 @@
 """Each operation against torchvision's, on photograph-like, flat and noisy images."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def _expected(name: str, image: Tensor, m: float) -> Tensor:
     grey = [128.0] * 3
     degrees = math.degrees(math.atan(m))
     still, centre = [0, 0], [0, 0]
-    results = {
+    results: dict[str, Callable[[], Tensor]] = {
         "shear_x": lambda: reference.affine(image, 0.0, still, 1.0, [degrees, 0.0], fill=grey, center=centre),
         "shear_y": lambda: reference.affine(image, 0.0, still, 1.0, [0.0, degrees], fill=grey, center=centre),
         "translate_x": lambda: reference.affine(image, 0.0, [int(m), 0], 1.0, [0.0, 0.0], fill=grey),
@@ -49,8 +50,7 @@ def _expected(name: str, image: Tensor, m: float) -> Tensor:
         "invert": lambda: reference.invert(image),
         "identity": lambda: image,
     }
-    result: Tensor = results[name]()
-    return result
+    return results[name]()
 
 
 MAGNITUDES = {
