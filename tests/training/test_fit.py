@@ -11,6 +11,7 @@ from training import fit as fit_module
 from training.config import FitConfig, Recipe, load_recipe
 from training.data import Dataset, load_dataset
 from training.fit import compiled, fit, learning_rate
+from training.losses import Criterion
 from training.run import Run, RunError, build_network, load_network, load_tensors, save_tensors
 
 
@@ -139,7 +140,8 @@ def _epoch_of(
     network.marc.requires_grad_(False)
     optimizer = fit_module._optimizer(network, recipe.fit)
     model = network if backend is None else compiled(network, device, backend)
-    for _ in fit_module._epoch(model, optimizer, recipe, data, 0, device):
+    criterion = Criterion(recipe.loss, data.train_counts(), network.head.scalar, device)
+    for _ in fit_module._epoch(model, optimizer, criterion, recipe, data, 0, device):
         pass
     return network.state_dict()
 
@@ -169,7 +171,8 @@ def test_no_step_waits_for_the_gpu(recipe: Recipe, data: Dataset) -> None:
     there = dataclasses.replace(data, train=data.train.to(device))
     _epoch_of(mixed, there, device)
     network = build_network(mixed, 10).to(device)
-    steps = fit_module._epoch(network, fit_module._optimizer(network, mixed.fit), mixed, there, 0, device)
+    criterion = Criterion(mixed.loss, there.train_counts(), network.head.scalar, device)
+    steps = fit_module._epoch(network, fit_module._optimizer(network, mixed.fit), criterion, mixed, there, 0, device)
     next(steps)
     torch.cuda.set_sync_debug_mode("error")
     try:
