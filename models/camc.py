@@ -97,7 +97,9 @@ class CAMC(nn.Module):
     @torch.no_grad()
     def update(self, features_BCHW: Tensor, labels_B: Tensor, weight_KC: Tensor) -> None:
         """Move the prototypes of the labelled classes towards the features of their important regions in this batch."""
-        certain_BK = functional.one_hot(labels_B, len(self.prototypes)).to(weight_KC.dtype)
+        # functional.one_hot may look at the labels' values, for which a GPU would have to be waited for.
+        classes_K = torch.arange(len(self.prototypes), device=labels_B.device)
+        certain_BK = (labels_B.unsqueeze(1) == classes_K).to(weight_KC.dtype)
         attention_BHW = self.attention(features_BCHW, certain_BK, weight_KC)
         weights_BHW = attention_BHW / attention_BHW.sum(dim=(1, 2), keepdim=True)
         attended_BC = functional.normalize((features_BCHW * weights_BHW.unsqueeze(1)).sum(dim=(2, 3)), dim=1)

@@ -23,6 +23,7 @@ from training.margins import MIN_OMEGA, fit_lws, fit_marc
 from training.priors import Floats, is_balanced, logit_prior, prior_weights
 
 TAUS = tuple(t / 10 for t in range(21))
+PENALTIES = (0.01, 0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,8 @@ class Fitted:
 
     trained_scalar, scalar: s before and after its selection. tau: of τ-norm, where it was asked for; tau_curve: each τ
     that was tried, with accuracy and negative log-likelihood of held-out images, class-balanced. logit_prior: the class
-    prior that the trained logits are for. omega_at_bound: classes whose ω met its lower bound. train_accuracy: of the
-    cached training logits, where MARC or LWS used them. warnings: in sentences.
+    prior that the trained logits are for. penalty: λ of the margins. omega_at_bound: classes whose ω met its lower
+    bound. train_accuracy: of the cached training logits, where MARC or LWS used them. warnings: in sentences.
     """
 
     trained_scalar: float
@@ -41,6 +42,7 @@ class Fitted:
     tau_curve: list[dict[str, float]]
     temperature: float
     logit_prior: list[float]
+    penalty: float
     omega_at_bound: int
     train_accuracy: float | None
     warnings: list[str]
@@ -115,7 +117,7 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fit
     elif recipe.calibrate.rescale == "lws":
         scale_K = fit_lws(cache.train_NK, cache.train_labels, cache.counts_K, recipe.calibrate, recipe.seed)
         network.rescale.scale.copy_(scale_K)
-    calibrated_NK = _fit_margins(network, cache, prior_K)
+    calibrated_NK, penalty = _fit_margins(network, cache, prior_K, weights_N)
     network.temperature.fill_(1 / fit_scale(calibrated_NK, cache.held_labels, weights_N))
     return Fitted(
         trained_scalar=network.head.scalar.item(),
@@ -124,6 +126,7 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fit
         tau_curve=tau_curve,
         temperature=float(network.temperature),
         logit_prior=prior_K.tolist(),
+        penalty=penalty,
         omega_at_bound=int((network.marc.omega <= MIN_OMEGA).sum()),
         train_accuracy=cache.train_accuracy(),
         warnings=_warnings(recipe, prior_K, cache.counts_K),
@@ -188,19 +191,26 @@ def _fit_tau(network: LongTailClassifier, cache: _Cache, weights_N: Tensor) -> t
     return best[1], curve
 
 
-def _fit_margins(network: LongTailClassifier, cache: _Cache, prior_K: Floats) -> Tensor:
-    """Fit and store ω and β; returns the held-out logits as calibrated by margins that were fitted without them."""
+def _fit_margins(
+    network: LongTailClassifier, cache: _Cache, prior_K: Floats, weights_N: Tensor
+) -> tuple[Tensor, float]:
+    """Fit and store ω and β.
+
+    Returns the held-out logits as calibrated by margins that were fitted without them, and the penalty of the fit.
+    Where held-out images take part and no penalty is given, it is the one of `PENALTIES` under which these logits, each
+    at their best temperature, have the best class-balanced likelihood.
+    """
     config, norms_K = cache.recipe.calibrate, network.weight_norms().detach().cpu()
     published = not config.marc or config.marc_on == "train"
     start = config.start or ("identity" if published or config.rescale != "off" else "prior")
-    penalty = config.penalty if config.penalty is not None else 0.0 if published else 1.0
     start_K = torch.zeros(cache.classes)
     if start == "prior":
         start_K = -torch.from_numpy(np.log(prior_K * cache.classes)).float()
     rescale = Rescale(cache.classes)
     rescale.load_state_dict(network.rescale.state_dict())
+    held_NK, everything = rescale(cache.held_NK), torch.arange(len(cache.held_labels))
 
-    def fit(held: Tensor) -> MARC:
+    def fit(held: Tensor, penalty: float) -> MARC:
         if not config.marc:
             marc = MARC(cache.classes)
             marc.beta.data = start_K / norms_K
@@ -209,21 +219,26 @@ def _fit_margins(network: LongTailClassifier, cache: _Cache, prior_K: Floats) ->
         logits_NK = rescale(logits_NK)
         return fit_marc(logits_NK, labels_N, norms_K, counts_K, config, cache.recipe.seed, start_K, penalty)
 
-    everything = torch.arange(len(cache.held_labels))
-    marc = fit(everything)
+    def unseen(penalty: float) -> Tensor:
+        """Each half, alternating within each class, calibrated by margins from the other."""
+        half_N = torch.empty_like(everything)
+        half_N[cache.held_labels.argsort(stable=True)] = everything % 2
+        calibrated_NK = torch.empty_like(held_NK)
+        for half in (0, 1):
+            marc = fit(everything[half_N != half], penalty)
+            calibrated_NK[half_N == half] = marc(held_NK[half_N == half], norms_K).detach()
+        return calibrated_NK
+
+    def unlikeliness(logits_NK: Tensor) -> float:
+        return _nll(fit_scale(logits_NK, cache.held_labels, weights_N) * logits_NK, cache.held_labels, weights_N)
+
+    penalty = config.penalty or 0.0
+    if not published:
+        candidates = {p: unseen(p) for p in (PENALTIES if config.penalty is None else (config.penalty,))}
+        penalty = min(candidates, key=lambda p: unlikeliness(candidates[p]))
+    marc = fit(everything, penalty)
     network.marc.load_state_dict(marc.state_dict())
-    with torch.no_grad():
-        held_NK = rescale(cache.held_NK)
-        calibrated_NK: Tensor = marc(held_NK, norms_K)
-        if config.marc and config.marc_on != "train":
-            # Two halves, alternating within each class.
-            half_N = torch.empty_like(everything)
-            half_N[cache.held_labels.argsort(stable=True)] = everything % 2
-            for half in (0, 1):
-                with torch.enable_grad():
-                    other = fit(everything[half_N != half])
-                calibrated_NK[half_N == half] = other(held_NK[half_N == half], norms_K)
-    return calibrated_NK
+    return marc(held_NK, norms_K).detach() if published else candidates[penalty], penalty
 
 
 def _warnings(recipe: Recipe, prior_K: Floats, counts_K: NDArray[np.int64]) -> list[str]:

@@ -191,7 +191,8 @@ class CalibrateConfig(_Section):
     start: where margins start (and stay, without marc): `identity`, or `prior`, which takes the logarithm of the class
         prior that the logits are trained for from them: logit adjustment afterwards.
     penalty: λ that pulls margins towards their start, see `training.margins.fit_marc`. On `train` the defaults are
-        those of the paper, `identity` and 0; with held-out images they are `prior` (`identity` after rescaling) and 1.
+        those of the paper, `identity` and 0; with held-out images, `prior` (`identity` after rescaling) and the λ that
+        cross-validation chooses.
     passes: how many augmented passes over the training images MARC's cached logits come from.
     exponent: of the generalised re-weighting, w_k ∝ (n_k/N)^-exponent.
     iterations, batch_size, lr, momentum, weight_decay: of SGD with a cosine rate; the first `warmup` iterations rise

@@ -4,7 +4,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from models.classifier import LongTailClassifier
-from training.calibrate import TAUS, Fitted, calibrate, fit_scale, predict_logits
+from training.calibrate import PENALTIES, TAUS, Fitted, calibrate, fit_scale, predict_logits
 from training.config import Recipe, load_recipe
 from training.data import Dataset, LabelledImages, load_dataset
 from training.priors import logit_prior
@@ -107,7 +107,7 @@ def test_margins_may_be_fitted_on_held_out_images(digits_run: Run, digits: Datas
             (z.argmax(dim=1) == digits.test.labels).double().mean() for z in (logits, network.calibrate(logits))
         ]
     assert accuracy[1] > accuracy[0] + 0.03
-    assert 0.3 < fitted.temperature < 5
+    assert 0.3 < fitted.temperature < 5 and fitted.penalty in PENALTIES
     # By default such margins stay near those of logit adjustment; without a start of their own they would not.
     offsets = (network.marc.beta * network.weight_norms()).detach()
     adjustment = -torch.tensor(fitted.logit_prior).mul(10).log().float()
@@ -164,3 +164,12 @@ def test_marc_on_balanced_training_is_warned_about(
     np.testing.assert_allclose(fitted.logit_prior, logit_prior(recipe, counts))
     without = _calibrated(digits_run, digits, override, "calibrate.marc=false")[1]
     assert without.warnings == []
+
+
+def test_a_penalty_that_is_given_is_taken(digits_run: Run, digits: Dataset) -> None:
+    strong, fitted = _calibrated(digits_run, digits, "calibrate.marc_on=holdout", "calibrate.penalty=1e6")
+    assert fitted.penalty == 1e6
+    adjusted, _ = _calibrated(digits_run, digits, "calibrate.marc=false", "calibrate.start=prior")
+    torch.testing.assert_close(strong.marc.omega, adjusted.marc.omega, rtol=0, atol=1e-3)
+    torch.testing.assert_close(strong.marc.beta, adjusted.marc.beta, rtol=0, atol=1e-3)
+    assert _calibrated(digits_run, digits)[1].penalty == 0
