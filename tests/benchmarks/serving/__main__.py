@@ -15,8 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from tests.benchmarks.serving import photos, report, rounds
-from tests.benchmarks.serving.bundles import resnet50
-from tests.benchmarks.serving.servers import ROOT, SERVERS
+from tests.benchmarks.serving.servers import CAMCAL, ROOT, SERVERS
 
 RESULTS = ROOT / "docs" / "results"
 SHIPPED = ROOT / "models" / "pretrained" / "caltech100"
@@ -67,8 +66,13 @@ def main(
 ) -> None:
     """Write serving.json and serving.md: into docs/results for a full run, beside the logs for any other."""
     names, chosen = _list(only, list(SERVERS)), _list(models, list(PLANS))
-    full = names == list(SERVERS) and seconds is None and number is None and not growth and clients == "1,8,32,64"
-    out = out or (RESULTS if full else work / "results")
+    _list(decoder, list(report.DECODERS))
+    if "shipped" in chosen and not (bundle / "manifest.json").is_file():
+        raise typer.BadParameter(f"no bundle at {bundle}; name one with --bundle")
+    if CAMCAL.name in names and not (camcal / "python").exists():
+        raise typer.BadParameter(f"no {camcal / 'python'}; use `make bench-serving`, or name another with --camcal")
+    narrowed = seconds or number or growth or decoder != "camcal" or clients != "1,8,32,64" or names != list(SERVERS)
+    out = out or (work / "results" if narrowed else RESULTS)
     photos.write_photos(work / "photos")
     os.environ["BENCH_DECODER"] = decoder
     out.mkdir(parents=True, exist_ok=True)
@@ -78,7 +82,7 @@ def main(
     bench = rounds.Bench(work, camcal, names)
     results["generator"] = bench.generator(min(seconds or 5, 5))
     for model in chosen:
-        folder = resnet50(work / "resnet50") if model == "resnet50" else bundle.resolve()
+        folder = _bundle(model, bundle, work)
         plan = rounds.Plan(
             bundle=folder,
             clients=[int(count) for count in _list(clients)],
@@ -98,6 +102,14 @@ def main(
             }
             _write(out, results)
     print(f"written to {out}", file=sys.stderr)
+
+
+def _bundle(model: str, shipped: Path, work: Path) -> Path:
+    if model == "shipped":
+        return shipped.resolve()
+    from tests.benchmarks.serving.bundles import resnet50  # brings torch, which takes its time
+
+    return resnet50(work / "resnet50")
 
 
 def _write(out: Path, results: dict[str, Any]) -> None:
