@@ -39,10 +39,10 @@ define camcal
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test format openapi lock clean
+.PHONY: help serve test bench-training bench-serving format openapi results lock clean
 
 help: ## List these tasks
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
 
 serve: .venv/.ready ## Serve BUNDLE at HOST:PORT (models/pretrained/caltech100 at 127.0.0.1:8000)
 	@echo "camcal: serving $(BUNDLE) at http://$(HOST):$(PORT)/ (Ctrl-C stops it)"
@@ -54,6 +54,9 @@ test: .venv-dev/.ready ## Lint, check formatting and types, run the tests (ARGS 
 	.venv-dev/bin/mypy
 	.venv-dev/bin/python -m pytest $(ARGS)
 
+bench-training: .venv-dev/.ready ## Measure an epoch against the usual loop, on a quiet machine (ARGS="--repeats 5")
+	.venv-dev/bin/python -m tests.benchmarks.training $(ARGS)
+
 format: .venv-dev/.ready ## Sort imports, mend what the linter can, format
 	.venv-dev/bin/ruff check --fix
 	.venv-dev/bin/ruff format
@@ -62,14 +65,21 @@ openapi: .venv-dev/.ready ## Write openapi.yaml from the app
 	.venv-dev/bin/camcal openapi > .venv-dev/openapi.yaml
 	@mv .venv-dev/openapi.yaml openapi.yaml
 
+results: .venv-dev/.ready ## Write docs/results.md from docs/results/*.json
+	.venv-dev/bin/camcal results --markdown > .venv-dev/results.md
+	@mv .venv-dev/results.md docs/results.md
+
 lock: .venv-lock/.ready ## Pin what pyproject.toml asks for (UPGRADE=1 for the newest)
 	$(COMPILE) --extra cpu --group build --output-file requirements/serve.txt
 	$(COMPILE) --extra gpu --group build --output-file requirements/gpu.txt
 	$(COMPILE) --extra cpu --extra train --extra dev --group build --output-file requirements/dev.txt
 	$(subst pyproject.toml,--group lock,$(COMPILE)) --output-file requirements/uv.txt
 
+bench-serving: .venv/.ready .venv-dev/.ready ## Measure camcal beside other servers, for half an hour (see ARGS="--help")
+	.venv-dev/bin/python -m tests.benchmarks.serving $(ARGS)
+
 clean: ## Remove the virtual environments, caches and build leftovers
-	rm -rf .venv .venv-dev .venv-lock build dist camcal.egg-info
+	rm -rf .venv .venv-dev .venv-lock .venv-bench build dist camcal.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find models training service tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -28,6 +28,7 @@ OUTPUTS = ("logits", "calibrated_logits", "probabilities", "calibrated_probabili
 
 Group = Literal["many", "medium", "few"]
 GROUPS: tuple[Group, ...] = ("many", "medium", "few")
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class BundleError(ValueError):
@@ -74,7 +75,11 @@ class Calibration(_Strict):
 
 
 class Manifest(_Strict):
-    """`manifest.json`: everything a server needs to know about `model.onnx`, and the checksum of every file."""
+    """`manifest.json`: everything a server needs to know about `model.onnx`, and the checksum of every file.
+
+    prior: the class frequencies expected in use, where the operator gave some: K positive numbers that sum to one.
+        Calibrated probabilities are for the balanced prior; times these, and normalised, they are for this one.
+    """
 
     schema_version: Literal[1]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -84,8 +89,10 @@ class Manifest(_Strict):
     preprocessing: Preprocessing
     calibration: Calibration
     grid: tuple[int, int]
+    precision: Precision = "fp32"  # of the trunk; CAMC, head and maps are always fp32
     figures: dict[str, Any]
     recipe: dict[str, Any]
+    prior: list[float] | None = None
     files: dict[str, str]
 
     @model_validator(mode="after")
@@ -93,6 +100,11 @@ class Manifest(_Strict):
         for field in ("omega", "beta", "weight_norms"):
             if (found := len(getattr(self.calibration, field))) != len(self.classes):
                 raise ValueError(f"calibration.{field} has {found} values for {len(self.classes)} classes")
+        if self.prior is not None:
+            if len(self.prior) != len(self.classes):
+                raise ValueError(f"prior has {len(self.prior)} values for {len(self.classes)} classes")
+            if min(self.prior) <= 0 or abs(sum(self.prior) - 1) > 1e-6:
+                raise ValueError("prior must be positive and sum to one")
         if missing := {MODEL_FILE, REPORT_FILE} - self.files.keys():
             raise ValueError(f"files does not list {', '.join(sorted(missing))}")
         for name in self.files:
@@ -144,8 +156,12 @@ class Bundle:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json`, the last file of a bundle, so that an interrupted export is never taken for one."""
-    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1) + "\n")
+    """Write `manifest.json`, the last file of a bundle, so that an interrupted export is never taken for one.
+
+    A prior that was not given is left out, so that servers from before there was one can read the bundle.
+    """
+    absent = {"prior"} if manifest.prior is None else set()
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1, exclude=absent) + "\n")
 
 
 def sha256(path: Path) -> str:

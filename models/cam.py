@@ -8,20 +8,17 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def contributions(features_BCHW: Tensor, gain_B1: Tensor, weight_BKC: Tensor, bias_BK: Tensor) -> Tensor:
+def contributions(features_BCHW: Tensor, weight_BKC: Tensor, bias_BK: Tensor) -> Tensor:
     """What each position contributes to each of K chosen logits, B×K×H×W; the sum over positions is the logit.
 
-    With global average pooling g = Σ_u F_u/(HW) and z_k = ν·⟨W_k, g⟩ + b_k:
-    m_k(u) = (ν·⟨W_k, F_u⟩ + b_k)/(HW).
+    With the mean ĝ = Σ_u F̂_u/(HW) and z_k = ⟨W_k, ĝ⟩ + b_k: m_k(u) = (⟨W_k, F̂_u⟩ + b_k)/(HW).
 
     Args:
-        features_BCHW: the map that is pooled.
-        gain_B1: ν, which depends on the pooled feature's norm.
+        features_BCHW: F̂, the map that is pooled, times the head's gain; see `LongTailClassifier.explain`.
         weight_BKC, bias_BK: the rows of the classifier for the classes to be explained, per image.
     """
     batch, _, height, width = features_BCHW.shape
-    scores = weight_BKC @ features_BCHW.flatten(2)
-    maps = (gain_B1.unsqueeze(2) * scores + bias_BK.unsqueeze(2)) / (height * width)
+    maps = (weight_BKC @ features_BCHW.flatten(2) + bias_BK.unsqueeze(2)) / (height * width)
     return maps.reshape(batch, -1, height, width)
 
 

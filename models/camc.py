@@ -1,7 +1,7 @@
 """Class activation map calibration: reinforce the positions that agree with the evidence for the expected class.
 
 After the abstract of Zhang et al., arXiv 2108.12757: the module "highlights the correlated image regions across data
-and reinforces the representations in these areas". Its equations are not public to us; the design below is ours.
+and reinforces the representations in these areas". Its equations are not public to us; the designs below are ours.
 
 B batch, C channels, H W positions, K classes.
 """
@@ -14,61 +14,104 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Evidence = Literal["weights", "prototypes"]
+Evidence = Literal["weights", "prototypes", "both"]
+Attention = Literal["sigmoid", "softmax"]
 
 
 class CAMC(nn.Module):
-    """F' = (1 + A)·F with an attention map A in (0, 1) from the correlation of each position with class evidence.
+    """F' = (1 + A)·F with an attention map A in [0, 1] from the correlation of each position with class evidence.
 
     For an image with expected class distribution p (the softmax of the logits of the plain map F):
 
-    - e = Σ_k p_k·E_k, the expected evidence; E_k is a unit vector, the classifier's weights of class k, or its
-      prototype: a moving average over the training data of the features in that class's important regions.
+    - E_k, the evidence of class k: the classifier's weights, or the class's prototype, or the sum of both. Each is a
+      unit vector from which the mean over classes was taken (`contrast`): features after a ReLU share one large common
+      direction, and what all classes share tells nothing of where one of them is.
+    - e = Σ_k p_k·E_k, the expected evidence, over all classes or over the `top` most probable ones.
     - r_u = ⟨F_u/‖F_u‖, e/‖e‖⟩, its correlation with each position u, standardised over the positions of the image.
-    - A_u = sigmoid(α·r_u), with a learned sharpness α.
+    - A_u = sigmoid(α·r_u), or exp(α·r_u) over its maximum, which is a softmax over positions whose peak is 1; α is a
+      learned sharpness.
 
-    No label is used outside `update`, so training and serving take the same path.
+    A class's prototype is a moving average, over the training images of the class, of the unit mean feature of its
+    important regions: positions weighted by the attention that the true class gets by the very formula above. No
+    label is used outside `update`, so training and serving take the same path.
 
     Args:
         width: channels C of the feature map.
         classes: number of classes K.
         evidence: where E comes from.
+        attention: how correlation becomes A.
+        top: of how many classes the expected evidence is made; 0 for all of them.
         momentum: of the prototypes' moving average, per batch that holds the class.
 
     Raises:
-        ValueError: if the momentum is not in [0, 1).
+        ValueError: if the momentum is not in [0, 1), or `top` not in 0..K.
     """
 
-    def __init__(self, width: int, classes: int, evidence: Evidence = "prototypes", momentum: float = 0.9) -> None:
+    def __init__(
+        self,
+        width: int,
+        classes: int,
+        evidence: Evidence = "prototypes",
+        attention: Attention = "sigmoid",
+        top: int = 0,
+        momentum: float = 0.9,
+    ) -> None:
         super().__init__()
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        if not 0 <= top <= classes:
+            raise ValueError(f"camc_top must be in 0..{classes}, the number of classes, got {top}")
         self.evidence = evidence
+        self.form = attention
+        self.top = top
         self.momentum = momentum
         self.alpha = nn.Parameter(torch.ones(()))
         self.register_buffer("prototypes", torch.zeros(classes, width))
         self.prototypes: Tensor
 
+    def class_evidence(self, weight_KC: Tensor) -> Tensor:
+        """E, K×C: unit rows; zero for a class whose prototype has not been seen yet."""
+        if self.evidence == "weights":
+            return contrast(weight_KC)
+        if self.evidence == "prototypes":
+            return contrast(self.prototypes)
+        return functional.normalize(contrast(weight_KC) + contrast(self.prototypes), dim=1)
+
     def attention(self, features_BCHW: Tensor, expected_BK: Tensor, weight_KC: Tensor) -> Tensor:
-        """A, B×H×W in (0, 1), for features and the expected class distribution."""
-        source_KC = self.prototypes if self.evidence == "prototypes" else weight_KC
-        evidence_BC = functional.normalize(expected_BK @ functional.normalize(source_KC, dim=1), dim=1)
+        """A, B×H×W in [0, 1], for features, the expected class distribution and the classifier's weights."""
+        if self.top:
+            expected_BK = expected_BK * (expected_BK >= expected_BK.topk(self.top, dim=1).values[:, -1:])
+        evidence_BC = functional.normalize(expected_BK @ self.class_evidence(weight_KC), dim=1)
         unit_BCHW = functional.normalize(features_BCHW, dim=1, eps=1e-6)
         correlation_BU = (evidence_BC.unsqueeze(1) @ unit_BCHW.flatten(2)).squeeze(1)
         centred_BU = correlation_BU - correlation_BU.mean(dim=1, keepdim=True)
         # Added under the root: a class without a prototype yet has no spread, where the root's slope is infinite.
         spread_B1 = (centred_BU.square().mean(dim=1, keepdim=True) + 1e-8).sqrt()
-        attention_BU = torch.sigmoid(self.alpha * centred_BU / spread_B1)
+        sharp_BU = self.alpha * centred_BU / spread_B1
+        if self.form == "sigmoid":
+            attention_BU = torch.sigmoid(sharp_BU)
+        else:
+            attention_BU = torch.exp(sharp_BU - sharp_BU.amax(dim=1, keepdim=True))
         return attention_BU.reshape(features_BCHW.shape[0], *features_BCHW.shape[2:])
 
     @torch.no_grad()
-    def update(self, features_BCHW: Tensor, attention_BHW: Tensor, labels_B: Tensor) -> None:
-        """Move the prototypes of the labelled classes towards the attended features of this batch."""
+    def update(self, features_BCHW: Tensor, labels_B: Tensor, weight_KC: Tensor) -> None:
+        """Move the prototypes of the labelled classes towards the features of their important regions in this batch."""
+        certain_BK = functional.one_hot(labels_B, len(self.prototypes)).to(weight_KC.dtype)
+        attention_BHW = self.attention(features_BCHW, certain_BK, weight_KC)
         weights_BHW = attention_BHW / attention_BHW.sum(dim=(1, 2), keepdim=True)
         attended_BC = functional.normalize((features_BCHW * weights_BHW.unsqueeze(1)).sum(dim=(2, 3)), dim=1)
         sums_KC = torch.zeros_like(self.prototypes).index_add_(0, labels_B, attended_BC.to(self.prototypes.dtype))
-        present_K = torch.zeros(len(sums_KC), device=sums_KC.device).index_fill_(0, labels_B, 1.0).bool()
-        fresh_K = self.prototypes.abs().sum(dim=1) == 0
-        keep_K1 = torch.where(fresh_K, 0.0, self.momentum).unsqueeze(1)
+        present_K1 = certain_BK.sum(dim=0).unsqueeze(1) > 0
+        fresh_K1 = self.prototypes.abs().sum(dim=1, keepdim=True) == 0
+        keep_K1 = torch.where(fresh_K1, 0.0, self.momentum)
         moved_KC = keep_K1 * self.prototypes + (1 - keep_K1) * functional.normalize(sums_KC, dim=1)
-        self.prototypes.copy_(torch.where(present_K.unsqueeze(1), moved_KC, self.prototypes))
+        self.prototypes.copy_(torch.where(present_K1, moved_KC, self.prototypes))
+
+
+def contrast(rows_KC: Tensor) -> Tensor:
+    """Unit rows less their mean, made unit again; rows of zeros do not count in the mean and stay zero."""
+    unit_KC = functional.normalize(rows_KC, dim=1)
+    known_K1 = (rows_KC.abs().sum(dim=1, keepdim=True) > 0).to(rows_KC.dtype)
+    mean_1C = unit_KC.sum(dim=0, keepdim=True) / known_K1.sum().clamp_min(1)
+    return functional.normalize((unit_KC - mean_1C) * known_K1, dim=1, eps=1e-6)

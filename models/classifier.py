@@ -1,10 +1,11 @@
-"""The composed network: trunk → CAMC → pooling → normalised classifier → MARC → temperature.
+"""The composed network: trunk → branches → CAMC → pooling → head → rescaling → MARC → temperature.
 
-B batch, C channels, H W image size, h w map size, K classes.
+B batch, R branches (one without ResLT), C channels, H W image size, h w map size, K classes.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -12,18 +13,18 @@ from torch import Tensor, nn
 
 from models import cam
 from models.backbones import build_backbone
-from models.camc import CAMC
+from models.camc import CAMC, Attention
 from models.marc import MARC
-from models.normalized import CosineHead, LinearHead
+from models.normalized import LinearHead, Rescale, build_head
 from models.preprocessing import Preprocessing
+from models.reslt import BRANCHES, NormBranches, build_branches, fold
 
 
 class Explained(NamedTuple):
-    """Logits with what is needed to explain them."""
+    """Logits z and the map F̂ that they are linear in: z_k = ⟨W_k, mean of F̂⟩ + b_k, see `LongTailClassifier.rows`."""
 
     logits_BK: Tensor
     features_BChw: Tensor
-    gain_B1: Tensor
 
 
 class LongTailClassifier(nn.Module):
@@ -33,9 +34,9 @@ class LongTailClassifier(nn.Module):
         classes: number of classes K.
         preprocessing: whose mean and std it applies.
         backbone, weights: see `build_backbone`.
-        head: `cosine` (see `CosineHead`) or `linear`.
-        scalar, learn_scalar: of the cosine head.
-        camc: where CAMC takes its evidence from, or `off`.
+        head, scalar, learn_scalar: see `models.normalized.build_head`.
+        camc: where CAMC takes its evidence from, or `off`; camc_attention, camc_top: see `CAMC`.
+        reslt: the form of ResLT's branches, or `off`; see `models.reslt`.
 
     Raises:
         ValueError: if there are fewer than two classes, or an argument of a part is refused by it.
@@ -48,17 +49,22 @@ class LongTailClassifier(nn.Module):
         *,
         backbone: str = "resnet32",
         weights: str | None = None,
-        head: Literal["cosine", "linear"] = "cosine",
+        head: Literal["linear", "weight", "cosine", "cosnorm", "causal"] = "cosine",
         scalar: float = 16.0,
         learn_scalar: bool = True,
-        camc: Literal["off", "weights", "prototypes"] = "off",
+        camc: Literal["off", "weights", "prototypes", "both"] = "off",
+        camc_attention: Attention = "sigmoid",
+        camc_top: int = 0,
+        reslt: Literal["off", "cifar", "large"] = "off",
     ) -> None:
         super().__init__()
         if classes < 2:
             raise ValueError(f"a classifier needs at least two classes, got {classes}")
         self.trunk, width = build_backbone(backbone, weights)
-        self.camc = None if camc == "off" else CAMC(width, classes, camc)
-        self.head = LinearHead(width, classes) if head == "linear" else CosineHead(width, classes, scalar, learn_scalar)
+        self.branches = None if reslt == "off" else build_branches(reslt, width)
+        self.camc = None if camc == "off" else CAMC(width, classes, camc, camc_attention, camc_top)
+        self.head = build_head(head, width, classes, scalar, learn_scalar)
+        self.rescale = Rescale(classes)
         self.marc = MARC(classes)
         self.register_buffer("temperature", torch.ones(()))
         self.temperature: Tensor
@@ -73,32 +79,94 @@ class LongTailClassifier(nn.Module):
         features: Tensor = self.trunk((images_BCHW - self.mean) / self.std)
         return features
 
-    def explain(self, images_BHWC: Tensor, labels_B: Tensor | None = None) -> Explained:
-        """Logits, and the reweighted map F' and gain ν that they come from; labels feed CAMC's prototypes."""
+    def _branch_maps(self, images_BHWC: Tensor) -> Tensor:
+        """What the branches see, B×R×C×h×w: the trunk's map itself without ResLT."""
         features_BChw = self.features(images_BHWC)
-        with torch.autocast(features_BChw.device.type, enabled=False):
-            features_BChw = features_BChw.float()
-            if self.camc is not None:
-                features_BChw = self._reinforce(features_BChw, labels_B)
-            pooled_BC = features_BChw.mean(dim=(2, 3))
-            return Explained(self.head(pooled_BC), features_BChw, self.head.gain(pooled_BC))
+        maps: Tensor = features_BChw.unsqueeze(1) if self.branches is None else self.branches(features_BChw)
+        return maps
 
-    def _reinforce(self, features_BChw: Tensor, labels_B: Tensor | None) -> Tensor:
-        assert self.camc is not None
-        expected_BK = self.head(features_BChw.mean(dim=(2, 3))).softmax(dim=1).detach()
-        attention_Bhw = self.camc.attention(features_BChw, expected_BK, self.head.weight)
+    def _reinforce(self, maps_BRChw: Tensor, labels_B: Tensor | None = None) -> Tensor:
+        """The maps reweighted by CAMC, where there is one; what it correlates is the branches' sum."""
+        if self.camc is None:
+            return maps_BRChw
+        together_BChw = maps_BRChw.sum(dim=1)
+        expected_BK = self.head(maps_BRChw.mean(dim=(3, 4))).sum(dim=1).softmax(dim=1).detach()
+        attention_Bhw = self.camc.attention(together_BChw, expected_BK, self.head.weight)
         if self.training and labels_B is not None:
-            self.camc.update(features_BChw, attention_Bhw, labels_B)
-        return (1 + attention_Bhw.unsqueeze(1)) * features_BChw
+            self.camc.update(together_BChw, labels_B, self.head.weight)
+        return (1 + attention_Bhw[:, None, None]) * maps_BRChw
 
     def forward(self, images_BHWC: Tensor, labels_B: Tensor | None = None) -> Tensor:
-        """Logits z, B×K, before calibration."""
-        return self.explain(images_BHWC, labels_B).logits_BK
+        """Logits z, B×K, before margin calibration; labels feed CAMC's prototypes.
+
+        While training with branches: the logits of each of them, B×R×K; the prediction is their sum.
+        """
+        maps_BRChw = self._branch_maps(images_BHWC)
+        with torch.autocast(maps_BRChw.device.type, enabled=False):
+            pooled_BRC = self._reinforce(maps_BRChw.float(), labels_B).mean(dim=(3, 4))
+            logits_BRK: Tensor = self.head(pooled_BRC)
+            if self.training and self.branches is not None:
+                return logits_BRK
+            logits_BK: Tensor = self.rescale(logits_BRK.sum(dim=1))
+            return logits_BK
+
+    def explain(self, images_BHWC: Tensor) -> Explained:
+        """Logits, and the map that they are linear in: F̂ = Σ_b gain(g_b)⊙F'_b over the branches b."""
+        maps_BRChw = self._reinforce(self._branch_maps(images_BHWC).float())
+        pooled_BRC = maps_BRChw.mean(dim=(3, 4))
+        logits_BK = self.rescale(self.head(pooled_BRC).sum(dim=1))
+        gain_BRC11 = self.head.gain(pooled_BRC)[..., None, None]
+        return Explained(logits_BK, (gain_BRC11 * maps_BRChw).sum(dim=1))
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """W and b of z_k = ⟨W_k, mean of F̂⟩ + b_k with all that was found after training in them, K×C and K."""
+        branches = 1 if self.branches is None else BRANCHES
+        slopes_K = self.rescale.slopes()
+        bias_K = slopes_K * branches * self.head.effective_bias() + self.rescale.shift
+        return slopes_K.unsqueeze(1) * self.head.effective_weight(), bias_K
+
+    def weight_norms(self) -> Tensor:
+        """‖W_k‖ of those rows, as margin calibration needs it, K values."""
+        norms: Tensor = self.rescale.slopes() * self.head.weight_norms()
+        return norms
 
     def calibrate(self, logits_BK: Tensor) -> Tensor:
         """Calibrated logits z', B×K; the temperature is not in them."""
-        calibrated: Tensor = self.marc(logits_BK, self.head.weight_norms())
+        calibrated: Tensor = self.marc(logits_BK, self.weight_norms())
         return calibrated
+
+    @property
+    def scalar(self) -> float:
+        """s after its selection; 1 for a linear head."""
+        return float(self.head.scalar.detach() * self.rescale.factor)
+
+
+def can_fold(network: LongTailClassifier) -> bool:
+    """Whether ResLT's branches and the head are together one linear layer on the mean of the trunk's map."""
+    return isinstance(network.branches, NormBranches) and network.camc is None and not network.head.has_gain
+
+
+@torch.no_grad()
+def fold_branches(network: LongTailClassifier) -> LongTailClassifier:
+    """A copy, in evaluation mode, whose branches and head are one linear layer; its outputs are the same.
+
+    Raises:
+        ValueError: if there are no branches, or something in them or after them is not linear.
+    """
+    if not can_fold(network):
+        raise ValueError("only ResLT's cifar form folds, without CAMC and with a head that is linear or weight")
+    assert isinstance(network.branches, NormBranches)
+    folded = copy.deepcopy(network).eval()
+    weight_KC, bias_K = fold(network.branches, network.head.effective_weight(), network.head.effective_bias())
+    folded.branches = None
+    folded.head = LinearHead(weight_KC.shape[1], weight_KC.shape[0]).to(weight_KC.device)
+    scalar = network.head.scalar.detach()
+    folded.head.scalar.copy_(scalar)
+    folded.head.weight.copy_(weight_KC / scalar)
+    folded.head.bias.copy_(bias_K / scalar)
+    # β_k·‖W_k‖ stays as it was fitted, though ‖W_k‖ is another one now.
+    folded.marc.beta.mul_(network.weight_norms() / folded.weight_norms())
+    return folded
 
 
 class ServedClassifier(nn.Module):
@@ -116,14 +184,14 @@ class ServedClassifier(nn.Module):
             top_k: int64 scalar, 1..K; classes are ranked by calibrated logit.
         """
         network = self.network
-        logits_BK, features_BChw, gain_B1 = network.explain(images)
+        logits_BK, features_BChw = network.explain(images)
         calibrated_BK = network.calibrate(logits_BK)
         k = cast(int, top_k.item())
         torch._check(k >= 1)
         torch._check(k <= logits_BK.shape[1])
         top_Bk = calibrated_BK.topk(k, dim=1).indices
-        weight_BkC = network.head.effective_weight()[top_Bk]
-        maps = cam.contributions(features_BChw, gain_B1, weight_BkC, network.head.effective_bias()[top_Bk])
+        weight_KC, bias_K = network.rows()
+        maps = cam.contributions(features_BChw, weight_KC[top_Bk], bias_K[top_Bk])
         probabilities_BK = logits_BK.softmax(dim=1)
         calibrated_probabilities_BK = (calibrated_BK / network.temperature).softmax(dim=1)
         return logits_BK, calibrated_BK, probabilities_BK, calibrated_probabilities_BK, top_Bk, maps

@@ -1,6 +1,9 @@
-"""Classifier heads. Given the norm of the pooled feature, each of them is linear in it, which makes maps exact.
+"""Classifier heads, and the changes of their logits that are found after training.
 
-B batch, C channels, K classes.
+Given what the pooled feature's own norm contributes, each head is linear in it, which makes maps exact. What is found
+after training (a scalar, τ-norm, learned weight scaling) is affine in each logit, so maps stay exact.
+
+B batch, R branches, C channels, K classes; `…` stands for any leading dimensions.
 """
 
 from __future__ import annotations
@@ -15,8 +18,12 @@ from torch.nn import functional
 class LinearHead(nn.Module):
     """The plain classifier: z = W·g + b.
 
-    Every head computes `z = gain(g)·(W g) + bias` with its own `effective_weight` W (K×C), `gain` (B×1) and `bias` (K).
+    Every head computes `z = W·(gain(g)⊙g) + b` with its own `effective_weight` W (K×C), `gain` (…×1 or …×C) and
+    `effective_bias` b (K).
     """
+
+    has_gain = False
+    """Whether `gain` depends on the feature; without, the head is one linear layer."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -35,8 +42,8 @@ class LinearHead(nn.Module):
         return self.scalar * self.bias
 
     def gain(self, pooled_BC: Tensor) -> Tensor:
-        """What the pooled feature's own norm contributes, B×1."""
-        return torch.ones_like(pooled_BC[:, :1])
+        """What the norm of the pooled feature contributes, …×1 or, channel by channel, …×C."""
+        return torch.ones_like(pooled_BC[..., :1])
 
     def weight_norms(self) -> Tensor:
         """‖W_k‖ as margin calibration needs it: the slope of z_k along its weight vector, K values."""
@@ -44,14 +51,12 @@ class LinearHead(nn.Module):
         return norms
 
     def forward(self, pooled_BC: Tensor) -> Tensor:
-        return self.gain(pooled_BC) * functional.linear(pooled_BC, self.effective_weight()) + self.effective_bias()
+        """Logits, …×K, of pooled features, …×C."""
+        return functional.linear(self.gain(pooled_BC) * pooled_BC, self.effective_weight(), self.effective_bias())
 
 
-class CosineHead(LinearHead):
-    """The normalised classifier: z_k = s·⟨g/‖g‖, W_k/‖W_k‖⟩ (arXiv 2108.12757; LDAM's form, arXiv 1906.07413).
-
-    Without s the logits lie in [-1, 1], where cross-entropy cannot come near zero; with it, every class has the same
-    weight norm, so that a common class cannot win by a longer vector.
+class WeightNormHead(LinearHead):
+    """Weights normalised, features not: z_k = s·⟨g, W_k/‖W_k‖⟩. No class can win by a longer weight vector.
 
     Args:
         scalar: the initial s.
@@ -63,7 +68,7 @@ class CosineHead(LinearHead):
 
     eps = 1e-6
 
-    def __init__(self, width: int, classes: int, scalar: float = 16.0, learn_scalar: bool = True) -> None:
+    def __init__(self, width: int, classes: int, scalar: float = 1.0, learn_scalar: bool = True) -> None:
         super().__init__(width, classes)
         if scalar <= 0:
             raise ValueError(f"scalar must be positive, got {scalar}")
@@ -77,6 +82,115 @@ class CosineHead(LinearHead):
     def effective_weight(self) -> Tensor:
         return self.scalar * functional.normalize(self.weight, dim=1, eps=self.eps)
 
+
+class CosineHead(WeightNormHead):
+    """The normalised classifier: z_k = s·⟨g/‖g‖, W_k/‖W_k‖⟩ (arXiv 2108.12757; LDAM's form, arXiv 1906.07413).
+
+    Without s the logits lie in [-1, 1], where cross-entropy cannot come near zero.
+    """
+
+    has_gain = True
+
+    def __init__(self, width: int, classes: int, scalar: float = 16.0, learn_scalar: bool = True) -> None:
+        super().__init__(width, classes, scalar, learn_scalar)
+
     def gain(self, pooled_BC: Tensor) -> Tensor:
-        norm_B1: Tensor = pooled_BC.norm(dim=1, keepdim=True)
+        norm_B1: Tensor = pooled_BC.norm(dim=-1, keepdim=True)
         return 1 / norm_B1.clamp_min(self.eps)
+
+
+class CosNormHead(CosineHead):
+    """CosNorm with the squashing of OLTR: z_k = s·⟨‖g‖/(1+‖g‖)·g/‖g‖, W_k/‖W_k‖⟩ (arXiv 1904.05160; s = 16).
+
+    Short features, which say little, keep short logits.
+    """
+
+    def gain(self, pooled_BC: Tensor) -> Tensor:
+        norm_B1: Tensor = pooled_BC.norm(dim=-1, keepdim=True)
+        return 1 / (1 + norm_B1)
+
+
+class CausalNormHead(CosineHead):
+    """Multi-head causal norm: z_k = s/H·Σ_h ⟨g_h/‖g_h‖, W_kh/(‖W_kh‖+γ)⟩ (arXiv 2009.12991; s = 16, H = 2).
+
+    Features and weights are cut into H parts, each normalised by itself. The paper's subtraction of the moving-average
+    feature's effect at test time is not part of this.
+
+    Raises:
+        ValueError: if the channels cannot be divided into the heads.
+    """
+
+    heads = 2
+    gamma = 1 / 32
+
+    def __init__(self, width: int, classes: int, scalar: float = 16.0, learn_scalar: bool = True) -> None:
+        super().__init__(width, classes, scalar, learn_scalar)
+        if width % self.heads:
+            raise ValueError(f"{width} channels cannot be divided into {self.heads} heads")
+
+    def effective_weight(self) -> Tensor:
+        parts_KHD = self.weight.unflatten(1, (self.heads, -1))
+        unit_KHD = parts_KHD / (parts_KHD.norm(dim=2, keepdim=True) + self.gamma)
+        weight_KC: Tensor = self.scalar / self.heads * unit_KHD.flatten(1)
+        return weight_KC
+
+    def gain(self, pooled_BC: Tensor) -> Tensor:
+        parts = pooled_BC.unflatten(-1, (self.heads, -1))
+        norms: Tensor = parts.norm(dim=-1, keepdim=True).clamp_min(self.eps)
+        return (1 / norms).expand_as(parts).flatten(-2)
+
+
+_NORMALIZED: dict[str, type[WeightNormHead]] = {
+    "weight": WeightNormHead,
+    "cosine": CosineHead,
+    "cosnorm": CosNormHead,
+    "causal": CausalNormHead,
+}
+HEADS = ("linear", *_NORMALIZED)
+
+
+def build_head(name: str, width: int, classes: int, scalar: float, learn_scalar: bool) -> LinearHead:
+    """The head called `name`, one of `HEADS`; `linear` has no scalar.
+
+    Raises:
+        ValueError: if the name is unknown, or the head refuses its arguments.
+    """
+    if name == "linear":
+        return LinearHead(width, classes)
+    if name not in _NORMALIZED:
+        raise ValueError(f"unknown head {name!r}; known: {', '.join(HEADS)}")
+    return _NORMALIZED[name](width, classes, scalar, learn_scalar)
+
+
+class Rescale(nn.Module):
+    """What is found after training and before margins: z_k = f·ρ_k·z°_k + δ_k of the trained logits z°.
+
+    f is the selected scalar over the trained one; ρ and δ come from τ-norm or learned weight scaling. All three are
+    kept apart from the head, so that whatever else depends on the head (CAMC) stays as it was trained.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.factor: Tensor
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("factor", torch.ones(()))
+        self.register_buffer("scale", torch.ones(classes))
+        self.register_buffer("shift", torch.zeros(classes))
+
+    def slopes(self) -> Tensor:
+        """f·ρ_k, K values."""
+        return self.factor * self.scale
+
+    def forward(self, trained_BK: Tensor) -> Tensor:
+        return self.slopes() * trained_BK + self.shift
+
+    def undo(self, logits_BK: Tensor) -> Tensor:
+        """The trained logits z° of logits z."""
+        return (logits_BK - self.shift.to(logits_BK)) / self.slopes().to(logits_BK)
+
+
+def tau_norm(weight_KC: Tensor, bias_K: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """τ-normalisation (Kang et al., arXiv 1910.09217) as (ρ, δ) of `Rescale`: W_k/‖W_k‖^τ, without the bias."""
+    scale_K = weight_KC.norm(dim=1) ** -tau
+    return scale_K, -scale_K * bias_K

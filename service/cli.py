@@ -59,6 +59,9 @@ def predict(
     cam: Annotated[
         Path | None, typer.Option(help="Write heatmaps of the best class: a PNG, or a folder for several images.")
     ] = None,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="In --cam: the image, its plain and calibrated map, and the runner-up's.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write a .csv or .jsonl file instead of a table.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Classes shown for each image [5].")] = None,
     prior: Annotated[str, typer.Option(help="Class prior: balanced or train.")] = "balanced",
@@ -67,10 +70,13 @@ def predict(
     """Classify images. A bad image is named on standard error, and the exit code is then 1."""
     with spoken_errors():
         from service.decoding import Limits
-        from service.offline import find_images, predict_files
+        from service.offline import draw_best, find_images, predict_files
         from service.output import CamWriter, open_writer
         from service.prediction import Ranker, parse_prior
+        from service.sheet import sheet
 
+        if grid and not cam:
+            raise ValueError("--grid says what --cam draws; add --cam FILE.png")
         wanted = parse_prior(prior)
         files = find_images(images)
         settings = _settings(bundle=bundle, device=device)
@@ -78,8 +84,8 @@ def predict(
         count = Ranker(session.bundle.manifest).check_top_k(top_k)
         cams = CamWriter(cam, single=len(files) == 1) if cam else None
         limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
-        heatmaps = cams is not None
-        answers = predict_files(session, files, top_k=count, prior=wanted, limits=limits, heatmaps=heatmaps)
+        draw = (sheet if grid else draw_best) if cams else None
+        answers = predict_files(session, files, top_k=count, prior=wanted, limits=limits, draw=draw)
         failed = 0
         with open_writer(out) as write:
             for answer in _progress(answers, len(files)):

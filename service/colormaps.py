@@ -7,37 +7,40 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Colormap = Literal["turbo", "viridis", "inferno", "gray"]
+Colormap = Literal["turbo", "viridis", "magma", "inferno", "gray", "coolwarm"]
 
-# Ten evenly spaced colours of matplotlib's maps (public domain), interpolated linearly: off by at most 4 of 255.
-_VIRIDIS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725"
-_INFERNO = "000004 1b0c41 4a0c6b 781c6d a52c60 cf4446 ed6925 fb9b06 f7d13d fcffa4"
-_GRAY = "000000 ffffff"
+# Every 15th colour of matplotlib's maps (turbo: Mikhailov; coolwarm: Moreland; the others: van der Walt and Smith, all
+# free to use), interpolated linearly: off by at most 7 of 255. coolwarm diverges from a neutral middle.
+_ANCHORS: dict[Colormap, str] = {
+    "turbo": (
+        "30123b 3f3e9c 4666dd 458cfd 2fb2f4 1ad4d0 22ebaa 52fa7a 8bff4b "
+        "b7f735 dbe236 f5c53a fea130 f9751d e84b0c ce2d04 a91601 7a0403"
+    ),
+    "viridis": (
+        "440154 481769 472a7a 433d84 3d4e8a 355e8d 2e6d8e 297b8e 23898e "
+        "1f978b 21a585 2eb37c 46c06f 65cb5e 89d548 b0dd2f d8e219 fde725"
+    ),
+    "magma": (
+        "000004 090720 1a1042 311165 4a1079 621980 792282 912b81 aa337d "
+        "c23b75 d9466b ec5860 f7725c fc8e64 feaa74 fec68a fde2a3 fcfdbf"
+    ),
+    "inferno": (
+        "000004 0a0722 1e0c45 380962 510e6c 69166e 801f6c 982766 b0315b "
+        "c63d4d d94d3d e9612b f47918 fa9407 fcb014 f8cd37 f2ea69 fcffa4"
+    ),
+    "gray": "000000 ffffff",
+    "coolwarm": (
+        "3b4cc0 4c66d6 5f7fe8 7396f5 88abfd 9dbdff b1cbfc c4d5f3 d5dbe5 "
+        "e4d9d2 f0cdbb f6bea4 f7aa8c f39475 e97a5f dc5d4a ca3b37 b40426"
+    ),
+}
 
-# Turbo as polynomials in x of degree 5, red, green, blue (Mikhailov, Google, Apache 2.0).
-_TURBO = (
-    (0.13572138, 4.61539260, -42.66032258, 132.13108234, -152.94239396, 59.28637943),
-    (0.09140261, 2.19418839, 4.84296658, -14.18503333, 4.27729857, 2.82956604),
-    (0.10667330, 12.64194608, -60.58204836, 110.36276771, -89.90310912, 27.34824973),
-)
 
-
-def _anchored(colours: str) -> NDArray[np.uint8]:
+def _table(colours: str) -> NDArray[np.uint8]:
     anchors = np.array([list(bytes.fromhex(colour)) for colour in colours.split()], dtype=np.float64)
     at = np.linspace(0, len(anchors) - 1, 256)
     channels = [np.interp(at, np.arange(len(anchors)), anchors[:, c]) for c in range(3)]
     return np.stack(channels, axis=1).round().astype(np.uint8)
 
 
-def _polynomial(coefficients: tuple[tuple[float, ...], ...]) -> NDArray[np.uint8]:
-    x = np.linspace(0, 1, 256)
-    channels = [np.polynomial.polynomial.polyval(x, channel) for channel in coefficients]
-    return (np.stack(channels, axis=1).clip(0, 1) * 255).round().astype(np.uint8)
-
-
-COLORMAPS: dict[Colormap, NDArray[np.uint8]] = {
-    "turbo": _polynomial(_TURBO),
-    "viridis": _anchored(_VIRIDIS),
-    "inferno": _anchored(_INFERNO),
-    "gray": _anchored(_GRAY),
-}
+COLORMAPS: dict[Colormap, NDArray[np.uint8]] = {name: _table(colours) for name, colours in _ANCHORS.items()}

@@ -10,6 +10,11 @@ import orjson
 from numpy.typing import NDArray
 
 from models.bundle import Calibration
+from service.decoding import Decoded
+from service.heatmap import Scale, positive_scale, signed_scale
+from service.legend import Caption
+from service.prediction import Ranker, Ranking
+from service.session import Outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +35,45 @@ class Explanation:
     picture: bytes  # JPEG of what the network saw
     maps: NDArray[np.float32]  # k×h×w, plain
 
-    def score(self, place: int, calibrated: bool) -> float:
-        """The logit that the map at `place` explains."""
-        return (self.calibrated_logits if calibrated else self.logits)[place]
+    def score(self, place: int, calibrated: bool, versus: int | None = None) -> float:
+        """The logit that the map at `place` explains, or by how much it exceeds that of the class at `versus`."""
+        scores = self.calibrated_logits if calibrated else self.logits
+        return scores[place] if versus is None else scores[place] - scores[versus]
 
-    def contributions(self, place: int, calibrated: bool) -> NDArray[np.float32]:
-        """The map at `place` of `classes`, h×w; it sums to `score`."""
+    def contributions(self, place: int, calibrated: bool, versus: int | None = None) -> NDArray[np.float32]:
+        """The map at `place` of `classes`, h×w, less that at `versus`; it sums to `score`."""
+        if versus is not None:
+            return self.contributions(place, calibrated) - self.contributions(versus, calibrated)
         plain: NDArray[np.float32] = self.maps[place]
         return marc_map(plain, self.scales[place], self.offsets[place]) if calibrated else plain
+
+    def caption(self, place: int, calibrated: bool, versus: int | None = None) -> Caption:
+        """The words of a legend."""
+        kind = "calibrated" if calibrated else "plain"
+        score = f"{self.score(place, calibrated, versus):.2f}"
+        if versus is None:
+            return Caption(title=self.labels[place], detail=f"{kind} score {score}")
+        return Caption(
+            title=f"{self.labels[place]} rather than {self.labels[versus]}", detail=f"{kind} difference {score}"
+        )
+
+    def scale(self, place: int, calibrated: bool, versus: int | None, *, signed: bool, common: bool) -> Scale:
+        """What the colours of a heatmap stand for.
+
+        Args:
+            place, calibrated, versus: as in `contributions`.
+            signed: with zero in the middle, or from a floor upwards.
+            common: the same for all maps of this prediction, or for all differences of two of them, so that equal
+                colours mean equal contributions; or each map's own.
+        """
+        choose = signed_scale if signed else positive_scale
+        if not common:
+            return choose(self.contributions(place, calibrated, versus))
+        maps = np.stack([self.contributions(k, calibrated) for k in range(len(self.classes))])
+        if versus is None:
+            return choose(maps)
+        largest = float((maps.max(axis=0) - maps.min(axis=0)).max())
+        return Scale(low=-largest if signed else 0.0, high=largest, signed=signed)
 
     def pack(self) -> bytes:
         """As bytes, for a store: one line of JSON, the maps, the picture."""
@@ -68,3 +104,28 @@ def marc_map(plain: NDArray[np.float32], omega: float, offset: float) -> NDArray
 def offsets(calibration: Calibration, classes: list[int]) -> list[float]:
     """β_k·‖W_k‖ for each of `classes`."""
     return [calibration.beta[k] * calibration.weight_norms[k] for k in classes]
+
+
+def explain(
+    ranker: Ranker,
+    outputs: Outputs,
+    row: int,
+    ranking: Ranking,
+    classes: list[int],
+    decoded: Decoded,
+    expires_at: float,
+) -> Explanation:
+    """What is to be kept of image `row` of a batch for the heatmaps of `classes`, whose maps the batch must hold."""
+    manifest = ranker.manifest
+    return Explanation(
+        expires_at=expires_at,
+        classes=classes,
+        labels=[manifest.classes[k].name for k in classes],
+        logits=[float(ranking.logits[k]) for k in classes],
+        calibrated_logits=[float(ranking.calibrated_logits[k]) for k in classes],
+        scales=[manifest.calibration.omega[k] for k in classes],
+        offsets=offsets(manifest.calibration, classes),
+        picture_size=decoded.picture_size,
+        picture=decoded.picture,
+        maps=ranker.maps(outputs, row, classes),
+    )

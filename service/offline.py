@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,15 @@ import numpy as np
 
 from service.cpus import usable_cpus
 from service.decoding import Decoded, ImageTooLargeError, Limits, UndecodableImageError, UnsupportedFormatError, decode
-from service.explanation import marc_map, offsets
-from service.heatmap import render
+from service.explanation import Explanation, explain
+from service.heatmap import View, render
 from service.prediction import Prior, Ranker
-from service.session import Outputs, Session
+from service.session import Session
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 CAM_SIZE = 512  # px
+
+Draw = Callable[[Explanation, Sequence[dict[str, Any]], str], bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class FilePrediction:
 
     path: Path
     rows: list[dict[str, Any]]
-    heatmap: bytes | None = None  # PNG: the calibrated map of the best class, on the picture
+    heatmap: bytes | None = None  # PNG
     error: str | None = None
 
 
@@ -52,15 +54,23 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def predict_files(
-    session: Session, files: Sequence[Path], *, top_k: int, prior: Prior, limits: Limits, heatmaps: bool = False
+    session: Session, files: Sequence[Path], *, top_k: int, prior: Prior, limits: Limits, draw: Draw | None = None
 ) -> Iterator[FilePrediction]:
-    """Predict `files` in batches; answers come in order, and a bad file fails alone."""
+    """Predict `files` in batches; answers come in order, and a bad file fails alone.
+
+    Args:
+        session: the model.
+        files: images.
+        top_k, prior: as for the service.
+        limits: on each file.
+        draw: makes the heatmaps, `draw_best` or `sheet`; None for none.
+    """
     ranker = Ranker(session.bundle.manifest)
     preprocessing = session.bundle.manifest.preprocessing
 
     def read(path: Path) -> Decoded | str:
         try:
-            return decode(path.read_bytes(), preprocessing, limits, picture=heatmaps)
+            return decode(path.read_bytes(), preprocessing, limits, picture=draw is not None)
         except (OSError, UnsupportedFormatError, UndecodableImageError, ImageTooLargeError) as error:
             return error.strerror or "it cannot be read" if isinstance(error, OSError) else str(error)
 
@@ -68,37 +78,31 @@ def predict_files(
         for start in range(0, len(files), session.max_batch):
             batch = files[start : start + session.max_batch]
             decoded = list(threads.map(read, batch))
-            answer = _run(session, ranker, [d for d in decoded if isinstance(d, Decoded)], top_k, prior, heatmaps)
+            good = [(path, item) for path, item in zip(batch, decoded, strict=True) if isinstance(item, Decoded)]
+            answers = _run(session, ranker, good, top_k, prior, draw)
             for path, item in zip(batch, decoded, strict=True):
-                if isinstance(item, str):
-                    yield FilePrediction(path=path, rows=[], error=item)
-                else:
-                    rows, heatmap = next(answer)
-                    yield FilePrediction(path=path, rows=rows, heatmap=heatmap)
+                yield FilePrediction(path=path, rows=[], error=item) if isinstance(item, str) else next(answers)
 
 
 def _run(
-    session: Session, ranker: Ranker, decoded: list[Decoded], top_k: int, prior: Prior, heatmaps: bool
-) -> Iterator[tuple[list[dict[str, Any]], bytes | None]]:
-    """Rows and heatmap of each of a batch's pictures; nothing is run unless one is asked for."""
-    pixels = np.stack([item.pixels for item in decoded])
-    outputs = session.run(pixels, ranker.maps_needed(top_k, prior, heatmaps))
-    for row, item in enumerate(decoded):
-        ranking = ranker.rank(outputs, row, top_k, prior)
-        heatmap = _draw(ranker, outputs, row, ranking.classes[0], item) if heatmaps else None
-        yield ranker.rows(ranking), heatmap
+    session: Session, ranker: Ranker, images: list[tuple[Path, Decoded]], top_k: int, prior: Prior, draw: Draw | None
+) -> Iterator[FilePrediction]:
+    """The answers on a batch; nothing is run unless one is asked for."""
+    shown = max(top_k, 2)  # a heatmap wants the runner-up too
+    pixels = np.stack([item.pixels for _, item in images])
+    outputs = session.run(pixels, ranker.maps_needed(shown, prior, draw is not None))
+    for row, (path, item) in enumerate(images):
+        ranking = ranker.rank(outputs, row, shown, prior)
+        rows = ranker.rows(ranking)
+        heatmap = None
+        if draw:
+            explanation = explain(ranker, outputs, row, ranking, ranking.classes[:2], item, expires_at=0)
+            heatmap = draw(explanation, rows, path.name)
+        yield FilePrediction(path=path, rows=rows[:top_k], heatmap=heatmap)
 
 
-def _draw(ranker: Ranker, outputs: Outputs, row: int, best: int, item: Decoded) -> bytes:
-    calibration = ranker.manifest.calibration
-    plain = ranker.maps(outputs, row, [best])[0]
-    return render(
-        marc_map(plain, calibration.omega[best], offsets(calibration, [best])[0]),
-        item.picture,
-        item.picture_size,
-        size=CAM_SIZE,
-        colormap="turbo",
-        alpha=0.6,
-        on_picture=True,
-        format="png",
-    )
+def draw_best(explanation: Explanation, rows: Sequence[dict[str, Any]], name: str) -> bytes:
+    """The calibrated map of the best class, on the picture."""
+    scale = explanation.scale(0, True, None, signed=False, common=False)
+    view = View(size=CAM_SIZE)
+    return render(explanation.contributions(0, True), scale, explanation.picture, explanation.picture_size, view)

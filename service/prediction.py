@@ -24,6 +24,11 @@ def parse_prior(name: str) -> Prior:
     raise ValueError(f"the prior is {name!r}; expected {' or '.join(PRIORS)}")
 
 
+def is_index(wanted: str, classes: int) -> bool:
+    """Whether `wanted` is an index below `classes`: plain digits, and no more than nine."""
+    return wanted.isascii() and wanted.isdecimal() and len(wanted) < 10 and int(wanted) < classes
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
     """One image's answer: K values of each kind, and the classes shown, best first.
@@ -44,6 +49,7 @@ class Ranker:
     def __init__(self, manifest: Manifest):
         self.manifest = manifest
         self.classes = len(manifest.classes)
+        self._ids = {info.name: k for k, info in enumerate(manifest.classes)}
         counts = manifest.train_counts()
         # The prior's log ratio to the balanced one: log(n_k / N) − log(1 / K).
         self._log_ratio = np.log(counts / counts.sum()) + np.log(self.classes)
@@ -56,9 +62,28 @@ class Ranker:
             raise ValueError(f"top_k is {top_k}; the model has {self.classes} classes: ask for 1 to {self.classes}")
         return top_k
 
-    def maps_needed(self, top_k: int, prior: Prior, cam: bool) -> int:
-        """The `top_k` to ask of the graph. It ranks by calibrated logit: another prior may want any class's map."""
-        if prior == "balanced":
+    def class_id(self, wanted: str) -> int:
+        """The class that `wanted` names. Digits below the number of classes are an index, anything else is a label.
+
+        Raises:
+            ValueError: if there is no such class.
+        """
+        if is_index(wanted, self.classes):
+            return int(wanted)
+        if (k := self._ids.get(wanted)) is None:
+            indices = f"an index of 0 to {self.classes - 1}"
+            raise ValueError(
+                f"{wanted[:100]!r} is no class of the model; expected {indices}, or a label as in GET /model"
+            )
+        return k
+
+    def maps_needed(self, top_k: int, prior: Prior, cam: bool, others: bool = False) -> int:
+        """The `top_k` to ask of the graph, which gives maps for the classes of the highest calibrated logits only.
+
+        Another prior, or `others` wanted beside the best, may want any class's map: then ask for all. In-graph maps
+        cost little beside the network (a product of h·w×C and C×K), and a second run would cost the network again.
+        """
+        if prior == "balanced" and not (cam and others):
             return top_k
         return self.classes if cam else 1
 

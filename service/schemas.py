@@ -34,7 +34,9 @@ class CamLink(BaseModel):
     """Where the heatmaps of a prediction are."""
 
     url: str
-    classes: list[int] = Field(description="Classes with a heatmap: those of `predictions`, in the same order.")
+    classes: list[int] = Field(
+        description="Classes with a heatmap: those of `predictions` in the same order, then those of `cam_classes`."
+    )
     grid: tuple[int, int] = Field(description="Rows and columns of a heatmap.")
     expires_at: datetime
 
@@ -61,15 +63,21 @@ class Prediction(BaseModel):
     calibrated_probabilities: list[float] | None = None
 
 
+class ClassName(BaseModel):
+    class_id: int
+    label: str
+
+
 class Contributions(BaseModel):
     """One heatmap in numbers."""
 
     class_id: int
     label: str
     calibrated: bool
+    versus: ClassName | None = Field(description="The class that was subtracted, of map and score.")
     contributions: list[list[float]] = Field(description="h rows of w values; each position's part of the score.")
     sum: float = Field(description="Of all contributions.")
-    score: float = Field(description="The logit that they explain.")
+    score: float = Field(description="The logit that they explain, or the difference of two.")
 
 
 class ClassDescription(BaseModel):
@@ -90,6 +98,16 @@ class CalibrationDescription(BaseModel):
     priors: list[Prior]
 
 
+class ReliabilityBin(BaseModel):
+    """The test answers whose confidence is above `low` and at most `high`."""
+
+    low: float
+    high: float
+    share: float = Field(description="Of all answers.")
+    confidence: float | None = Field(description="Their mean; null if there are none.")
+    accuracy: float | None = Field(description="The share of them that is right.")
+
+
 class ModelDescription(BaseModel):
     name: str
     version: str
@@ -100,6 +118,9 @@ class ModelDescription(BaseModel):
     preprocessing: Preprocessing
     grid: tuple[int, int]
     figures: dict[str, Any] = Field(description="What was measured on the test set.")
+    reliability: dict[str, list[ReliabilityBin]] | None = Field(
+        description="Reliability diagrams on the test set, `trained` and `calibrated`, if the bundle's report has them."
+    )
 
 
 class Alive(BaseModel):

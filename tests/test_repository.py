@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from service.metrics import Metrics
+from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {"serve": ["cpu"], "gpu": ["gpu"], "dev": ["cpu", "train", "dev"]}
@@ -159,21 +160,38 @@ def make_targets() -> set[str]:
 
 def test_make_help_lists_every_target() -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert set(re.findall(r"^  make ([a-z]+)  +\S", shown, flags=re.MULTILINE)) == make_targets()
+    assert set(re.findall(r"^  make ([a-z-]+)  +\S", shown, flags=re.MULTILINE)) == make_targets()
 
 
 def test_documents_name_only_targets_that_exist() -> None:
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
-        named = set(re.findall(r"(?:^|`)make ([a-z]+)\b", document.read_text(), flags=re.MULTILINE))
+        named = set(re.findall(r"(?:^|`)make ([a-z]+(?:-[a-z]+)*)\b", document.read_text(), flags=re.MULTILINE))
         assert named <= make_targets(), document
+
+
+def metrics() -> set[str]:
+    exist = set(re.findall(r"^# TYPE (camcal_\w+)", Metrics().render().decode(), flags=re.MULTILINE))
+    return {name for name in exist if not name.endswith("_created")}  # the client library's own companions
+
+
+def documented(pattern: str) -> set[str]:
+    """First cells of the tables of docs/serving.md that are code and match."""
+    return set(re.findall(rf"^\| `({pattern})\b", (ROOT / "docs/serving.md").read_text(), flags=re.MULTILINE))
 
 
 def test_alerts_name_only_metrics_that_exist() -> None:
     rules = [r for group in yaml.safe_load((ROOT / "docker/alerts.yml").read_text())["groups"] for r in group["rules"]]
     named = {name for rule in rules for name in re.findall(r"\bcamcal_\w+", rule["expr"])}
-    exist = set(re.findall(r"^# TYPE (\w+)", Metrics().render().decode(), flags=re.MULTILINE))
     assert named
-    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in named} <= exist
+    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in named} <= metrics()
+
+
+def test_every_metric_is_documented() -> None:
+    assert documented(r"camcal_\w+") == metrics()
+
+
+def test_every_setting_is_documented() -> None:
+    assert documented(r"CAMCAL_\w+") == {f"CAMCAL_{name.upper()}" for name in Settings.model_fields}
 
 
 def test_image_installs_each_lock_with_its_hashes() -> None:

@@ -1,10 +1,11 @@
-"""After training: select the scalar, fit MARC on cached logits, fit the temperature. N samples, K classes."""
+"""After training: rescale the logits, fit margins on cached logits, fit the temperature. N samples, K classes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,62 +15,128 @@ from torch.nn import functional
 
 from models.classifier import LongTailClassifier
 from models.marc import MARC
-from models.normalized import CosineHead
-from training.config import CalibrateConfig, Recipe
-from training.data import Dataset, LabelledImages
+from models.normalized import Rescale, WeightNormHead, tau_norm
+from training.config import Recipe
+from training.data import Dataset, Images
 from training.data.augment import Augment
+from training.margins import MIN_OMEGA, fit_lws, fit_marc
+from training.priors import Floats, is_balanced, logit_prior, prior_weights
 
-MIN_OMEGA = 1e-3
+TAUS = tuple(t / 10 for t in range(21))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
     """What calibration found.
 
-    trained_scalar, scalar: s before and after its selection. omega_at_bound: classes whose ω met its lower bound.
+    trained_scalar, scalar: s before and after its selection. tau: of τ-norm, where it was asked for; tau_curve: each τ
+    that was tried, with accuracy and negative log-likelihood of held-out images, class-balanced. logit_prior: the class
+    prior that the trained logits are for. omega_at_bound: classes whose ω met its lower bound. train_accuracy: of the
+    cached training logits, where MARC or LWS used them. warnings: in sentences.
     """
 
     trained_scalar: float
     scalar: float
+    tau: float | None
+    tau_curve: list[dict[str, float]]
     temperature: float
+    logit_prior: list[float]
     omega_at_bound: int
+    train_accuracy: float | None
+    warnings: list[str]
+
+
+class _Cache:
+    """Logits of the training and held-out images as trained, whatever rescaling was found since."""
+
+    def __init__(self, network: LongTailClassifier, data: Dataset, recipe: Recipe) -> None:
+        self.network, self.data, self.recipe = network, data, recipe
+        self.classes = len(data.classes)
+        self.counts_K = data.train.labels.bincount(minlength=self.classes).numpy()
+        self.held_labels = data.holdout.labels
+        self.held_NK = self._trained(data.holdout)
+
+    def _trained(self, part: Images, augment: Augment | None = None) -> Tensor:
+        return self.network.rescale.undo(predict_logits(self.network, part, augment))
+
+    @cached_property
+    def train_NK(self) -> Tensor:
+        """One block of rows a pass; see `train_labels`."""
+        recipe, device = self.recipe, self.network.mean.device
+        augment = Augment(recipe.augment, torch.Generator(device).manual_seed(recipe.seed))
+        passes = range(recipe.calibrate.passes)
+        return torch.cat([self._trained(self.data.train, augment) for _ in passes])
+
+    @property
+    def train_labels(self) -> Tensor:
+        return self.data.train.labels.repeat(self.recipe.calibrate.passes)
+
+    def train_accuracy(self) -> float | None:
+        if "train_NK" not in self.__dict__:
+            return None
+        return float((self.train_NK.argmax(dim=1) == self.train_labels).double().mean())
+
+    def samples(self, held: Tensor) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+        """What margins are fitted on, with these held-out positions: logits, labels, and images a class."""
+        on = self.recipe.calibrate.marc_on
+        held_NK, held_labels = self.held_NK[held], self.held_labels[held]
+        if on == "train":
+            return self.train_NK, self.train_labels, self.counts_K
+        counts_K = held_labels.bincount(minlength=self.classes).numpy()
+        if on == "holdout":
+            return held_NK, held_labels, counts_K
+        passes = self.recipe.calibrate.passes
+        logits_NK = torch.cat([self.train_NK, held_NK.repeat(passes, 1)])
+        return logits_NK, torch.cat([self.train_labels, held_labels.repeat(passes)]), counts_K + self.counts_K
 
 
 def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fitted:
-    """Fit all three in order and store them in the network. The test part is not looked at.
+    """Rescale, fit margins and temperature, in this order, and store them. The test part is not looked at.
 
-    The scalar and the temperature are fitted on the held-out part: the scalar by plain likelihood, since raw
-    probabilities are for the training prior; the temperature by class-balanced likelihood, since calibrated ones are
-    for the balanced prior. MARC is fitted on augmented training images, with the frozen network in evaluation mode.
+    The scalar is selected by the likelihood of held-out images under the class prior that the logits are trained for;
+    the temperature by class-balanced likelihood, since calibrated probabilities are for the balanced prior. MARC is
+    fitted on cached logits of augmented training images, the frozen network in evaluation mode, or on the held-out
+    part as well: then the temperature is fitted on held-out logits that were calibrated by margins which never saw
+    them.
     """
     network.eval()
-    trained_scalar = network.head.scalar.item()
-    held_NK, held_labels = predict_logits(network, data.holdout), data.holdout.labels
-    if isinstance(network.head, CosineHead):
-        factor = fit_scale(held_NK, held_labels, torch.ones(len(held_labels)))
-        with torch.no_grad():
-            network.head.scalar.mul_(factor)
-        held_NK = held_NK * factor
-    at_bound = _fit_marc(network, data, recipe) if recipe.calibrate.marc else 0
-    with torch.no_grad():
-        weights_N = 1 / held_labels.bincount(minlength=len(data.classes))[held_labels]
-        network.temperature.fill_(1 / fit_scale(network.calibrate(held_NK), held_labels, weights_N))
+    network.rescale.load_state_dict(Rescale(len(data.classes)).state_dict())
+    cache = _Cache(network, data, recipe)
+    prior_K = logit_prior(recipe, cache.counts_K)
+    weights_N = 1 / cache.held_labels.bincount(minlength=cache.classes)[cache.held_labels].double()
+    tau_curve: list[dict[str, float]] = []
+    tau = None
+    if isinstance(network.head, WeightNormHead):
+        if recipe.calibrate.scalar == "select":
+            under_prior_N = torch.from_numpy(prior_weights(cache.held_labels.numpy(), prior_K))
+            network.rescale.factor.fill_(fit_scale(cache.held_NK, cache.held_labels, under_prior_N))
+    elif recipe.calibrate.rescale == "tau":
+        tau, tau_curve = _fit_tau(network, cache, weights_N)
+    elif recipe.calibrate.rescale == "lws":
+        scale_K = fit_lws(cache.train_NK, cache.train_labels, cache.counts_K, recipe.calibrate, recipe.seed)
+        network.rescale.scale.copy_(scale_K)
+    calibrated_NK = _fit_margins(network, cache, prior_K)
+    network.temperature.fill_(1 / fit_scale(calibrated_NK, cache.held_labels, weights_N))
     return Fitted(
-        trained_scalar=trained_scalar,
-        scalar=network.head.scalar.item(),
+        trained_scalar=network.head.scalar.item(),
+        scalar=network.scalar,
+        tau=tau,
+        tau_curve=tau_curve,
         temperature=float(network.temperature),
-        omega_at_bound=at_bound,
+        logit_prior=prior_K.tolist(),
+        omega_at_bound=int((network.marc.omega <= MIN_OMEGA).sum()),
+        train_accuracy=cache.train_accuracy(),
+        warnings=_warnings(recipe, prior_K, cache.counts_K),
     )
 
 
 @torch.no_grad()
 def predict_logits(
-    network: LongTailClassifier, part: LabelledImages, augment: Augment | None = None, batch_size: int = 256
+    network: LongTailClassifier, part: Images, augment: Augment | None = None, batch_size: int = 256
 ) -> Tensor:
     """Logits z, N×K in fp32 on the CPU, of a part of the data; the network is used in the mode it is in."""
-    device = network.mean.device
-    batches = (batch.to(device) for batch in part.images.split(batch_size))
-    return torch.cat([network(augment(batch) if augment else batch).float().cpu() for batch in batches])
+    batches = part.batches(torch.arange(len(part)).split(batch_size), network.mean.device, augment)
+    return torch.cat([network(images_BHWC).float().cpu() for images_BHWC, _ in batches])
 
 
 def fit_scale(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor) -> float:
@@ -77,13 +144,13 @@ def fit_scale(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor) -> float:
 
     The likelihood is convex in a; a golden-section search over log a in [-4, 4] finds it to 1e-6.
     """
-    logits_NK, weights_N = logits_NK.double(), weights_N.double() / weights_N.double().sum()
+    logits_NK = logits_NK.double()
+    return math.exp(_golden_section(lambda log_a: _nll(math.exp(log_a) * logits_NK, labels_N, weights_N), -4.0, 4.0))
 
-    def loss(log_a: float) -> float:
-        losses_N = functional.cross_entropy(math.exp(log_a) * logits_NK, labels_N, reduction="none")
-        return float(weights_N @ losses_N)
 
-    return math.exp(_golden_section(loss, -4.0, 4.0))
+def _nll(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor) -> float:
+    losses_N = functional.cross_entropy(logits_NK.double(), labels_N, reduction="none")
+    return float(weights_N.double() @ losses_N / weights_N.double().sum())
 
 
 def _golden_section(function: Callable[[float], float], low: float, high: float, tolerance: float = 1e-6) -> float:
@@ -102,48 +169,70 @@ def _golden_section(function: Callable[[float], float], low: float, high: float,
     return (low + high) / 2
 
 
-def class_weights(counts_K: NDArray[np.int64], exponent: float) -> Tensor:
-    """Generalised re-weighting: w_k ∝ (n_k/N)^-exponent, rescaled to sum to K (MARC, arXiv 2112.07225)."""
-    weights = (counts_K / counts_K.sum()) ** -exponent
-    return torch.from_numpy(weights * len(counts_K) / weights.sum()).float()
+def _fit_tau(network: LongTailClassifier, cache: _Cache, weights_N: Tensor) -> tuple[float, list[dict[str, float]]]:
+    """Sweep τ over 0..2 and store the one of the best class-balanced likelihood, each at its own best scale."""
+    head, labels_N = network.head, cache.held_labels
+    curve: list[dict[str, float]] = []
+    best = (math.inf, 0.0, torch.empty(0), torch.empty(0))
+    for tau in TAUS:
+        scale_K, shift_K = tau_norm(head.weight.detach().cpu(), head.bias.detach().cpu(), tau)
+        logits_NK = scale_K * cache.held_NK + shift_K
+        factor = fit_scale(logits_NK, labels_N, weights_N)
+        nll = _nll(factor * logits_NK, labels_N, weights_N)
+        hits_N = (logits_NK.argmax(dim=1) == labels_N).double()
+        curve.append({"tau": tau, "accuracy": float(weights_N @ hits_N / weights_N.sum()), "nll": nll})
+        if nll < best[0]:
+            best = (nll, tau, factor * scale_K, factor * shift_K)
+    network.rescale.scale.copy_(best[2])
+    network.rescale.shift.copy_(best[3])
+    return best[1], curve
 
 
-def _fit_marc(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> int:
-    config, device = recipe.calibrate, network.mean.device
-    augment = Augment(recipe.augment, torch.Generator(device).manual_seed(recipe.seed))
-    logits_NK = torch.cat([predict_logits(network, data.train, augment) for _ in range(config.passes)])
-    labels_N = data.train.labels.repeat(config.passes)
-    counts_K = np.bincount(data.train.labels.numpy(), minlength=len(data.classes))
-    marc = fit_marc(logits_NK, labels_N, network.head.weight_norms().detach().cpu(), counts_K, config, recipe.seed)
+def _fit_margins(network: LongTailClassifier, cache: _Cache, prior_K: Floats) -> Tensor:
+    """Fit and store ω and β; returns the held-out logits as calibrated by margins that were fitted without them."""
+    config, norms_K = cache.recipe.calibrate, network.weight_norms().detach().cpu()
+    published = not config.marc or config.marc_on == "train"
+    start = config.start or ("identity" if published or config.rescale != "off" else "prior")
+    penalty = config.penalty if config.penalty is not None else 0.0 if published else 1.0
+    start_K = torch.zeros(cache.classes)
+    if start == "prior":
+        start_K = -torch.from_numpy(np.log(prior_K * cache.classes)).float()
+    rescale = Rescale(cache.classes)
+    rescale.load_state_dict(network.rescale.state_dict())
+
+    def fit(held: Tensor) -> MARC:
+        if not config.marc:
+            marc = MARC(cache.classes)
+            marc.beta.data = start_K / norms_K
+            return marc
+        logits_NK, labels_N, counts_K = cache.samples(held)
+        logits_NK = rescale(logits_NK)
+        return fit_marc(logits_NK, labels_N, norms_K, counts_K, config, cache.recipe.seed, start_K, penalty)
+
+    everything = torch.arange(len(cache.held_labels))
+    marc = fit(everything)
     network.marc.load_state_dict(marc.state_dict())
-    return int((marc.omega <= MIN_OMEGA).sum())
+    with torch.no_grad():
+        held_NK = rescale(cache.held_NK)
+        calibrated_NK: Tensor = marc(held_NK, norms_K)
+        if config.marc and config.marc_on != "train":
+            # Two halves, alternating within each class.
+            half_N = torch.empty_like(everything)
+            half_N[cache.held_labels.argsort(stable=True)] = everything % 2
+            for half in (0, 1):
+                with torch.enable_grad():
+                    other = fit(everything[half_N != half])
+                calibrated_NK[half_N == half] = other(held_NK[half_N == half], norms_K)
+    return calibrated_NK
 
 
-def fit_marc(
-    logits_NK: Tensor,
-    labels_N: Tensor,
-    weight_norms_K: Tensor,
-    counts_K: NDArray[np.int64],
-    config: CalibrateConfig,
-    seed: int,
-) -> MARC:
-    """ω and β by SGD on cached logits: instance sampling, re-weighted cross-entropy, a cosine rate to zero.
-
-    ω is kept at or above `MIN_OMEGA` after every step: the published method leaves its sign free, but a negative one
-    would turn a class's map upside down.
-    """
-    marc = MARC(logits_NK.shape[1])
-    weights_K = class_weights(counts_K, config.exponent)
-    optimizer = torch.optim.SGD(marc.parameters(), lr=config.lr, momentum=config.momentum)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.iterations)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(config.iterations):
-        index = torch.randint(len(labels_N), (config.batch_size,), generator=generator)
-        loss = functional.cross_entropy(marc(logits_NK[index], weight_norms_K), labels_N[index], weight=weights_K)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            marc.omega.clamp_(min=MIN_OMEGA)
-    return marc
+def _warnings(recipe: Recipe, prior_K: Floats, counts_K: NDArray[np.int64]) -> list[str]:
+    config = recipe.calibrate
+    if config.marc and is_balanced(prior_K, counts_K):
+        return [
+            "the loss or the sampler balances the classes already; MARC on top of it tends to cost accuracy: compare "
+            "with --set calibrate.marc=false"
+        ]
+    if config.marc and config.rescale != "off":
+        return [f"MARC on top of calibrate.rescale = {config.rescale!r} balances the classes twice"]
+    return []

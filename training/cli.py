@@ -5,6 +5,7 @@ Torch is imported inside the commands, so that serving neither needs it nor wait
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service.cli import app, fail, spoken_errors
+from service.cli import app as app
+from service.cli import fail, spoken_errors
 
 console = Console(highlight=False)
 
@@ -45,7 +47,7 @@ def _spoken_errors() -> Iterator[None]:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A TOML file, or the name of a recipe that ships with camcal.")],
+    recipe: Annotated[str, typer.Argument(help="A TOML file, a result file, or the name of a recipe that ships.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, report and bundle.")],
     overrides: Overrides = None,
 ) -> None:
@@ -60,7 +62,8 @@ def train(
         from training import pipeline
         from training.run import Run
 
-        bundle = pipeline.train(settings, Run(out), console)
+        if (bundle := pipeline.train(settings, Run(out), console)) is None:
+            return
         console.print(f"serve it:  camcal serve --bundle {bundle.path}")
 
 
@@ -94,14 +97,67 @@ def evaluate(run: RunFolder) -> None:
 @app.command()
 def export(
     run: RunFolder,
-    out: Annotated[Path | None, typer.Option(help="Folder for the bundle; the run's own by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the bundle; by default bundle or bundle-PRECISION in the run's.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32; fp16 for GPUs; int8 for CPUs. Refused if held-out images suffer.")
+    ] = "fp32",
 ) -> None:
     """Write the bundle of a calibrated and evaluated run."""
     with _spoken_errors():
         from training import pipeline
+        from training.precision import parse_precision
         from training.run import Run
 
-        pipeline.export_run(Run(run), out or Run(run).bundle, console)
+        chosen = parse_precision(precision)
+        own = Run(run).bundle if chosen == "fp32" else Run(run).path / f"bundle-{chosen}"
+        pipeline.export_run(Run(run), out or own, console, chosen)
+
+
+@app.command()
+def results(
+    folder: Annotated[
+        Path | None, typer.Option("--from", help="Folder of result files; docs/results by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/results.md.")] = False,
+) -> None:
+    """Print the table of all committed results: mean ± standard deviation over seeds, in percent."""
+    with _spoken_errors():
+        from training import tables
+        from training.results import FOLDER, load_results
+
+        rows = load_results(folder or FOLDER)
+        if as_json:
+            typer.echo(json.dumps(rows, indent=1))
+        elif as_markdown:
+            typer.echo(tables.markdown(rows), nl=False)
+        else:
+            tables.print_results(rows, console)
+
+
+@app.command(name="bench-table")
+def bench_table(
+    table: Annotated[Path, typer.Argument(help="A TOML file with rows, data sets and seeds.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results, one JSON a run; runs/ in it holds the networks.")],
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="SOURCE=PATH", help="Where data lies; may be repeated.")
+    ] = None,
+    only: Annotated[str, typer.Option(help="Only rows whose name contains this text.")] = "",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes [1, or up to 8 on a GPU].")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train, calibrate and evaluate every row of a table; finished ones are skipped, interrupted ones continue."""
+    with _spoken_errors():
+        from training import pipeline
+        from training.sweep import load_table, run_table
+
+        wanted = load_table(table, data or (), only, overrides or ())
+        gpu = pipeline.default_device().type == "cuda"
+        processes = jobs or (min(8, max(1, (os.cpu_count() or 1) // 2)) if gpu else 1)
+        if failed := run_table(wanted, out, processes, console):
+            fail(f"{failed} of {len(wanted)} rows failed; the same command tries them again")
 
 
 def main() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from models.preprocessing import Rgb
 
@@ -19,6 +20,9 @@ class RecipeError(ValueError):
     """A recipe that cannot be read, or a key or value in it that is not accepted."""
 
 
+Policy = Literal["none", "autoaugment-cifar10", "autoaugment-imagenet", "trivialaugment"]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -27,19 +31,22 @@ class DataConfig(_Section):
     """Where images come from.
 
     source: `digits` (scikit-learn's, made long-tailed), `cifar10` or `cifar100` (packed arrays or torchvision's
-        folder), `folder` (an image folder).
+        folder), `folder` (an image folder), `list` (list files; images are decoded while training).
     root: the file or folder; relative to the current folder. Not used by `digits`.
-    imbalance: of the synthetic tail of `digits` and CIFAR, n_max/n_min; not used by `folder`.
+    imbalance: of the synthetic tail of `digits` and CIFAR, n_max/n_min; not used by the others.
+    train_list, test_list: for `list`, the files with `relative/path label` a line, relative to root as the paths are.
     split_file: for `folder`, a CSV with the columns path, split and label, relative to root.
     test_fraction: for a `folder` without a test part, the share of each class that is put aside as one.
     holdout_fraction: the share of each training class that fits scalar and temperature, and is not trained on.
     fit, resize, input_size, mean, std: see `models.preprocessing.Preprocessing`.
     """
 
-    source: Literal["digits", "cifar10", "cifar100", "folder"]
+    source: Literal["digits", "cifar10", "cifar100", "folder", "list"]
     root: Path | None = None
     imbalance: float = Field(default=100.0, ge=1)
     split_file: str | None = None
+    train_list: str | None = None
+    test_list: str | None = None
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     holdout_fraction: float = Field(default=0.1, gt=0, lt=1)
     fit: Literal["crop", "stretch"] = "crop"
@@ -52,6 +59,8 @@ class DataConfig(_Section):
     def _root_given(self) -> DataConfig:
         if self.source != "digits" and self.root is None:
             raise ValueError(f"source {self.source!r} needs data.root: pass --set data.root=PATH")
+        if self.source == "list" and not (self.train_list and self.test_list):
+            raise ValueError("source 'list' needs data.train_list and data.test_list")
         return self
 
 
@@ -63,8 +72,11 @@ class AugmentConfig(_Section):
     area: range of the share of the image that is kept; aspect: range of its width to height ratio.
     rotate: up to this many degrees either way.
     fill: what is shown outside the image: `zero`, `mirror`, or `random` (mirror or a random plain colour, per image).
+    policy: a published policy of operations on grey levels and geometry; see `training.data.policies`.
     erase: side of a square that is blanked, as a share of the image's (Cutout, arXiv 1708.04552).
     colour: strength of changes to brightness, contrast and saturation.
+    mixup, cutmix: parameter of the Beta distribution that says how much of another image is mixed in, 0 for none; with
+        both, each batch takes one of the two. See `training.data.mix`.
     """
 
     flip: bool = False
@@ -73,8 +85,11 @@ class AugmentConfig(_Section):
     aspect: tuple[float, float] = (1.0, 1.0)
     rotate: float = Field(default=0.0, ge=0, le=180)
     fill: Literal["zero", "mirror", "random"] = "zero"
+    policy: Policy = "none"
     erase: float = Field(default=0.0, ge=0, lt=1)
     colour: float = Field(default=0.0, ge=0, lt=1)
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _ranges(self) -> AugmentConfig:
@@ -86,20 +101,73 @@ class AugmentConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """The network; see `models.classifier.LongTailClassifier`."""
+    """The network; see `models.classifier.LongTailClassifier`.
+
+    weights: torchvision's name of pretrained ones; `none` for none.
+    head: `linear`, or a normalised one: `weight`, `cosine`, `cosnorm`, `causal`; see `models.normalized`.
+    scalar: s of a normalised head, at first or, without learn_scalar, for good; 16, or 1 for `weight`.
+    camc: where CAMC takes its evidence from; camc_attention, camc_top: see `models.camc`.
+    reslt: the form of ResLT's branches; see `models.reslt`.
+    """
 
     backbone: str = "resnet32"
-    weights: str | None = None
-    head: Literal["cosine", "linear"] = "cosine"
+    weights: Annotated[str | None, BeforeValidator(lambda value: None if value == "none" else value)] = None
+    head: Literal["linear", "weight", "cosine", "cosnorm", "causal"] = "cosine"
     scalar: float = Field(default=16.0, gt=0)
     learn_scalar: bool = True
-    camc: Literal["off", "weights", "prototypes"] = "off"
+    camc: Literal["off", "weights", "prototypes", "both"] = "off"
+    camc_attention: Literal["sigmoid", "softmax"] = "sigmoid"
+    camc_top: int = Field(default=0, ge=0)
+    reslt: Literal["off", "cifar", "large"] = "off"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scalar_of_head(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("head") == "weight":
+            return {"scalar": 1.0} | raw
+        return raw
+
+
+class LossConfig(_Section):
+    """The training loss; see `training.losses` for the formulas. n_k are the counts of the images trained on.
+
+    name: what is computed of an image: `cross_entropy`; `focal`, with gamma; `ldam`, with the largest margin `margin`,
+        for normalised heads; `balanced_softmax`; `logit_adjustment`, with the strength tau.
+    weights: of a class: `none`; `grw` ∝ n^-exponent; `class_balanced` ∝ (1-β)/(1-β^n) with β = effective_beta.
+    reweight_from: share of the epochs after which the weights apply; 0.8 is LDAM-DRW's 160 of 200.
+    smoothing: label smoothing; with smoothing_tail, that of the commonest class, which falls to it for the rarest.
+    branch_beta: with ResLT, the share of the branches' own losses; the rest is the loss of their sum.
+    branch_ranks: with ResLT, the ranks (0 is the commonest class) from which on a class is medium, and rare; by default
+        35 % and 70 % of the classes.
+    """
+
+    name: Literal["cross_entropy", "focal", "ldam", "balanced_softmax", "logit_adjustment"] = "cross_entropy"
+    weights: Literal["none", "grw", "class_balanced"] = "none"
+    reweight_from: float = Field(default=0.0, ge=0, le=1)
+    exponent: float = Field(default=1.2, ge=0)
+    effective_beta: float = Field(default=0.9999, ge=0, lt=1)
+    gamma: float = Field(default=2.0, ge=0)
+    margin: float = Field(default=0.5, gt=0)
+    tau: float = Field(default=1.0, ge=0)
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    smoothing_tail: float | None = Field(default=None, ge=0, lt=1)
+    branch_beta: float = Field(default=0.995, ge=0, le=1)
+    branch_ranks: tuple[int, int] | None = None
+
+    @model_validator(mode="after")
+    def _ranks_in_order(self) -> LossConfig:
+        if self.branch_ranks is not None and not 0 <= self.branch_ranks[0] <= self.branch_ranks[1]:
+            raise ValueError(f"branch_ranks must be two ranks in order, got {list(self.branch_ranks)}")
+        return self
 
 
 class FitConfig(_Section):
     """The optimisation: SGD with Nesterov momentum, a linear warm-up, then a cosine to zero.
 
+    batch_size: of all processes together.
+    sampler: how often a class is seen; see `training.samplers`.
     precision: `bf16` runs the network under autocast; head, maps and loss stay in fp32.
+    compile: compile the network first, which takes a minute or two; on a GPU it then runs as CUDA graphs.
     """
 
     epochs: int = Field(ge=1)
@@ -108,24 +176,45 @@ class FitConfig(_Section):
     warmup_epochs: float = Field(default=5.0, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    sampler: Literal["instance", "class_balanced", "square_root", "progressive"] = "instance"
     precision: Literal["fp32", "bf16"] = "bf16"
+    compile: bool = False
 
 
 class CalibrateConfig(_Section):
     """The steps after training; see `training.calibrate`.
 
+    scalar: `select` a normalised head's scalar on held-out images, or `keep` the trained one.
+    rescale: of a linear head: `tau` normalises the weights by ‖W‖^τ, `lws` learns a scale a class.
+    marc: fit margins.
+    marc_on: the images that they are fitted on: `train` as published, the `holdout` part, or `both`.
+    start: where margins start (and stay, without marc): `identity`, or `prior`, which takes the logarithm of the class
+        prior that the logits are trained for from them: logit adjustment afterwards.
+    penalty: λ that pulls margins towards their start, see `training.margins.fit_marc`. On `train` the defaults are
+        those of the paper, `identity` and 0; with held-out images they are `prior` (`identity` after rescaling) and 1.
     passes: how many augmented passes over the training images MARC's cached logits come from.
     exponent: of the generalised re-weighting, w_k ∝ (n_k/N)^-exponent.
+    iterations, batch_size, lr, momentum, weight_decay: of SGD with a cosine rate; the first `warmup` iterations rise
+        from half of lr.
+    prior: class frequencies in use, beside the balanced ones and those of training: one positive number for each
+        class, as a list in the classes' order or by name.
     """
 
+    scalar: Literal["select", "keep"] = "select"
+    rescale: Literal["off", "tau", "lws"] = "off"
     marc: bool = True
+    marc_on: Literal["train", "holdout", "both"] = "train"
+    start: Literal["identity", "prior"] | None = None
+    penalty: float | None = Field(default=None, ge=0)
     passes: int = Field(default=4, ge=1)
     exponent: float = Field(default=1.2, ge=0)
     iterations: int = Field(default=2000, ge=1)
+    warmup: int = Field(default=0, ge=0)
     batch_size: int = Field(default=512, ge=1)
     lr: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    prior: list[float] | dict[str, float] | None = None
 
 
 class Recipe(_Section):
@@ -136,15 +225,26 @@ class Recipe(_Section):
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
     fit: FitConfig
     calibrate: CalibrateConfig = CalibrateConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        if self.loss.name == "ldam" and self.model.head == "linear":
+            raise ValueError("loss.name = 'ldam' needs a normalised head, such as model.head = 'cosine'")
+        if self.calibrate.rescale != "off" and self.model.head != "linear":
+            raise ValueError(f"calibrate.rescale = {self.calibrate.rescale!r} is for model.head = 'linear'")
+        if self.calibrate.rescale != "off" and self.calibrate.start == "prior":
+            raise ValueError("calibrate.start = 'prior' and calibrate.rescale both balance the classes: choose one")
+        return self
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a TOML file, or by the name of one that ships with camcal, and apply `key=value` overrides.
 
     Args:
-        source: a path, or a name such as `digits`.
+        source: the path of a TOML file or of a result file, or a name such as `digits`.
         overrides: `section.key=value`, the value in TOML's syntax; bare words are taken as strings.
 
     Raises:
@@ -156,13 +256,24 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise RecipeError(f"no recipe {str(source)!r}: give a TOML file or one of: {shipped}")
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path.name} is not valid TOML: {error}") from None
+    raw = _read(path)
     for override in overrides:
         apply_override(raw, override)
     return parse_recipe(raw, path.name)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A recipe as TOML, or the one in a result file (docs/results/*.json), which so can be run again."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = json.loads(text)["recipe"] if path.suffix == ".json" else tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path.name} is not valid TOML: {error}") from None
+    except (ValueError, KeyError, TypeError):
+        raw = None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path.name} is not a result file: expected JSON with a recipe in it")
+    return raw
 
 
 def parse_recipe(raw: dict[str, Any], origin: str) -> Recipe:
@@ -211,4 +322,4 @@ def _sentence(item: Any, origin: str) -> str:
         return f"{origin}: {where!r} is missing"
     message = item["msg"].removeprefix("Value error, ")
     found = "" if isinstance(item["input"], dict) else f" (found {item['input']!r})"
-    return f"{origin}: {where!r}: {message}{found}"
+    return f"{origin}: {where!r}: {message}{found}" if where else f"{origin}: {message}"

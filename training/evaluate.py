@@ -9,37 +9,51 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from models.bundle import GROUPS, group_of
 from models.classifier import LongTailClassifier
+from models.normalized import WeightNormHead
 from training import metrics
-from training.calibrate import predict_logits
+from training.calibrate import fit_scale, predict_logits
 from training.config import Recipe
+from training.curves import scalar_curve
 from training.data import Dataset
+from training.priors import given_prior, logit_prior, prior_weights, shift_prior
+from training.provenance import made_with
 
 STEPS = {
     "trained": "as trained",
+    "adjusted": "- log prior",
     "scalar": "+ scalar",
     "marc": "+ MARC",
     "calibrated": "+ temperature",
 }
+WORST = 12
+"""How many classes the report lists with what they are mistaken for."""
 
 
-def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe, trained_scalar: float) -> dict[str, Any]:
+def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> dict[str, Any]:
     """Everything the report holds, ready for JSON. This is the only place where the test part is looked at.
 
-    Args:
-        trained_scalar: s as training left it, before its selection on held-out images.
+    The step `adjusted` stands beside the others: the trained logits with the selected scalar and the logarithm of their
+    class prior taken from them, nothing else; logit adjustment afterwards.
     """
     counts_K = data.train_counts()
-    groups_K = [group_of(int(count)) for count in counts_K]
+    groups_K: list[str] = [group_of(int(count)) for count in counts_K]
     labels_N = data.test.labels.numpy()
-    probabilities = _probabilities(network, data, trained_scalar)
+    raw_prior_K = logit_prior(recipe, np.bincount(data.train.labels.cpu().numpy(), minlength=len(counts_K)))
+    logits = _steps(network, predict_logits(network.eval(), data.test), raw_prior_K)
+    probabilities = {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
     prior_K = counts_K / counts_K.sum()
-    weights_N = _prior_weights(labels_N, prior_K)
-    return {
+    weights_N = prior_weights(labels_N, prior_K)
+    under_prior = {step: shift_prior(probabilities[step], prior_K / raw_prior_K) for step in ("trained", "scalar")}
+    under_prior["calibrated"] = shift_prior(probabilities["calibrated"], prior_K)
+    report = {
         "recipe": recipe.name,
         "seed": recipe.seed,
+        "settings": recipe.model_dump(mode="json", exclude={"data": {"root"}}),
+        "made_with": made_with(network.mean.device),
         "data": {
             "classes": len(data.classes),
             "train": len(data.train),
@@ -49,54 +63,147 @@ def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe, trained
             "smallest_class": int(counts_K.min()),
             "groups": {group: groups_K.count(group) for group in GROUPS},
         },
-        "test": {step: metrics.figures(p, labels_N, list(groups_K)) for step, p in probabilities.items()},
+        "test": {step: metrics.figures(p, labels_N, groups_K) for step, p in probabilities.items()},
         "test_under_train_prior": {
-            "trained": metrics.figures(probabilities["trained"], labels_N, list(groups_K), weights_N),
-            "calibrated": metrics.figures(
-                shift_prior(probabilities["calibrated"], prior_K), labels_N, list(groups_K), weights_N
-            ),
+            step: metrics.figures(p, labels_N, groups_K, weights_N) for step, p in under_prior.items()
         },
+        "temperature_only": _temperatures(network, data, logits, raw_prior_K, groups_K),
+        "rank_groups": _rank_groups(counts_K, probabilities, labels_N),
         "reliability": {
-            step: metrics.top_label_reliability(probabilities[step], labels_N, np.ones(len(labels_N)))
-            for step in ("trained", "calibrated")
+            step: metrics.top_label_reliability(p, labels_N, np.ones(len(labels_N)))
+            for step, p in probabilities.items()
         },
-        "per_class": _per_class(data, counts_K, probabilities, labels_N),
+        "reliability_under_train_prior": {
+            step: metrics.top_label_reliability(p, labels_N, weights_N) for step, p in under_prior.items()
+        },
+        "per_class": _per_class(data, counts_K, probabilities, _margins(network, logits, labels_N)),
+        "worst_classes": _worst_classes(data, probabilities["calibrated"]),
     }
+    if recipe.calibrate.prior is not None:
+        given_K = given_prior(recipe.calibrate.prior, data.classes)
+        report["test_under_given_prior"] = {
+            "calibrated": metrics.figures(
+                shift_prior(probabilities["calibrated"], given_K),
+                labels_N,
+                groups_K,
+                prior_weights(labels_N, given_K),
+            )
+        }
+    if isinstance(network.head, WeightNormHead):
+        report["scalar_curve"] = _scalar_curve(network, logits["scalar"], data, raw_prior_K)
+    return report
 
 
-def shift_prior(probabilities_NK: metrics.Floats, prior_K: metrics.Floats) -> metrics.Floats:
-    """Probabilities for a balanced prior, turned into those for another: p_k·π_k, normalised."""
-    shifted = probabilities_NK * prior_K
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
-
-
-def _probabilities(network: LongTailClassifier, data: Dataset, trained_scalar: float) -> dict[str, metrics.Floats]:
-    logits_NK = predict_logits(network.eval(), data.test)
+def _steps(network: LongTailClassifier, logits_NK: Tensor, raw_prior_K: metrics.Floats) -> dict[str, Tensor]:
+    """The logits after each step, N×K, from those of the calibrated network, before MARC."""
     with torch.no_grad():
+        trained_NK = network.rescale.undo(logits_NK)
         marc_NK = network.calibrate(logits_NK.to(network.mean.device)).cpu()
-    logits = {
-        "trained": logits_NK * (trained_scalar / network.head.scalar.item()),
+    return {
+        "trained": trained_NK,
+        "adjusted": network.rescale.factor.cpu() * trained_NK - torch.from_numpy(np.log(raw_prior_K)),
         "scalar": logits_NK,
         "marc": marc_NK,
         "calibrated": marc_NK / network.temperature.item(),
     }
-    return {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
 
 
-def _prior_weights(labels_N: NDArray[np.int64], prior_K: metrics.Floats) -> metrics.Floats:
-    """Weights under which the test part has the class frequencies `prior_K`."""
-    shares = np.bincount(labels_N, minlength=len(prior_K)) / len(labels_N)
-    return np.asarray((prior_K / np.where(shares > 0, shares, 1))[labels_N])
+def _margins(
+    network: LongTailClassifier, logits: dict[str, Tensor], labels_N: NDArray[np.int64]
+) -> dict[str, tuple[metrics.Floats, metrics.Floats]]:
+    """Mean and spread over each class's samples of their margin for it, d_y = z_y/‖W_y‖ (MARC, arXiv 2112.07225)."""
+    norms_K = network.weight_norms().detach().cpu()
+    result = {}
+    for name, step in (("trained", "scalar"), ("calibrated", "marc")):
+        margins_NK = (logits[step] / norms_K).double().numpy()
+        own_N = margins_NK[np.arange(len(labels_N)), labels_N]
+        result[name] = metrics.per_class_spread(own_N, labels_N, len(norms_K))
+    return result
+
+
+def _temperatures(
+    network: LongTailClassifier,
+    data: Dataset,
+    logits: dict[str, Tensor],
+    raw_prior_K: metrics.Floats,
+    groups_K: list[str],
+) -> dict[str, Any]:
+    """What a temperature makes of the same network without MARC: of its logits as they are, and of adjusted ones.
+
+    Fitted as after MARC, by class-balanced likelihood on the held-out part.
+    """
+    held = _steps(network, predict_logits(network, data.holdout), raw_prior_K)
+    held_labels, labels_N = data.holdout.labels, data.test.labels.numpy()
+    weights_N = 1 / held_labels.bincount(minlength=len(data.classes))[held_labels].double()
+    result: dict[str, Any] = {}
+    for step in ("scalar", "adjusted"):
+        factor = fit_scale(held[step], held_labels, weights_N)
+        figures = metrics.figures(metrics.softmax((factor * logits[step]).numpy()), labels_N, groups_K)
+        result[step] = {"temperature": 1 / factor, "test": figures}
+    return result
+
+
+def _rank_groups(
+    counts_K: NDArray[np.int64], probabilities: dict[str, metrics.Floats], labels_N: NDArray[np.int64]
+) -> dict[str, Any]:
+    ranks_K = metrics.rank_groups(counts_K)
+    return {
+        "sizes": {group: ranks_K.count(group) for group in metrics.RANK_GROUPS},
+        "test": {
+            step: metrics.group_accuracy(metrics.per_class_accuracy(p, labels_N), ranks_K, metrics.RANK_GROUPS)
+            for step, p in probabilities.items()
+        },
+    }
+
+
+def _scalar_curve(
+    network: LongTailClassifier, logits_NK: Tensor, data: Dataset, raw_prior_K: metrics.Floats
+) -> list[dict[str, float]]:
+    """`scalar_curve` of the test part, and of the held-out part under the names `holdout_…`, class-balanced both."""
+    balanced_K = np.full(len(data.classes), 1 / len(data.classes))
+    curves = []
+    for part, z_NK in ((data.test, logits_NK), (data.holdout, predict_logits(network, data.holdout))):
+        labels_N = part.labels.numpy()
+        cosines_NK = z_NK.double().numpy() / network.scalar
+        curves.append(scalar_curve(cosines_NK, labels_N, prior_weights(labels_N, balanced_K), raw_prior_K))
+    return [
+        test | {f"holdout_{name}": value for name, value in held.items() if name != "scalar"}
+        for test, held in zip(*curves, strict=True)
+    ]
 
 
 def _per_class(
-    data: Dataset, counts_K: NDArray[np.int64], probabilities: dict[str, metrics.Floats], labels_N: NDArray[np.int64]
+    data: Dataset,
+    counts_K: NDArray[np.int64],
+    probabilities: dict[str, metrics.Floats],
+    margins: dict[str, tuple[metrics.Floats, metrics.Floats]],
 ) -> list[dict[str, Any]]:
-    columns = {step: metrics.per_class_accuracy(probabilities[step], labels_N) for step in ("trained", "calibrated")}
+    columns: dict[str, metrics.Floats] = {}
+    for step, (mean_K, spread_K) in margins.items():
+        columns[f"accuracy_{step}"] = metrics.per_class_accuracy(probabilities[step], data.test.labels.numpy())
+        columns |= {f"margin_{step}": mean_K, f"margin_spread_{step}": spread_K}
     return [
         {"class": name, "train_count": int(counts_K[k]), "group": group_of(int(counts_K[k]))}
-        | {f"accuracy_{step}": None if np.isnan(v[k]) else round(float(v[k]), 4) for step, v in columns.items()}
+        | {column: None if np.isnan(v[k]) else round(float(v[k]), 4) for column, v in columns.items()}
         for k, name in enumerate(data.classes)
+    ]
+
+
+def _worst_classes(data: Dataset, probabilities_NK: metrics.Floats) -> list[dict[str, Any]]:
+    """The classes with the lowest accuracy, and what they are most often taken for."""
+    labels_N, predicted_N = data.test.labels.numpy(), probabilities_NK.argmax(axis=1)
+    accuracy_K = metrics.per_class_accuracy(probabilities_NK, labels_N)
+    order = [int(k) for k in np.argsort(accuracy_K, kind="stable") if accuracy_K[k] < 1]
+    return [
+        {
+            "class": data.classes[k],
+            "accuracy": round(float(accuracy_K[k]), 4),
+            "taken_for": [
+                {"class": data.classes[c["label"]], "share": round(c["share"], 4)}
+                for c in metrics.taken_for(predicted_N, labels_N, k)
+            ],
+        }
+        for k in order[:WORST]
     ]
 
 

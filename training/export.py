@@ -8,7 +8,7 @@ import os
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -25,13 +25,17 @@ from models.bundle import (
     Calibration,
     ClassInfo,
     Manifest,
+    Precision,
     group_of,
     sha256,
     write_manifest,
 )
-from models.classifier import LongTailClassifier, ServedClassifier
+from models.classifier import LongTailClassifier, ServedClassifier, can_fold, fold_branches
 from training.config import Recipe
+from training.data import Dataset
 from training.data.sources import preprocessing_of
+from training.precision import PrecisionError, compare, halve, quantize
+from training.priors import given_prior
 from training.run import save_json
 
 TOLERANCE = 1e-4
@@ -48,6 +52,14 @@ def export_onnx(network: LongTailClassifier, size: int, path: Path) -> None:
     Raises:
         ExportError: if ONNX Runtime's outputs differ from PyTorch's by more than 1e-4, relative to values above one.
     """
+    examples = _write_onnx(network, size, path)
+    served = ServedClassifier(network)
+    for count, top_k in ((3, 2), (1, network.marc.omega.numel())):
+        _check_parity(served, path, examples[:count], top_k)
+
+
+def _write_onnx(network: LongTailClassifier, size: int, path: Path) -> torch.Tensor:
+    """Write the graph, and return images to try it with."""
     served = ServedClassifier(network.eval().cpu()).eval()
     examples = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8))
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
@@ -69,8 +81,29 @@ def export_onnx(network: LongTailClassifier, size: int, path: Path) -> None:
     _strip(model)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
-    for count, top_k in ((3, 2), (1, network.marc.omega.numel())):
-        _check_parity(served, path, examples[:count], top_k)
+    return examples
+
+
+def _write_smaller(
+    network: LongTailClassifier, size: int, path: Path, precision: Literal["fp16", "int8"], data: Dataset
+) -> dict[str, Any]:
+    """Replace the fp32 graph at `path` by a smaller one, and return the figures of both on the held-out images.
+
+    Raises:
+        PrecisionError: if the answers change too much.
+    """
+    full = path.replace(path.with_name("full.onnx"))
+    if precision == "fp16":
+        _write_onnx(halve(network), size, path)
+    else:
+        quantize(full, path, data.train)
+        model = onnx.load(path)
+        _strip(model)
+        onnx.checker.check_model(model)
+        path.write_bytes(model.SerializeToString())
+    figures = compare(full, path, precision, data)
+    full.unlink()
+    return dict(figures)
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -108,10 +141,17 @@ def export_bundle(
     train_counts: list[int],
     report: dict[str, Any],
     folder: Path,
+    precision: Precision = "fp32",
+    data: Dataset | None = None,
 ) -> Bundle:
     """Write a bundle into `folder`, replacing a bundle that is there, and return it verified.
 
+    Args:
+        precision: of the trunk; see `training.precision`.
+        data: of the run, needed for a precision other than fp32; the report gets the figures of the comparison.
+
     Raises:
+        PrecisionError: if the smaller precision changes the answers too much.
         ExportError: if the graph does not agree with PyTorch, or `folder` holds something that is not a bundle.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / MODEL_FILE).is_file():
@@ -120,9 +160,18 @@ def export_bundle(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     preprocessing = preprocessing_of(recipe.data)
-    export_onnx(network, preprocessing.input_size, partial / MODEL_FILE)
-    save_json(partial / REPORT_FILE, report)
     size = preprocessing.input_size
+    if can_fold(network):
+        network = fold_branches(network)
+    export_onnx(network, size, partial / MODEL_FILE)
+    if precision != "fp32":
+        assert data is not None
+        try:
+            report = report | {"held_out": _write_smaller(network, size, partial / MODEL_FILE, precision, data)}
+        except PrecisionError:
+            shutil.rmtree(partial)
+            raise
+    save_json(partial / REPORT_FILE, report)
     grid = network.features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[2:]
     files = {name: sha256(partial / name) for name in (MODEL_FILE, REPORT_FILE)}
     manifest = Manifest(
@@ -136,15 +185,17 @@ def export_bundle(
         ],
         preprocessing=preprocessing,
         calibration=Calibration(
-            scalar=float(network.head.scalar),
+            scalar=network.scalar,
             omega=network.marc.omega.tolist(),
             beta=network.marc.beta.tolist(),
-            weight_norms=network.head.weight_norms().tolist(),
+            weight_norms=network.weight_norms().tolist(),
             temperature=float(network.temperature),
         ),
         grid=(grid[0], grid[1]),
+        precision=precision,
         figures={step: report["test"][step] for step in ("trained", "calibrated")},
         recipe=recipe.model_dump(mode="json"),
+        prior=None if recipe.calibrate.prior is None else given_prior(recipe.calibrate.prior, classes).tolist(),
         files=files,
     )
     write_manifest(partial, manifest)

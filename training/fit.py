@@ -5,24 +5,36 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 from torch.optim import SGD
 
 from models.classifier import LongTailClassifier
 from training.config import FitConfig, Recipe
 from training.data import Dataset
 from training.data.augment import Augment
-from training.run import Run, RunError, build_network, load_tensors, network_tensors, restore, save_tensors
+from training.data.mix import Mix
+from training.distributed import ALONE, Group
+from training.losses import Criterion
+from training.run import Run, RunError, build_network, load_tensors, network_tensors, recipe_in, restore, save_tensors
+from training.samplers import epoch_order
+
+READ_EVERY = 20
+"""Steps between two looks at the loss: a look waits until a GPU has done all that it has been given."""
 
 
-def fit(recipe: Recipe, data: Dataset, run: Run, console: Console, device: torch.device) -> LongTailClassifier:
+def fit(
+    recipe: Recipe, data: Dataset, run: Run, console: Console, device: torch.device, group: Group = ALONE
+) -> LongTailClassifier:
     """Train to the recipe's last epoch, continuing from the run's checkpoint where there is one.
+
+    Each process of a group calls this and takes its part of every batch; the leading one writes the checkpoints.
 
     Raises:
         RunError: if the folder holds a run of another recipe, or training diverges.
@@ -31,27 +43,38 @@ def fit(recipe: Recipe, data: Dataset, run: Run, console: Console, device: torch
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
     network.marc.requires_grad_(False)
     optimizer = _optimizer(network, recipe.fit)
+    counts_K = data.train.labels.cpu().bincount(minlength=len(data.classes)).numpy()
+    criterion = Criterion(recipe.loss, counts_K, network.head.scalar, device)
     start = _resume(run, recipe, network, optimizer) if run.checkpoint.is_file() else 0
     if start:
         console.print(f"continuing after epoch {start} of {recipe.fit.epochs}")
+    data = replace(data, train=data.train.to(device))
+    model = group.wrap(network, device)
+    if recipe.fit.compile:
+        model = compiled(model, device)
     steps = math.ceil(len(data.train) / recipe.fit.batch_size)
+    read_every = 1 if device.type == "cpu" else READ_EVERY
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as progress:
         task = progress.add_task("training", total=recipe.fit.epochs * steps, completed=start * steps, rate="")
         for epoch in range(start, recipe.fit.epochs):
-            began, seen, total = time.perf_counter(), 0, torch.zeros(2, dtype=torch.float64, device=device)
-            for step, (loss, hits, size) in enumerate(_epoch(network, optimizer, recipe, data, epoch, device)):
+            began, seen, total = time.perf_counter(), 0, torch.zeros(3, dtype=torch.float64, device=device)
+            losses = _epoch(model, optimizer, criterion, recipe, data, epoch, device, group)
+            for step, (loss, hits, size) in enumerate(losses, start=1):
                 seen += size
-                total += torch.stack([loss * size, hits])
-                rate = seen / (time.perf_counter() - began)
-                label = f"epoch {epoch + 1}/{recipe.fit.epochs}  loss {float(total[0]) / seen:.3f}"
-                progress.update(task, completed=epoch * steps + step + 1, description=label, rate=f"{rate:.0f} img/s")
-            mean_loss, accuracy = (total / seen).tolist()
+                total[:2] += torch.stack([loss * size, hits])
+                if step % read_every == 0 or step == steps:
+                    label = f"epoch {epoch + 1}/{recipe.fit.epochs}  loss {float(total[0]) / seen:.3f}"
+                    rate = group.size * seen / (time.perf_counter() - began)
+                    progress.update(task, completed=epoch * steps + step, description=label, rate=f"{rate:.0f} img/s")
+            total[2] = seen
+            mean_loss, accuracy, _ = (group.total(total) / total[2]).tolist()
             if not math.isfinite(mean_loss):
                 raise RunError(
                     f"the loss became {mean_loss} in epoch {epoch + 1}; lower fit.lr (it is {recipe.fit.lr})"
                 )
-            _save(run, recipe, network, optimizer, data, epoch + 1)
+            if group.leads:
+                _save(run, recipe, network, optimizer, data, epoch + 1)
             if not console.is_terminal:
                 left_s = (recipe.fit.epochs - epoch - 1) * (time.perf_counter() - began)
                 console.print(
@@ -61,31 +84,54 @@ def fit(recipe: Recipe, data: Dataset, run: Run, console: Console, device: torch
     return network.eval()
 
 
-def _epoch(
-    network: LongTailClassifier, optimizer: SGD, recipe: Recipe, data: Dataset, epoch: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """One pass in random order: yields each batch's loss, number of hits and size.
+def compiled(model: nn.Module, device: torch.device, backend: str = "inductor") -> nn.Module:
+    """The network compiled for the two sizes that an epoch's batches have, as CUDA graphs on a GPU.
 
-    The generators are seeded by (seed, epoch), so that an interrupted run continues as if it had not been.
+    It shares parameters and buffers with the network it is made from.
+    """
+    mode = "reduce-overhead" if device.type == "cuda" and backend == "inductor" else None
+    return torch.compile(model, dynamic=False, backend=backend, mode=mode)  # type: ignore[return-value]
+
+
+def _epoch(
+    network: nn.Module,
+    optimizer: SGD,
+    criterion: Criterion,
+    recipe: Recipe,
+    data: Dataset,
+    epoch: int,
+    device: torch.device,
+    group: Group = ALONE,
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """One pass in the sampler's order: yields the loss, number of hits and size of this process's part of each batch.
+
+    The generators are seeded by (seed, epoch), so that an interrupted run continues as if it had not been. All
+    processes of a group draw the same order, and each its own augmentations.
     """
     config = recipe.fit
     seed = recipe.seed * 1_000_003 + epoch
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
-    augment = Augment(recipe.augment, torch.Generator(device).manual_seed(seed))
-    batches = order.split(config.batch_size)
+    progress = epoch / config.epochs
+    order = epoch_order(config.sampler, data.train.labels, progress, torch.Generator().manual_seed(seed))
+    own_seed = seed + group.rank * 1_000_000_007
+    augment = Augment(recipe.augment, torch.Generator(device).manual_seed(own_seed))
+    mix = Mix(recipe.augment, own_seed)
+    batches = [index for index in order.split(config.batch_size) if len(index) >= group.size]
+    parts = data.train.batches([group.part(index) for index in batches], device, augment)
+    progressed = partial(criterion, progress=progress)
     network.train()
-    for step, index in enumerate(batches):
-        images_BHWC = augment(data.train.images[index].to(device))
-        labels_B = data.train.labels[index].to(device)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, epoch + step / len(batches))
+    for step, (images_BHWC, labels_B) in enumerate(parts):
+        mixed = mix(images_BHWC, labels_B)
+        for settings in optimizer.param_groups:
+            settings["lr"] = learning_rate(config, epoch + step / len(batches))
+        torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-            logits_BK = network(images_BHWC, labels_B)
-        loss = functional.cross_entropy(logits_BK.float(), labels_B, label_smoothing=config.label_smoothing)
+            logits = network(mixed.images_BHWC, mixed.labels_B)
+        loss = mixed.loss(progressed, logits)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * group.weight(len(batches[step]))).backward()
         optimizer.step()
-        yield loss.detach(), (logits_BK.argmax(dim=1) == labels_B).sum(), len(index)
+        logits_BK = logits if logits.ndim == 2 else logits.sum(dim=1)
+        yield loss.detach(), (logits_BK.argmax(dim=1) == mixed.labels_B).sum(), len(labels_B)
 
 
 def learning_rate(config: FitConfig, epoch: float) -> float:
@@ -136,8 +182,8 @@ def _resume(run: Run, recipe: Recipe, network: LongTailClassifier, optimizer: SG
 
 def _same_recipe(run: Run, recipe: Recipe, found: dict[str, Any]) -> None:
     """What decides the trained weights must not change half way; calibration settings may."""
-    wanted = recipe.model_dump(mode="json")
-    for section in ("seed", "data", "augment", "model", "fit"):
+    wanted, found = recipe.model_dump(mode="json"), recipe_in(found, run.checkpoint).model_dump(mode="json")
+    for section in ("seed", "data", "augment", "model", "loss", "fit"):
         if wanted[section] == found.get(section):
             continue
         if isinstance(wanted[section], dict):

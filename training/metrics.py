@@ -5,6 +5,7 @@ Every figure accepts weights per sample, so that a balanced test set can stand f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -30,15 +31,55 @@ def per_class_accuracy(probabilities_NK: Floats, labels_N: Labels) -> Floats:
         return np.asarray(np.bincount(labels_N, weights=hits, minlength=classes) / counts)
 
 
-def group_accuracy(per_class_K: Floats, groups_K: list[str]) -> dict[str, float | None]:
-    """The mean of per-class accuracies in each group; None for a group without classes."""
-    names = np.array(groups_K)
+def group_accuracy(
+    per_class_K: Floats, groups_K: list[str], names: Sequence[str] = ("many", "medium", "few")
+) -> dict[str, float | None]:
+    """The mean of per-class accuracies in each group of `names`; None for a group without classes."""
+    group_of_K = np.array(groups_K)
     result: dict[str, float | None] = {}
-    for group in ("many", "medium", "few"):
-        values = per_class_K[names == group]
+    for group in names:
+        values = per_class_K[group_of_K == group]
         values = values[~np.isnan(values)]
         result[group] = float(values.mean()) if len(values) else None
     return result
+
+
+RANK_GROUPS = ("head", "middle", "tail")
+
+
+def rank_groups(counts_K: NDArray[np.int64]) -> list[str]:
+    """Each class's group by rank: the commonest 36 % of the classes, the next 35 %, and the rest.
+
+    Of 10 classes these are [0, 3) [3, 7) [7, 10), of 100 they are [0, 36) [36, 71) [71, 100), as long-tailed CIFAR is
+    usually divided. Unlike thresholds on counts, ranks leave no group empty from three classes on.
+    """
+    classes = len(counts_K)
+    ranks_K = np.empty(classes, dtype=np.int64)
+    ranks_K[np.argsort(-counts_K, kind="stable")] = np.arange(classes)
+    bounds = (classes * 36 // 100, classes * 71 // 100)
+    return [RANK_GROUPS[int(np.searchsorted(bounds, rank, side="right"))] for rank in ranks_K]
+
+
+def per_class_spread(values_N: Floats, labels_N: Labels, classes: int) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of a value over the samples of each class, K values each; nan without samples."""
+    groups = [values_N[labels_N == k] for k in range(classes)]
+    mean_K = np.array([g.mean() if len(g) else np.nan for g in groups])
+    return mean_K, np.array([g.std() if len(g) else np.nan for g in groups])
+
+
+class Confusion(TypedDict):
+    """A class taken for this one, and the share of its samples."""
+
+    label: int
+    share: float
+
+
+def taken_for(predicted_N: Labels, labels_N: Labels, label: int, most: int = 3) -> list[Confusion]:
+    """The classes that samples of `label` are most often mistaken for, at most `most`, the commonest first."""
+    found = predicted_N[labels_N == label]
+    counts = np.bincount(found[found != label])
+    order = np.argsort(-counts, kind="stable")[:most]
+    return [Confusion(label=int(k), share=float(counts[k] / len(found))) for k in order if counts[k]]
 
 
 class ReliabilityBin(TypedDict):

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from models.bundle import Bundle
+from models.bundle import Bundle, Precision
 from training.calibrate import calibrate
 from training.config import Recipe, apply_override, parse_recipe
 from training.data import Dataset, load_dataset
+from training.distributed import process_group
 from training.evaluate import evaluate, print_report
-from training.export import export_bundle
 from training.fit import fit
+from training.priors import given_prior
+from training.report import page
 from training.run import Run, RunError, load_network, network_tensors, save_json, save_tensors
 
 
@@ -27,24 +29,34 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def train(recipe: Recipe, run: Run, console: Console) -> Bundle:
-    """All steps. A run that was interrupted continues; a finished one is only calibrated and exported again."""
-    run.path.mkdir(parents=True, exist_ok=True)
-    data = load(recipe, console)
-    device = default_device()
-    console.print(f"training {recipe.model.backbone} on {len(data.train)} images, {device.type}")
-    began = time.perf_counter()
-    fit(recipe, data, run, console, device)
-    console.print(f"trained in {time.perf_counter() - began:.0f} s")
+def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
+    """All steps. A run that was interrupted continues; a finished one is only calibrated and exported again.
+
+    Under `torchrun` all processes train, and the leading one does the rest; the others return None.
+    """
+    with process_group(default_device()) as (group, device):
+        console.quiet |= not group.leads
+        run.path.mkdir(parents=True, exist_ok=True)
+        data = load(recipe, console)
+        processes = f" × {group.size}" if group.size > 1 else ""
+        console.print(f"training {recipe.model.backbone} on {len(data.train)} images, {device.type}{processes}")
+        began = time.perf_counter()
+        fit(recipe, data, run, console, device, group)
+        console.print(f"trained in {time.perf_counter() - began:.0f} s")
+    if not group.leads:
+        return None
     calibrate_run(run, recipe, data, console)
     evaluate_run(run, data, console)
     return export_run(run, run.bundle, console)
 
 
 def load(recipe: Recipe, console: Console) -> Dataset:
-    """The recipe's data, with a word about its size."""
+    """The recipe's data; a prior in the recipe that does not fit its classes is refused here, before any work."""
     with console.status("reading images"):
-        return load_dataset(recipe.data, recipe.seed)
+        data = load_dataset(recipe.data, recipe.seed)
+    if recipe.calibrate.prior is not None:
+        given_prior(recipe.calibrate.prior, data.classes)
+    return data
 
 
 def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console: Console) -> None:
@@ -69,32 +81,39 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
         f"temperature {fitted.temperature:.3f}"
         + (f", omega at its lower bound for {fitted.omega_at_bound} classes" if fitted.omega_at_bound else "")
     )
+    for warning in fitted.warnings:
+        console.print(f"warning: {warning}")
     meta |= {"recipe": recipe.model_dump(mode="json"), "calibration": dataclasses.asdict(fitted)}
     save_tensors(run.network, network_tensors(network.cpu()), meta)
 
 
 def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, Any]:
-    """Judge the calibrated network on the test part; writes `report.json`."""
+    """Judge the calibrated network on the test part; writes `report.json`, and `report.html` to look at."""
     network, recipe, meta = load_network(run.network)
     data = data or load(recipe, console)
     with console.status("evaluating"):
-        trained_scalar = meta["calibration"]["trained_scalar"]
-        report = evaluate(network.to(default_device()), data, recipe, trained_scalar)
+        report = evaluate(network.to(default_device()), data, recipe)
     report |= {"calibration": meta["calibration"], "epochs": meta["epoch"]}
     save_json(run.report, report)
+    run.page.write_text(page(report), encoding="utf-8")
     print_report(report, console)
     return report
 
 
-def export_run(run: Run, folder: Path, console: Console) -> Bundle:
-    """Write the bundle of a calibrated and evaluated run."""
+def export_run(run: Run, folder: Path, console: Console, precision: Precision = "fp32") -> Bundle:
+    """Write the bundle of a calibrated and evaluated run; another precision than fp32 needs the run's data again."""
+    from training.export import export_bundle  # the only step that needs onnx and onnxruntime
+
     network, recipe, meta = load_network(run.network)
     try:
         report = json.loads(run.report.read_text())
     except FileNotFoundError:
         raise RunError(f"{run.report} is missing: run `camcal evaluate {run.path}` first") from None
+    data = None if precision == "fp32" else load(recipe, console)
     with console.status("exporting"):
-        bundle = export_bundle(network, recipe, meta["classes"], meta["train_counts"], report, folder)
+        bundle = export_bundle(network, recipe, meta["classes"], meta["train_counts"], report, folder, precision, data)
+    for name, held in bundle.report.get("held_out", {}).items():
+        console.print(f"{name}: accuracy {held['accuracy']:.2%}, ECE {held['ece']:.2%} on held-out images")
     console.print(f"bundle {bundle.manifest.name} {bundle.manifest.version} written to {folder}")
     return bundle
 

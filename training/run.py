@@ -44,6 +44,11 @@ class Run:
         return self.path / "report.json"
 
     @property
+    def page(self) -> Path:
+        """The report to look at."""
+        return self.path / "report.html"
+
+    @property
     def bundle(self) -> Path:
         return self.path / "bundle"
 
@@ -103,8 +108,10 @@ def load_network(path: Path) -> tuple[LongTailClassifier, Recipe, dict[str, Any]
     """
     tensors, meta = load_tensors(path)
     try:
-        recipe = parse_recipe(meta["recipe"], path.name)
-        network = build_network(recipe, len(meta["classes"]))
+        recipe = recipe_in(meta["recipe"], path)
+        # What was trained replaces the pretrained weights, which need not be fetched again.
+        blank = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
+        network = build_network(blank, len(meta["classes"]))
         restore(network, tensors)
     except (KeyError, RuntimeError, RecipeError) as error:
         reason = " ".join(str(error).split())
@@ -112,7 +119,16 @@ def load_network(path: Path) -> tuple[LongTailClassifier, Recipe, dict[str, Any]
     return network.eval(), recipe, meta
 
 
+def recipe_in(raw: dict[str, Any], path: Path) -> Recipe:
+    """The recipe in a checkpoint's metadata, where earlier versions kept label smoothing with the optimisation."""
+    raw = {section: dict(value) if isinstance(value, dict) else value for section, value in raw.items()}
+    if "label_smoothing" in raw["fit"]:
+        raw["loss"] = {"smoothing": raw["fit"].pop("label_smoothing")} | raw.get("loss", {})
+    return parse_recipe(raw, path.name)
+
+
 def restore(network: LongTailClassifier, tensors: dict[str, Tensor]) -> None:
-    """Copy `network.*` tensors into a network."""
+    """Copy `network.*` tensors into a network; those of earlier versions were not rescaled outside of the head."""
     state = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
-    network.load_state_dict(state)
+    unscaled = {f"rescale.{name}": tensor for name, tensor in network.rescale.state_dict().items()}
+    network.load_state_dict(unscaled | state)

@@ -1,30 +1,19 @@
-// One image at a time: send it, list its classes, show the heatmap of the one chosen.
+// One image at a time: send it, list its classes, show the heatmap of the one looked at.
 
-const $ = (id) => document.getElementById(id);
-const percent = (share) => (share < 0.0005 ? "<0.1 %" : `${(100 * share).toFixed(1)} %`);
+import { describe } from "./card.js";
+import { $, ask, element, percent } from "./dom.js";
+
+const SAMPLES = ["Leopards", "ketch", "metronome"]; // photographs in samples/, offered to models that know the class
+const PX = 768; // longest side of a heatmap
 
 let file = null; // the image on show
 let answer = null; // the service's answer to it
-let chosen = 0; // place of the class on show
+let pinned = 0; // place of the class that was chosen
+let looked = null; // place of the class under the pointer or the keyboard's focus, if any
 let asked = 0; // number of the latest question: late answers to older ones are dropped
+let drawn = 0; // the same for heatmaps
 let count = Infinity; // the model's classes
-const urls = []; // blob URLs of the picture on show
-
-async function ask(path, options = {}) {
-  const key = $("key").value;
-  const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
-  let response;
-  try {
-    response = await fetch(path, { ...options, headers });
-  } catch {
-    throw new Error("The service cannot be reached.");
-  }
-  if (response.ok) return response;
-  const problem = await response.json().catch(() => ({}));
-  if (response.status === 401) $("key-label").hidden = false;
-  const wait = response.headers.get("Retry-After");
-  throw new Error(`${problem.title ?? "The service failed"}: ${problem.detail ?? response.status}.${wait ? ` Try again in ${wait} s.` : ""}`);
-}
+const pictures = new Map(); // query → promise of a blob URL
 
 function say(status, error = "") {
   $("status").textContent = status;
@@ -32,118 +21,245 @@ function say(status, error = "") {
   $("error").hidden = !error;
 }
 
+const named = () => file.name || "The pasted image";
+
 async function predict() {
   if (!file) return;
   const question = ++asked;
-  say(`Looking at ${file.name || "the pasted image"} …`);
+  say(`Looking at ${named()} …`);
+  $("result").setAttribute("aria-busy", "true");
   const form = new FormData();
   form.append("image", file);
-  const query = new URLSearchParams({ top_k: Math.min($("top-k").value, count), prior: $("prior").value });
   try {
-    const found = await (await ask(`predict?${query}`, { method: "POST", body: form })).json();
+    const found = await (await ask(`predict?${options()}`, { method: "POST", body: form, size: file.size })).json();
     if (question !== asked) return;
     answer = found;
-    chosen = 0;
+    [pinned, looked] = [0, null];
+    forget();
     list();
+    const best = answer.predictions[0];
+    say(`${named()}, ${answer.image.width} × ${answer.image.height} px: ${best.label}, ${percent(best.calibrated_probability)} sure`
+      + ` (${percent(best.probability)} before calibration)`);
+    document.body.classList.add("done");
     $("result").hidden = false;
-    say(`${file.name || "Pasted image"}, ${answer.image.width} × ${answer.image.height} px`);
     await show();
+    prefetch(question);
   } catch (error) {
     if (question === asked) { $("result").hidden = true; say("", error.message); }
+  } finally {
+    if (question === asked) $("result").removeAttribute("aria-busy");
   }
+}
+
+function options() {
+  return new URLSearchParams({ top_k: Math.min($("top-k").value, count), prior: $("prior").value });
 }
 
 function list() {
   $("classes").replaceChildren(...answer.predictions.map((prediction, place) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.append(
-      part("span", "about", `${prediction.group} · ${prediction.train_count} training images`),
-      part("span", "name", prediction.label),
-      bar("calibrated", prediction.calibrated_probability),
-      bar("plain", prediction.probability),
-    );
-    button.addEventListener("click", () => { chosen = place; show(); });
-    const item = document.createElement("li");
-    item.append(button);
-    return item;
+    const button = element("button", { type: "button" },
+      element("span", { class: "top" }, element("span", { class: "name" }, prediction.label),
+        element("span", { class: `group ${prediction.group}` }, prediction.group),
+        element("span", { class: "count" }, `${prediction.train_count} training images`)),
+      bars(prediction));
+    button.addEventListener("click", () => { pinned = place; looked = null; show(); });
+    for (const event of ["pointerenter", "focus"]) button.addEventListener(event, () => look(place));
+    for (const event of ["pointerleave", "blur"]) button.addEventListener(event, () => look(null));
+    return element("li", {}, button);
   }));
+  $("versus").replaceChildren(element("option", { value: "" }, "nothing: this class alone"),
+    ...answer.predictions.map((prediction) => element("option", { value: prediction.class_id }, prediction.label)));
 }
 
-function part(tag, name, text = "") {
-  const element = document.createElement(tag);
-  element.className = name;
-  element.textContent = text;
-  return element;
+function bars(prediction) {
+  const shift = 100 * (prediction.calibrated_probability - prediction.probability);
+  const grid = element("span", { class: "bars" });
+  for (const [kind, share] of [["calibrated", prediction.calibrated_probability], ["plain", prediction.probability]]) {
+    const fill = element("i", { class: kind });
+    grid.append(element("b", { class: kind }, fill), element("em", { class: kind }, element("span", { class: "unseen" }, `${kind} `), percent(share)));
+    requestAnimationFrame(() => fill.style.setProperty("width", `${100 * share}%`));
+  }
+  const words = Math.abs(shift) < 0.05 ? "±0" : `${shift > 0 ? "+" : "−"}${Math.abs(shift).toFixed(1)}`;
+  grid.append(element("span", { class: "shift" }, element("strong", {}, words), "points"));
+  return grid;
 }
 
-function bar(kind, share) {
-  const row = part("span", `bar ${kind}`);
-  const fill = document.createElement("i");
-  const track = document.createElement("b");
-  track.append(fill);
-  row.append(track, part("em", "", percent(share)));
-  row.title = `${kind} probability`;
-  requestAnimationFrame(() => fill.style.setProperty("width", `${100 * share}%`));
-  return row;
+function look(place) {
+  looked = place;
+  show();
+}
+
+/** The query of the heatmap of the class at `place`, as the controls say. */
+function wanted(place) {
+  const prediction = answer.predictions[place];
+  const versus = $("versus").value;
+  return new URLSearchParams({
+    class: prediction.class_id,
+    calibrated: score() === "calibrated",
+    colormap: $("colormap").value,
+    alpha: $("alpha").value / 100,
+    ...($("common").checked && { scale: "image" }),
+    ...(versus && Number(versus) !== prediction.class_id && { versus }),
+  });
+}
+
+const score = () => document.querySelector("input[name=score]:checked").value;
+
+function heatmap(query) {
+  const path = `cam/${answer.id}?${query}&size=${PX}&format=jpeg`;
+  if (!pictures.has(path)) {
+    const picture = ask(path).then((response) => response.blob()).then((blob) => URL.createObjectURL(blob));
+    picture.catch(() => pictures.delete(path));
+    pictures.set(path, picture);
+  }
+  return pictures.get(path);
+}
+
+function forget() {
+  for (const picture of pictures.values()) picture.then(URL.revokeObjectURL, () => {});
+  pictures.clear();
+}
+
+/** Fetch the heatmaps of the other classes, one at a time, so that looking at one shows it at once. */
+async function prefetch(question) {
+  try {
+    for (let place = 1; place < answer.predictions.length && question === asked && answer.cam; place++) await heatmap(wanted(place));
+  } catch {} // then it is asked for again when it is looked at
 }
 
 async function show() {
-  const question = asked;
-  const prediction = answer.predictions[chosen];
-  const view = document.querySelector("input[name=view]:checked").value;
-  document.querySelectorAll("#classes button").forEach((button, place) => button.setAttribute("aria-pressed", place === chosen));
-  if (!answer.cam || view === "none") {
-    picture(file, file.name || "the image");
-    $("caption").textContent = answer.cam ? "" : "No heatmap was kept for this prediction.";
-    return;
+  if (!answer) return;
+  const drawing = ++drawn;
+  const place = looked ?? pinned;
+  const prediction = answer.predictions[place];
+  document.querySelectorAll("#classes button").forEach((button, k) => {
+    button.setAttribute("aria-pressed", k === pinned);
+    button.classList.toggle("shown", k === place);
+  });
+  $("alpha-value").textContent = `${$("alpha").value} %`;
+  $("view").hidden = !answer.cam;
+  let [url, words, alt] = ["", "No heatmap was kept for this prediction.", named()];
+  if (answer.cam) {
+    const query = wanted(place);
+    try {
+      url = await heatmap(query);
+    } catch (error) {
+      if (drawing === drawn) say("", error.message);
+      return;
+    }
+    [words, alt] = caption(prediction, query);
+    $("open").href = `cam/${answer.id}?${query}&size=1024&legend=true`;
+  } else {
+    url = URL.createObjectURL(file);
+    pictures.set(url, Promise.resolve(url));
   }
-  const calibrated = view === "calibrated";
-  const score = calibrated ? prediction.calibrated_logit : prediction.logit;
-  const query = new URLSearchParams({ class: prediction.class_id, calibrated, size: 640, format: "webp" });
-  try {
-    const drawn = await (await ask(`cam/${answer.id}?${query}`)).blob();
-    const now = document.querySelector("input[name=view]:checked").value;
-    if (question !== asked || prediction !== answer.predictions[chosen] || view !== now) return;
-    picture(drawn, `Heatmap of ${prediction.label}`);
-    $("caption").textContent = `Evidence for ${prediction.label}. The map sums to its ${view} score, ${score.toFixed(2)}.`;
-  } catch (error) {
-    say("", error.message);
-  }
-}
-
-function picture(blob, description) {
-  const url = URL.createObjectURL(blob);
+  const next = new Image();
+  next.src = url;
+  await next.decode().catch(() => {});
+  if (drawing !== drawn) return;
   $("heatmap").src = url;
-  $("heatmap").alt = description;
-  urls.push(url);
-  while (urls.length > 1) URL.revokeObjectURL(urls.shift());
+  $("heatmap").alt = alt;
+  $("caption").textContent = words;
 }
 
+/** A sentence on the heatmap of `query`, and its description for those who do not see it. */
+function caption(prediction, query) {
+  const kind = score();
+  const logit = kind === "calibrated" ? "calibrated_logit" : "logit";
+  const rival = answer.predictions.find((other) => String(other.class_id) === query.get("versus"));
+  if (!rival) {
+    return [`Where the evidence for ${prediction.label} is: all positions sum to its ${kind} score, ${prediction[logit].toFixed(2)}.`,
+      `Heatmap of ${prediction.label}`];
+  }
+  const difference = (prediction[logit] - rival[logit]).toFixed(2);
+  return [`What speaks for ${prediction.label} rather than ${rival.label}: all positions sum to the difference of their ${kind} scores, ${difference}.`,
+    `Heatmap of ${prediction.label} rather than ${rival.label}`];
+}
+
+let timer = 0;
+function later() {
+  $("alpha-value").textContent = `${$("alpha").value} %`;
+  clearTimeout(timer);
+  timer = setTimeout(show, 50);
+}
+
+/** Take the first image of what was chosen, dropped or pasted. */
 function take(files) {
-  const image = [...files].find((candidate) => candidate.type.startsWith("image/")) ?? files[0];
+  const all = [...files];
+  const image = all.find((candidate) => candidate.type.startsWith("image/")) ?? all[0];
   $("file").value = ""; // so that the same file can be chosen again
   if (image) { file = image; predict(); }
 }
 
-async function describe() {
+function dropped(transfer) {
+  const entry = [...transfer.items].find((item) => item.kind === "file")?.webkitGetAsEntry();
+  if (entry?.isDirectory) say("", `${entry.name} is a folder: drop one image of it.`);
+  else if (transfer.files.length) take(transfer.files);
+  else say("", "No file was dropped: save the image first, or copy and paste it.");
+}
+
+async function sample(name) {
   try {
-    const model = await (await ask("model")).json();
-    count = model.classes.length;
-    $("model").textContent = `${model.name} ${model.version}: ${count} classes, ${model.groups.few} of them seen fewer than 20 times in training.`;
+    const photograph = await (await ask(`samples/${name}.jpg`)).blob();
+    file = new File([photograph], `${name}.jpg`, { type: "image/jpeg" });
+    await predict();
   } catch (error) {
     say("", error.message);
   }
 }
 
+function offer(model) {
+  const known = new Set(model.classes.map((info) => info.label));
+  const offered = SAMPLES.filter((name) => known.has(name)).map((name) => {
+    const button = element("button", { type: "button" },
+      element("img", { src: `samples/${name}.jpg`, alt: "", width: 120, height: 84 }), element("span", { class: "label" }, name));
+    button.setAttribute("aria-label", `Sample: ${name}`);
+    button.addEventListener("click", () => sample(name));
+    return element("li", {}, button);
+  });
+  $("samples").querySelector("ul").replaceChildren(...offered);
+  $("samples").hidden = !offered.length;
+}
+
+function shell() {
+  const query = new URLSearchParams({ top_k: Math.min($("top-k").value, count), ...($("prior").value !== "balanced" && { prior: $("prior").value }) });
+  const key = $("key-label").hidden ? "" : " -H 'X-API-Key: …'";
+  $("curl").textContent = `curl${key} -F image=@photo.jpg '${new URL(`predict?${query}`, document.baseURI)}'`;
+}
+
+async function copy() {
+  try {
+    await navigator.clipboard.writeText($("curl").textContent);
+    $("copy").textContent = "Copied";
+  } catch { // no clipboard on plain HTTP from another machine: select it for the reader
+    getSelection().selectAllChildren($("curl"));
+    $("copy").textContent = "Selected";
+  }
+  setTimeout(() => { $("copy").textContent = "Copy"; }, 1500);
+}
+
+async function start() {
+  try {
+    const model = await (await ask("model")).json();
+    count = model.classes.length;
+    describe(model);
+    offer(model);
+  } catch (error) {
+    say("", error.message);
+  }
+  shell();
+}
+
 $("file").addEventListener("change", () => take($("file").files));
-$("top-k").addEventListener("change", predict);
-$("prior").addEventListener("change", predict);
-$("key").addEventListener("change", () => { say(""); describe(); predict(); });
+for (const id of ["top-k", "prior"]) $(id).addEventListener("change", () => { shell(); predict(); });
+for (const id of ["colormap", "versus", "common"]) $(id).addEventListener("change", show);
+document.querySelectorAll("input[name=score]").forEach((radio) => radio.addEventListener("change", show));
+$("alpha").addEventListener("input", later);
+$("key").addEventListener("change", () => { say(""); start(); predict(); });
 $("form").addEventListener("submit", (event) => event.preventDefault());
-document.querySelectorAll("input[name=view]").forEach((radio) => radio.addEventListener("change", () => answer && show()));
-addEventListener("paste", (event) => take(event.clipboardData.files));
+$("copy").addEventListener("click", copy);
+addEventListener("paste", (event) => event.clipboardData.files.length && take(event.clipboardData.files));
 addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("over"); });
 addEventListener("dragleave", () => $("drop").classList.remove("over"));
-addEventListener("drop", (event) => { event.preventDefault(); $("drop").classList.remove("over"); take(event.dataTransfer.files); });
-describe();
+addEventListener("drop", (event) => { event.preventDefault(); $("drop").classList.remove("over"); dropped(event.dataTransfer); });
+start();

@@ -17,7 +17,7 @@ from service.decoding import Data
 from service.errors import refused
 from service.prediction import Prior
 from service.routes.documented import problems
-from service.routes.predict import Wanted, answer_image, checked_top_k
+from service.routes.predict import Wanted, answer_image, checked_cam_classes, checked_top_k
 from service.runtime import Key, Running, log, unless_gone
 from service.schemas import PredictionBatch
 
@@ -43,13 +43,16 @@ async def predict_batch(
     runtime: Running,
     top_k: Annotated[int | None, Query(ge=1, description="How many classes; 5 by default, at most all.")] = None,
     cam: Annotated[bool, Query(description="Whether to keep heatmaps of these classes.")] = True,
+    cam_classes: Annotated[
+        list[str] | None, Query(description="Index or label of a class to keep a heatmap of too; may be repeated.")
+    ] = None,
     logits: Annotated[Literal["none", "all"], Query(description="`all`: every class's scores too.")] = "none",
     prior: Annotated[Prior, Query(description="Class prior of the calibrated probabilities.")] = "balanced",
     timeout_ms: TimeoutMs = None,
 ) -> Response:
     """The images are files in the field `image` of a form. A bad one has its problem in its place, the rest answers."""
     model, settings, wish = runtime.model, runtime.settings, latest(timeout_ms)
-    count = checked_top_k(model, top_k)
+    count, others = checked_top_k(model, top_k), checked_cam_classes(model, cam_classes, cam)
     content_type = request.headers.get("content-type", "")
     require_form(content_type)
     with runtime.admission.ticket() as held, ExitStack() as stack:
@@ -65,7 +68,9 @@ async def predict_batch(
         for ticket in tickets:
             ticket.join()
         path, deadline = request.scope.get("root_path", ""), min(wish, time.monotonic() + settings.timeout_s)
-        wanted = Wanted(top_k=count, cam=cam, logits=logits, prior=prior, path=path, deadline=deadline)
+        wanted = Wanted(
+            top_k=count, cam=cam, cam_classes=others, logits=logits, prior=prior, path=path, deadline=deadline
+        )
 
         async def answer(image: Data, ticket: Ticket) -> orjson.Fragment:
             try:

@@ -10,11 +10,14 @@ from typing import Annotated, Literal
 import numpy as np
 import orjson
 from fastapi import APIRouter, Header, Query, Response
+from pydantic import BaseModel, Field
 
 from service.colormaps import Colormap
 from service.errors import Problem, bad_parameter
 from service.explanation import Explanation
-from service.heatmap import render
+from service.heatmap import View, render
+from service.legend import MIN_SIZE
+from service.prediction import is_index
 from service.routes.documented import binary, header, problems
 from service.runtime import Key, Running, Runtime, log
 from service.schemas import Contributions
@@ -35,7 +38,62 @@ _HEADERS = {"ETag": header("Of this very picture."), "Cache-Control": header("Pr
 _BINARY = binary("image/png", "image/webp", "image/jpeg", "application/octet-stream")
 
 
-@router.get(
+class CamOptions(BaseModel):
+    """The query of `GET /cam/{id}`."""
+
+    class_: str | None = Field(None, alias="class", description="Index or label, one of the kept; the best by default.")
+    versus: str | None = Field(
+        None, description="Index or label of a class to subtract: what speaks for one, not both."
+    )
+    calibrated: bool = Field(True, description="Explain the calibrated score, or the plain one.")
+    overlay: bool = Field(True, description="Lay the colours on the picture.")
+    signed: bool | None = Field(
+        None,
+        description="Show what speaks against the class too, with zero in the middle of the colours; by default with "
+        "`versus` or the colours `coolwarm`.",
+    )
+    scale: Literal["map", "image"] = Field(
+        "map",
+        description="`map`: the strongest colour is this map's highest contribution. `image`: it is that of all maps "
+        "kept of the image, so that equal colours mean equal contributions.",
+    )
+    colormap: Colormap | None = Field(None, description="By default `turbo`, or `coolwarm` when signed.")
+    alpha: float = Field(0.6, ge=0, le=1, description="How much the strongest colour covers.")
+    size: int = Field(384, ge=16, le=1024, description="Longest side, in px, with the legend.")
+    legend: bool = Field(False, description=f"Write class, score and scale below; needs a size of {MIN_SIZE} or more.")
+    format: Format = Field("png", description="`json` and `npy` give the exact contributions.")
+
+    @property
+    def zero_in_the_middle(self) -> bool:
+        """What `signed` says, or its default."""
+        return (self.versus is not None or self.colormap == "coolwarm") if self.signed is None else self.signed
+
+
+async def cam(
+    runtime: Running,
+    id: str,
+    options: Annotated[CamOptions, Query()],
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """A picture of where the evidence is; `json` and `npy` hold the signed contributions that sum to the score."""
+    explanation = await _find(runtime, id)
+    place, versus = _places(explanation, options, len(runtime.manifest.classes))
+    etag = f'"{hashlib.sha256(repr((id, place, versus, options)).encode()).hexdigest()[:32]}"'
+    life_s = max(0, int(explanation.expires_at - time.time()))
+    headers = {"ETag": etag, "Cache-Control": f"private, max-age={life_s}, immutable"}
+    if if_none_match and _matches(if_none_match, etag):
+        return Response(status_code=304, headers=headers)
+
+    def draw() -> bytes:
+        started = time.perf_counter()
+        body = _body(explanation, place, versus, options)
+        runtime.metrics.stage_seconds.labels("render").observe(time.perf_counter() - started)
+        return body
+
+    return Response(await runtime.in_thread(draw), headers=headers, media_type=_MEDIA_TYPES[options.format])
+
+
+router.get(
     "/cam/{id}",
     dependencies=[Key],
     response_model=Contributions,
@@ -45,52 +103,8 @@ _BINARY = binary("image/png", "image/webp", "image/jpeg", "application/octet-str
         **problems(401, 404, 422, 500, 503),
     },
     summary="Draw a heatmap",
-)
-async def cam(
-    runtime: Running,
-    id: str,
-    class_: Annotated[
-        str | None, Query(alias="class", description="Index or label, one of the prediction's; the best by default.")
-    ] = None,
-    calibrated: Annotated[bool, Query(description="Explain the calibrated score, or the plain one.")] = True,
-    overlay: Annotated[bool, Query(description="Lay the colours on the picture.")] = True,
-    colormap: Annotated[Colormap, Query(description="Colours, from none of the evidence to most.")] = "turbo",
-    alpha: Annotated[float, Query(ge=0, le=1, description="How much the strongest colour covers.")] = 0.6,
-    size: Annotated[int, Query(ge=16, le=1024, description="Longest side, in px.")] = 384,
-    format: Annotated[Format, Query(description="`json` and `npy` give the exact contributions.")] = "png",
-    if_none_match: Annotated[str | None, Header()] = None,
-) -> Response:
-    """A picture of where the evidence is; `json` and `npy` hold the signed contributions that sum to the score."""
-    explanation = await _find(runtime, id)
-    place = _place(explanation, class_, len(runtime.manifest.classes))
-    options = (id, place, calibrated, overlay, colormap, alpha, size, format)
-    etag = f'"{hashlib.sha256(repr(options).encode()).hexdigest()[:32]}"'
-    life_s = max(0, int(explanation.expires_at - time.time()))
-    headers = {"ETag": etag, "Cache-Control": f"private, max-age={life_s}"}
-    if if_none_match and _matches(if_none_match, etag):
-        return Response(status_code=304, headers=headers)
-
-    def draw() -> bytes:
-        started = time.perf_counter()
-        if format == "json":
-            body = _numbers(explanation, place, calibrated)
-        elif format == "npy":
-            body = _npy(explanation, place, calibrated)
-        else:
-            body = render(
-                explanation.contributions(place, calibrated),
-                explanation.picture,
-                explanation.picture_size,
-                size=size,
-                colormap=colormap,
-                alpha=alpha,
-                on_picture=overlay,
-                format=format,
-            )
-        runtime.metrics.stage_seconds.labels("render").observe(time.perf_counter() - started)
-        return body
-
-    return Response(await runtime.in_thread(draw), headers=headers, media_type=_MEDIA_TYPES[format])
+)(cam)
+router.head("/cam/{id}", dependencies=[Key], include_in_schema=False)(cam)
 
 
 async def _find(runtime: Runtime, id: str) -> Explanation:
@@ -108,18 +122,32 @@ async def _find(runtime: Runtime, id: str) -> Explanation:
     return Explanation.unpack(data)
 
 
-def _place(explanation: Explanation, wanted: str | None, classes: int) -> int:
+def _places(explanation: Explanation, options: CamOptions, classes: int) -> tuple[int, int | None]:
+    """Where the classes of `class` and `versus` stand among the maps kept."""
+    place = 0 if options.class_ is None else _place(explanation, "class", options.class_, classes)
+    versus = None if options.versus is None else _place(explanation, "versus", options.versus, classes)
+    if place == versus:
+        label = explanation.labels[place]
+        raise bad_parameter("versus", f"versus is {label!r}, the class that is shown; choose another to compare with")
+    if options.legend and options.size < MIN_SIZE:
+        raise bad_parameter("size", f"size is {options.size}; a legend needs {MIN_SIZE} or more")
+    return place, versus
+
+
+def _place(explanation: Explanation, name: str, wanted: str, classes: int) -> int:
     """Where class `wanted` stands among the maps kept. Digits below the number of classes are an index."""
-    if wanted is None:
-        return 0
-    is_index = wanted.isascii() and wanted.isdecimal() and int(wanted[:9]) < classes
     try:
-        return explanation.classes.index(int(wanted)) if is_index else explanation.labels.index(wanted)
+        if is_index(wanted, classes):
+            return explanation.classes.index(int(wanted))
+        return explanation.labels.index(wanted)
     except ValueError:
         pairs = zip(explanation.classes, explanation.labels, strict=True)
         kept = ", ".join(f"{k} ({label})" for k, label in list(pairs)[:20])
-        message = f"class is {wanted[:100]!r}; this prediction kept {kept}: predict with a larger top_k for more"
-        raise bad_parameter("class", message) from None
+        message = (
+            f"{name} is {wanted[:100]!r}; this prediction kept {kept}: "
+            f"predict with a larger top_k, or with cam_classes, for more"
+        )
+        raise bad_parameter(name, message) from None
 
 
 def _matches(if_none_match: str, etag: str) -> bool:
@@ -127,20 +155,39 @@ def _matches(if_none_match: str, etag: str) -> bool:
     return "*" in tags or etag in tags
 
 
-def _numbers(explanation: Explanation, place: int, calibrated: bool) -> bytes:
-    contributions = explanation.contributions(place, calibrated)
+def _body(explanation: Explanation, place: int, versus: int | None, options: CamOptions) -> bytes:
+    contributions = explanation.contributions(place, options.calibrated, versus)
+    if options.format == "json":
+        return _numbers(explanation, place, versus, options.calibrated)
+    if options.format == "npy":
+        buffer = io.BytesIO()
+        np.save(buffer, contributions)
+        return buffer.getvalue()
+    signed = options.zero_in_the_middle
+    scale = explanation.scale(place, options.calibrated, versus, signed=signed, common=options.scale == "image")
+    view = View(
+        size=options.size,
+        colormap=options.colormap or ("coolwarm" if signed else "turbo"),
+        alpha=options.alpha,
+        overlay=options.overlay,
+        format=options.format,
+    )
+    caption = explanation.caption(place, options.calibrated, versus) if options.legend else None
+    return render(contributions, scale, explanation.picture, explanation.picture_size, view, caption)
+
+
+def _numbers(explanation: Explanation, place: int, versus: int | None, calibrated: bool) -> bytes:
+    contributions = explanation.contributions(place, calibrated, versus)
     body = {
-        "class_id": explanation.classes[place],
-        "label": explanation.labels[place],
+        **_name(explanation, place),
         "calibrated": calibrated,
+        "versus": None if versus is None else _name(explanation, versus),
         "contributions": contributions,
         "sum": float(contributions.sum(dtype=np.float64)),
-        "score": explanation.score(place, calibrated),
+        "score": explanation.score(place, calibrated, versus),
     }
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _npy(explanation: Explanation, place: int, calibrated: bool) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, explanation.contributions(place, calibrated))
-    return buffer.getvalue()
+def _name(explanation: Explanation, place: int) -> dict[str, int | str]:
+    return {"class_id": explanation.classes[place], "label": explanation.labels[place]}

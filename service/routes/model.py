@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 from fastapi import APIRouter, Response
 
-from models.bundle import GROUPS, Manifest
+from models.bundle import GROUPS, Bundle
 from service.prediction import PRIORS
 from service.routes.documented import problems
 from service.runtime import Key, Running
@@ -23,11 +23,12 @@ router = APIRouter()
 )
 async def model(runtime: Running) -> Response:
     """Classes, groups, calibration, preprocessing and measured figures."""
-    return Response(orjson.dumps(describe(runtime.manifest)), media_type="application/json")
+    return Response(orjson.dumps(describe(runtime.model.sessions[0].bundle)), media_type="application/json")
 
 
-def describe(manifest: Manifest) -> dict[str, object]:
+def describe(bundle: Bundle) -> dict[str, object]:
     """The body of `GET /model`."""
+    manifest = bundle.manifest
     groups = [info.group for info in manifest.classes]
     return {
         "name": manifest.name,
@@ -42,4 +43,5 @@ def describe(manifest: Manifest) -> dict[str, object]:
         "preprocessing": manifest.preprocessing.model_dump(),
         "grid": manifest.grid,
         "figures": manifest.figures,
+        "reliability": bundle.report.get("reliability"),
     }

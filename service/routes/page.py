@@ -1,4 +1,4 @@
-"""`GET /`: the web page, three small files that load nothing from elsewhere."""
+"""`GET /`: the web page, a few small files that load nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -11,23 +11,38 @@ import service
 router = APIRouter(include_in_schema=False)
 
 _FOLDER = Path(service.__file__).parent / "page"
-_FILES = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
+_MEDIA_TYPES = {
+    ".css": "text/css",
+    ".html": "text/html",
+    ".jpg": "image/jpeg",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain",
 }
-# blob: and data: are the pictures that the page itself makes.
-_POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "connect-src 'self'",
+        "img-src 'self' blob:",  # blob: the pictures that the page fetches with its key
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+    )
+)
 _HEADERS = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
 
 
-def _serve(path: str, name: str, media_type: str) -> None:
-    content = (_FOLDER / name).read_bytes()
+def _serve(file: Path) -> None:
+    content = file.read_bytes()
+    name = file.relative_to(_FOLDER).as_posix()
 
-    @router.get(path)
+    @router.api_route("/" if name == "index.html" else f"/{name}", methods=["GET", "HEAD"])
     async def page() -> Response:
-        return Response(content, headers=_HEADERS, media_type=media_type)
+        return Response(content, headers=_HEADERS, media_type=_MEDIA_TYPES[file.suffix])
 
 
-for path, (name, media_type) in _FILES.items():
-    _serve(path, name, media_type)
+for _file in sorted(_FOLDER.rglob("*.*")):
+    _serve(_file)

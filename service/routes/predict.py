@@ -19,7 +19,7 @@ from service.body import FIELD, read_upload
 from service.deadline import TimeoutMs, latest
 from service.decoding import Data, Decoded, decode
 from service.errors import bad_parameter
-from service.explanation import Explanation, offsets
+from service.explanation import explain
 from service.model import Model
 from service.prediction import Prior, Ranking
 from service.routes.documented import binary, header, problems
@@ -44,6 +44,7 @@ class Wanted:
 
     top_k: int
     cam: bool
+    cam_classes: list[int]  # with a heatmap beside the top k
     logits: Literal["none", "all"]
     prior: Prior
     path: str  # of the app, as the client sees it
@@ -63,6 +64,9 @@ async def predict(
     runtime: Running,
     top_k: Annotated[int | None, Query(ge=1, description="How many classes; 5 by default, at most all.")] = None,
     cam: Annotated[bool, Query(description="Whether to keep heatmaps of these classes.")] = True,
+    cam_classes: Annotated[
+        list[str] | None, Query(description="Index or label of a class to keep a heatmap of too; may be repeated.")
+    ] = None,
     logits: Annotated[Literal["none", "all"], Query(description="`all`: every class's scores too.")] = "none",
     prior: Annotated[
         Prior, Query(description="Class prior of the calibrated probabilities: equal, or as in training.")
@@ -72,6 +76,7 @@ async def predict(
     """The image is the file field `image` of a form, or the raw body with the content type `image/*`."""
     model, wish = runtime.model, latest(timeout_ms)
     count = checked_top_k(model, top_k)
+    others = checked_cam_classes(model, cam_classes, cam)
     settings = runtime.settings
     with runtime.admission.ticket() as ticket:
         upload = await read_upload(
@@ -81,6 +86,7 @@ async def predict(
         wanted = Wanted(
             top_k=count,
             cam=cam,
+            cam_classes=others,
             logits=logits,
             prior=prior,
             path=request.scope.get("root_path", ""),
@@ -97,6 +103,16 @@ def checked_top_k(model: Model, top_k: int | None) -> int:
         return model.ranker.check_top_k(top_k)
     except ValueError as error:
         raise bad_parameter("top_k", str(error)) from None
+
+
+def checked_cam_classes(model: Model, wanted: list[str] | None, cam: bool) -> list[int]:
+    """Classes with a heatmap beside the best. Raises Problem 422 for one that the model does not have."""
+    if wanted and not cam:
+        raise bad_parameter("cam_classes", "cam_classes is given, but cam is false; leave out one of them")
+    try:
+        return [model.ranker.class_id(name) for name in wanted or ()]
+    except ValueError as error:
+        raise bad_parameter("cam_classes", f"cam_classes: {error}") from None
 
 
 async def answer_image(
@@ -123,7 +139,7 @@ async def answer_image(
 
     decoded, decode_started = await runtime.in_thread(decode_in_time)
     decode_s = time.perf_counter() - decode_started
-    top_k = model.ranker.maps_needed(wanted.top_k, wanted.prior, wanted.cam)
+    top_k = model.ranker.maps_needed(wanted.top_k, wanted.prior, wanted.cam, bool(wanted.cam_classes))
     answer = await runtime.batcher.submit(
         model.runs, decoded.pixels, top_k, deadline=wanted.deadline, on_dispatch=ticket.leave
     )
@@ -152,7 +168,7 @@ async def _compose(runtime: Runtime, model: Model, answer: Answer, decoded: Deco
         "model": {"name": model.manifest.name, "version": model.manifest.version},
         "prior": wanted.prior,
         "predictions": model.ranker.rows(ranking),
-        "cam": await _keep(runtime, model, key, answer, ranking, decoded, wanted.path) if wanted.cam else None,
+        "cam": await _keep(runtime, model, key, answer, ranking, decoded, wanted) if wanted.cam else None,
         "image": {"width": decoded.width, "height": decoded.height},
     }
     if wanted.logits == "all":
@@ -162,12 +178,14 @@ async def _compose(runtime: Runtime, model: Model, answer: Answer, decoded: Deco
 
 
 async def _keep(
-    runtime: Runtime, model: Model, key: str, answer: Answer, ranking: Ranking, decoded: Decoded, path: str
+    runtime: Runtime, model: Model, key: str, answer: Answer, ranking: Ranking, decoded: Decoded, wanted: Wanted
 ) -> dict[str, Any] | None:
     """Store the maps. A store that fails costs the prediction its `cam` and nothing else."""
     started = time.perf_counter()
     ttl_s = runtime.settings.cam_ttl_s
-    explanation = _explain(model, answer, ranking, decoded, expires_at=time.time() + ttl_s)
+    classes = list(dict.fromkeys((*ranking.classes, *wanted.cam_classes)))
+    expires_at = time.time() + ttl_s
+    explanation = explain(model.ranker, answer.outputs, answer.row, ranking, classes, decoded, expires_at)
     try:
         await runtime.store.put(key, explanation.pack(), ttl_s)
     except Exception as error:  # whatever a store can raise: the network, the disk, no room
@@ -176,27 +194,11 @@ async def _keep(
         return None
     runtime.metrics.stage_seconds.labels("store").observe(time.perf_counter() - started)
     return {
-        "url": f"{path}/cam/{key}",
-        "classes": ranking.classes,
+        "url": f"{wanted.path}/cam/{key}",
+        "classes": classes,
         "grid": model.manifest.grid,
         "expires_at": datetime.fromtimestamp(explanation.expires_at, UTC).isoformat(timespec="seconds"),
     }
-
-
-def _explain(model: Model, answer: Answer, ranking: Ranking, decoded: Decoded, *, expires_at: float) -> Explanation:
-    classes, manifest = ranking.classes, model.manifest
-    return Explanation(
-        expires_at=expires_at,
-        classes=classes,
-        labels=[manifest.classes[k].name for k in classes],
-        logits=[float(ranking.logits[k]) for k in classes],
-        calibrated_logits=[float(ranking.calibrated_logits[k]) for k in classes],
-        scales=[manifest.calibration.omega[k] for k in classes],
-        offsets=offsets(manifest.calibration, classes),
-        picture_size=decoded.picture_size,
-        picture=decoded.picture,
-        maps=model.ranker.maps(answer.outputs, answer.row, classes),
-    )
 
 
 def observe(runtime: Runtime, model: Model, ranking: Ranking) -> None:

@@ -135,3 +135,22 @@ def test_a_model_that_is_not_onnx(copy: Path, data: bytes) -> None:
     _reseal(copy)
     with pytest.raises(BundleError, match="not a readable ONNX file"):
         Bundle.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        ([0.5, 0.5], "prior has 2 values for 10 classes"),
+        ([0.2] * 10, "prior must be positive and sum to one"),
+        ([0.0, *[1 / 9] * 9], "prior must be positive and sum to one"),
+    ],
+)
+def test_a_prior_that_does_not_fit_the_classes(copy: Path, prior: list[float], message: str) -> None:
+    _edit(copy, prior=prior)
+    with pytest.raises(BundleError, match=message):
+        Bundle.load(copy)
+
+
+def test_a_prior_that_fits(copy: Path) -> None:
+    _edit(copy, prior=[0.1] * 10)
+    assert Bundle.load(copy).manifest.prior == [0.1] * 10

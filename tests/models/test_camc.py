@@ -1,8 +1,10 @@
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 
-from models.camc import CAMC, Evidence
+from models.camc import CAMC, Attention, Evidence, contrast
 
 
 def _inputs(classes: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -12,55 +14,97 @@ def _inputs(classes: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return features, expected, torch.randn(classes, 8, generator=generator)
 
 
-@pytest.mark.parametrize("evidence", ["weights", "prototypes"])
-def test_attention_against_numpy(evidence: Evidence) -> None:
+def _unit(rows: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("evidence", ["weights", "prototypes", "both"])
+@pytest.mark.parametrize("attention", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("top", [0, 1, 2])
+def test_attention_against_numpy(evidence: Evidence, attention: Attention, top: int) -> None:
     features, expected, weight = _inputs()
-    module = CAMC(8, 4, evidence)
+    module = CAMC(8, 4, evidence, attention, top)
     module.prototypes.copy_(torch.rand(4, 8, generator=torch.Generator().manual_seed(1)))
+    with torch.no_grad():
+        module.alpha.fill_(1.5)
     found = module.attention(features, expected, weight).detach().numpy()
 
-    source = (module.prototypes if evidence == "prototypes" else weight).double().numpy()
-    unit = source / np.linalg.norm(source, axis=1, keepdims=True)
+    def contrasted(rows: torch.Tensor) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+        unit = _unit(rows.double().numpy())
+        return _unit(unit - unit.mean(axis=0))
+
+    by_name = {"weights": contrasted(weight), "prototypes": contrasted(module.prototypes)}
+    by_name["both"] = _unit(by_name["weights"] + by_name["prototypes"])
     for b in range(3):
-        direction = expected[b].double().numpy() @ unit
+        p = expected[b].double().numpy()
+        if top:
+            p = np.where(p >= np.sort(p)[-top], p, 0)
+        direction = p @ by_name[evidence]
         direction /= np.linalg.norm(direction)
         f = features[b].double().numpy().reshape(8, 30)
         r = direction @ (f / np.linalg.norm(f, axis=0))
-        z = (r - r.mean()) / r.std()
-        np.testing.assert_allclose(found[b].reshape(30), 1 / (1 + np.exp(-z)), rtol=1e-3)
+        z = 1.5 * (r - r.mean()) / r.std()
+        a = 1 / (1 + np.exp(-z)) if attention == "sigmoid" else np.exp(z) / np.exp(z).max()
+        np.testing.assert_allclose(found[b].reshape(30), a, rtol=1e-3, atol=1e-5)
 
 
-def test_attention_is_highest_where_the_expected_class_is() -> None:
-    module = CAMC(2, 2, "weights")
+def test_contrast_takes_out_what_all_classes_share() -> None:
+    rows = torch.tensor([[1.0, 0.0, 5.0], [0.0, 1.0, 5.0], [0.0, 0.0, 0.0]])
+    found = contrast(rows)
+    half = 0.5**0.5
+    torch.testing.assert_close(found, torch.tensor([[half, -half, 0.0], [-half, half, 0.0], [0.0, 0.0, 0.0]]))
+
+
+def test_a_single_known_class_has_nothing_to_be_told_from() -> None:
+    assert contrast(torch.tensor([[0.6, 0.8], [0.0, 0.0]])).abs().max() == 0
+
+
+@pytest.mark.parametrize("attention", ["sigmoid", "softmax"])
+def test_attention_is_highest_where_the_expected_class_is(attention: Attention) -> None:
+    module = CAMC(2, 2, "weights", attention)
     features = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).repeat(1, 1, 3, 3)
     features[0, :, 1, 2] = torch.tensor([0.0, 1.0])
-    attention = module.attention(features, torch.tensor([[0.0, 1.0]]), torch.eye(2))
-    assert attention.argmax() == 5
+    found = module.attention(features, torch.tensor([[0.0, 1.0]]), torch.eye(2))
+    assert found.argmax() == 5 and found.min() >= 0 and found.max() <= 1
 
 
-def test_empty_prototypes_give_even_attention_and_finite_gradients() -> None:
-    module = CAMC(8, 4, "prototypes")
+@pytest.mark.parametrize(("attention", "level"), [("sigmoid", 0.5), ("softmax", 1.0)])
+def test_empty_prototypes_give_even_attention_and_finite_gradients(
+    attention: Literal["sigmoid", "softmax"], level: float
+) -> None:
+    module = CAMC(8, 4, "prototypes", attention)
     features, expected, weight = _inputs()
     features.requires_grad_()
-    attention = module.attention(features, expected, weight)
-    torch.testing.assert_close(attention, torch.full_like(attention, 0.5))
-    attention.square().sum().backward()
+    found = module.attention(features, expected, weight)
+    torch.testing.assert_close(found, torch.full_like(found, level))
+    found.square().sum().backward()
     assert features.grad is not None and torch.isfinite(features.grad).all()
 
 
-def test_prototypes_are_a_moving_average_of_attended_unit_features() -> None:
+def test_prototypes_start_as_the_mean_region_and_move_by_momentum() -> None:
     module = CAMC(2, 3, "prototypes", momentum=0.75)
-    features = torch.zeros(1, 2, 1, 2)
-    features[0, :, 0, 0] = torch.tensor([2.0, 0.0])
-    features[0, :, 0, 1] = torch.tensor([0.0, 9.0])
-    left, right = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])
-    label = torch.tensor([1])
-    module.update(features, left, label)
+    weight, label = torch.eye(3, 2), torch.tensor([1])
+    right = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).repeat(1, 1, 1, 2)
+    module.update(9 * right, label, weight)
     assert module.prototypes.tolist() == [[0, 0], [1, 0], [0, 0]]
-    module.update(features, right, label)
+    module.update(right.flip(1), label, weight)
     assert module.prototypes.tolist() == [[0, 0], [0.75, 0.25], [0, 0]]
 
 
-def test_a_momentum_outside_its_range_is_refused() -> None:
+def test_prototypes_gather_the_regions_of_the_true_class() -> None:
+    module = CAMC(2, 2, "both", momentum=0.0)
+    features = torch.zeros(1, 2, 1, 2)
+    features[0, 0, 0, 0] = features[0, 1, 0, 1] = 1.0
+    module.update(features, torch.tensor([1]), torch.eye(2))
+    # Both places are alike but for the class they agree with: sigmoid(1) of the one, sigmoid(-1) of the other.
+    strong, weak = 1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))
+    length = float(np.hypot(strong, weak))
+    expected = torch.tensor([weak / length, strong / length], dtype=torch.float32)
+    torch.testing.assert_close(module.prototypes[1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_arguments_outside_their_range_are_refused() -> None:
     with pytest.raises(ValueError, match="momentum must be in"):
         CAMC(8, 4, momentum=1.0)
+    with pytest.raises(ValueError, match="camc_top must be in 0..4, the number of classes, got 5"):
+        CAMC(8, 4, top=5)

@@ -2,19 +2,30 @@ from typing import Literal
 
 import pytest
 import torch
+from torch.nn import functional
 
-from models.classifier import LongTailClassifier, ServedClassifier
+from models.classifier import LongTailClassifier, ServedClassifier, can_fold, fold_branches
 from models.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(fit="crop", resize=32, input_size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 IMAGES = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def _network(camc: Literal["off", "weights", "prototypes"] = "prototypes") -> LongTailClassifier:
+Head = Literal["linear", "weight", "cosine", "cosnorm", "causal"]
+Camc = Literal["off", "weights", "prototypes", "both"]
+Reslt = Literal["off", "cifar", "large"]
+
+
+def _network(camc: Camc = "prototypes", head: Head = "cosine", reslt: Reslt = "off") -> LongTailClassifier:
+    """A network with statistics, prototypes and every step of calibration away from where they start."""
     torch.manual_seed(0)
-    network = LongTailClassifier(7, PREPROCESSING, backbone="resnet8", camc=camc)
+    network = LongTailClassifier(7, PREPROCESSING, backbone="resnet8", camc=camc, head=head, reslt=reslt)
     with torch.no_grad():
         network(IMAGES, torch.tensor([0, 3, 6]))
+        network.head.bias.uniform_(-1, 1)
+        network.rescale.factor.fill_(1.3)
+        network.rescale.scale.uniform_(0.5, 2)
+        network.rescale.shift.uniform_(-1, 1)
         network.marc.omega.uniform_(0.5, 2)
         network.marc.beta.uniform_(-1, 1)
         network.temperature.fill_(1.7)
@@ -56,13 +67,77 @@ def test_served_outputs_fit_together() -> None:
 
 def test_camc_changes_the_logits_through_the_map_alone() -> None:
     network = _network()
-    logits, features, gain = network.explain(IMAGES)
     plain = network.features(IMAGES)
+    features = network._reinforce(plain.unsqueeze(1)).squeeze(1)
     ratio = features / plain.clamp_min(1e-12)
     reweighted = plain > 1e-6
     assert ratio[reweighted].min() >= 1 and ratio[reweighted].max() <= 2
-    torch.testing.assert_close(network.head(features.mean(dim=(2, 3))), logits)
-    assert gain.shape == (3, 1)
+    torch.testing.assert_close(network.rescale(network.head(features.mean(dim=(2, 3)))), network(IMAGES))
+
+
+@pytest.mark.parametrize("head", ["linear", "weight", "cosine", "cosnorm", "causal"])
+@pytest.mark.parametrize("reslt", ["off", "cifar", "large"])
+@pytest.mark.parametrize("camc", ["off", "both"])
+@torch.no_grad()
+def test_maps_are_an_exact_decomposition_whatever_the_parts(head: Head, reslt: Reslt, camc: Camc) -> None:
+    network = _network(camc, head, reslt)
+    logits, calibrated, _, _, top, maps = ServedClassifier(network)(IMAGES, torch.tensor(7))
+    torch.testing.assert_close(logits, network(IMAGES))
+    torch.testing.assert_close(maps.sum(dim=(2, 3)), logits.gather(1, top), rtol=1e-4, atol=1e-4)
+    omega, offset = network.marc.omega, network.marc.beta * network.weight_norms()
+    expected = omega[top] * maps.sum(dim=(2, 3)) + offset[top]
+    torch.testing.assert_close(expected, calibrated.gather(1, top), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("reslt", ["cifar", "large"])
+def test_branches_are_apart_while_training_and_one_sum_afterwards(reslt: Reslt) -> None:
+    network = _network("off", "linear", reslt)
+    network.rescale.load_state_dict(LongTailClassifier(7, PREPROCESSING, backbone="resnet8").rescale.state_dict())
+    assert network.branches is not None
+    maps = network.branches(network.features(IMAGES))
+    expected = sum(
+        functional.linear(maps[:, b].mean(dim=(2, 3)), network.head.weight, network.head.bias) for b in range(3)
+    )
+    torch.testing.assert_close(network(IMAGES), expected)
+    assert network.train()(IMAGES).shape == (3, 3, 7)
+
+
+@pytest.mark.parametrize("head", ["linear", "weight"])
+@torch.no_grad()
+def test_the_folded_network_equals_the_sum_of_branches(head: Head) -> None:
+    network = _network("off", head, "cifar")
+    folded = fold_branches(network)
+    assert folded.branches is None and network.branches is not None and not folded.head.has_gain
+    for ours, theirs in zip(
+        ServedClassifier(network)(IMAGES, torch.tensor(7)),
+        ServedClassifier(folded)(IMAGES, torch.tensor(7)),
+        strict=True,
+    ):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+    assert folded.scalar == pytest.approx(network.scalar)
+
+
+@pytest.mark.parametrize(("camc", "head", "reslt"), [("off", "linear", "off"), ("off", "linear", "large")])
+def test_what_does_not_fold_says_so(camc: Camc, head: Head, reslt: Reslt) -> None:
+    with pytest.raises(ValueError, match="only ResLT's cifar form folds"):
+        fold_branches(_network(camc, head, reslt))
+    assert not can_fold(_network("both", "linear", "cifar"))
+    assert not can_fold(_network("off", "cosine", "cifar"))
+
+
+@torch.no_grad()
+def test_calibration_folds_into_the_rows_of_a_linear_network() -> None:
+    network = _network("off", "linear")
+    pooled = network.features(IMAGES).mean(dim=(2, 3))
+    weight, bias = network.marc.fold(*network.rows())
+    torch.testing.assert_close(functional.linear(pooled, weight, bias), network.calibrate(network(IMAGES)))
+
+
+def test_rescaling_does_not_move_what_camc_attends_to() -> None:
+    network = _network("both")
+    before = network._reinforce(network.features(IMAGES).unsqueeze(1))
+    network.rescale.factor.fill_(40.0)
+    assert torch.equal(network._reinforce(network.features(IMAGES).unsqueeze(1)), before)
 
 
 def test_one_class_is_refused() -> None:

@@ -19,6 +19,7 @@ from service.app import create_app
 from service.app import openapi as document
 from service.cli import app
 from service.settings import Settings
+from service.sheet import TILE
 from tests.service.conftest import TestClient, png
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,17 @@ def test_many_heatmaps(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     assert sorted(file.name for file in target.iterdir()) == ["a.png-2.png", "a.png.png", "b.PNG.png"]
 
 
+def test_grid(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "grid.png"
+    result = run("predict", folder / "a.png", "--bundle", bundle.path, "--cam", target, "--grid", "--top-k", 1)
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 2
+    with Image.open(target) as image:
+        width, height = image.size
+    assert width > 4 * TILE
+    assert TILE < height < 2 * TILE
+
+
 def test_bad_image_is_named_and_the_rest_goes_on(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     (folder / "a.png").write_bytes(b"nope")
     out = tmp_path / "out.jsonl"
@@ -120,6 +132,7 @@ def test_only_bad_images(bundle: Bundle, folder: Path) -> None:
         (["predict", "{image}", "--bundle", "{bundle}", "--out", "a.txt"], "expected a file that ends in .csv or"),
         (["predict", "{image}", "--bundle", "{bundle}", "--out", "none/a.csv"], "none/a.csv: No such file"),
         (["predict", "{image}", "--bundle", "{bundle}", "--cam", "a.bmp"], "expected a file that ends in .png"),
+        (["predict", "{image}", "--bundle", "{bundle}", "--grid"], "--grid says what --cam draws; add --cam FILE.png"),
         (["inspect", "nowhere"], "error: no bundle at nowhere"),
         (["serve", "--bundle", "nowhere"], "error: no bundle at nowhere"),
         (["serve", "--port", "70000"], "error: CAMCAL_PORT is '70000': it should be less than"),

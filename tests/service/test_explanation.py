@@ -5,6 +5,7 @@ import pytest
 
 from models.bundle import Bundle
 from service.explanation import Explanation, marc_map, offsets
+from service.heatmap import positive_scale, signed_scale
 
 
 @pytest.fixture
@@ -37,6 +38,50 @@ def test_contributions_sum_to_the_score(explanation: Explanation, calibrated: bo
     for place in range(2):
         total = explanation.contributions(place, calibrated).sum(dtype=np.float64)
         assert total == pytest.approx(explanation.score(place, calibrated), rel=1e-5)
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_difference_of_two_classes(explanation: Explanation, calibrated: bool) -> None:
+    difference = explanation.contributions(0, calibrated, versus=1)
+    separate = [explanation.contributions(place, calibrated) for place in range(2)]
+    np.testing.assert_allclose(difference, separate[0] - separate[1])
+    expected = explanation.score(0, calibrated) - explanation.score(1, calibrated)
+    assert explanation.score(0, calibrated, versus=1) == pytest.approx(expected)
+    assert difference.sum(dtype=np.float64) == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(explanation.contributions(1, calibrated, versus=0), -difference)
+
+
+def test_own_scale(explanation: Explanation) -> None:
+    plain = explanation.contributions(1, calibrated=False)
+    assert explanation.scale(1, False, None, signed=False, common=False) == positive_scale(plain)
+    assert explanation.scale(1, False, None, signed=True, common=False) == signed_scale(plain)
+    difference = explanation.contributions(1, True, versus=0)
+    assert explanation.scale(1, True, 0, signed=True, common=False) == signed_scale(difference)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_common_scale_holds_every_map(explanation: Explanation, signed: bool) -> None:
+    scales = {explanation.scale(place, True, None, signed=signed, common=True) for place in range(2)}
+    (scale,) = scales
+    maps = np.stack([explanation.contributions(place, True) for place in range(2)])
+    assert scale.high == pytest.approx(np.abs(maps).max() if signed else maps.max())
+    assert (scale.low < 0) is signed
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_common_scale_holds_every_difference(explanation: Explanation, signed: bool) -> None:
+    scales = {explanation.scale(a, True, b, signed=signed, common=True) for a, b in ((0, 1), (1, 0))}
+    (scale,) = scales
+    assert scale.high == pytest.approx(np.abs(explanation.contributions(0, True, versus=1)).max())
+    assert scale.low == (-scale.high if signed else 0.0)
+
+
+def test_caption(explanation: Explanation) -> None:
+    assert explanation.caption(1, calibrated=True).title == "Löwe"
+    assert explanation.caption(1, True).detail == f"calibrated score {explanation.calibrated_logits[1]:.2f}"
+    versus = explanation.caption(1, False, versus=0)
+    assert versus.title == "Löwe rather than red\nfox"
+    assert versus.detail == f"plain difference {explanation.logits[1] - explanation.logits[0]:.2f}"
 
 
 def test_marc_map_by_hand() -> None:

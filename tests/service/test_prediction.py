@@ -54,6 +54,8 @@ def test_maps_needed(bundle: Bundle) -> None:
     assert ranker.maps_needed(3, "balanced", cam=True) == 3
     assert ranker.maps_needed(3, "train", cam=True) == ranker.classes
     assert ranker.maps_needed(3, "train", cam=False) == 1
+    assert ranker.maps_needed(3, "balanced", cam=True, others=True) == ranker.classes
+    assert ranker.maps_needed(3, "balanced", cam=False, others=True) == 3
 
 
 def test_maps_are_those_of_the_classes(bundle: Bundle, outputs: Outputs) -> None:
@@ -68,6 +70,17 @@ def test_top_k_limits(bundle: Bundle) -> None:
     assert ranker.check_top_k(10) == 10
     with pytest.raises(ValueError, match="top_k is 11; the model has 10 classes: ask for 1 to 10"):
         ranker.check_top_k(11)
+
+
+def test_class_by_index_or_label(bundle: Bundle) -> None:
+    ranker = Ranker(bundle.manifest)
+    assert [ranker.class_id(name) for name in ("0", "9", "03")] == [0, 9, 3]
+    for k, info in enumerate(bundle.manifest.classes):
+        assert ranker.class_id(info.name) == k
+    for wanted in ("10", "-1", "", "nope", "٣", "9" * 500):
+        if wanted not in {info.name for info in bundle.manifest.classes}:
+            with pytest.raises(ValueError, match="expected an index of 0 to 9, or a label as in GET /model"):
+                ranker.class_id(wanted)
 
 
 def test_parse_prior() -> None:

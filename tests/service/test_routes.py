@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ OPENAPI_FILE = Path(__file__).parents[2] / "openapi.yaml"
 def test_model(client: TestClient, bundle: Bundle) -> None:
     body = client.get("/model").json()
     ModelDescription.model_validate(body, extra="forbid")
-    assert body == json.loads(json.dumps(describe(bundle.manifest)))
+    assert body == json.loads(json.dumps(describe(bundle)))
     assert sum(body["groups"].values()) == len(body["classes"]) == 10
     assert body["calibration"]["priors"] == ["balanced", "train"]
     assert body["figures"] == bundle.manifest.figures
+    assert body["reliability"] == bundle.report["reliability"]
+    assert len(body["reliability"]["trained"]) == 15
 
 
 def test_answers_follow_their_schemas(client: TestClient) -> None:
@@ -80,13 +83,43 @@ def test_lifespan_loads_the_bundle_of_the_settings(bundle: Bundle, tmp_path: Pat
         pass
 
 
-def test_page(client: TestClient) -> None:
-    for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
-        response = client.get(path)
-        assert response.headers["content-type"].startswith(kind)
-        assert response.headers["content-security-policy"].startswith("default-src 'self'; img-src 'self' blob: data:")
-        assert "http" not in response.text.replace("http://www.w3.org/2000/svg", "")  # nothing from elsewhere
-        assert "style=" not in response.text  # the policy forbids it
+PAGE = {
+    "/": "text/html",
+    "/page.css": "text/css",
+    "/page.js": "text/javascript",
+    "/card.js": "text/javascript",
+    "/dom.js": "text/javascript",
+    "/logo.svg": "image/svg+xml",
+}
+
+
+@pytest.mark.parametrize("path", PAGE)
+def test_page(client: TestClient, path: str) -> None:
+    response = client.get(path)
+    assert response.headers["content-type"].startswith(PAGE[path])
+    policy = response.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';")
+    assert "unsafe" not in policy
+    assert "://" not in response.text.replace("http://www.w3.org/2000/svg", "")  # nothing from elsewhere
+    assert '"//' not in response.text
+    assert "style=" not in response.text  # the policy forbids it
+    assert client.head(path).headers["content-length"] == response.headers["content-length"]
+
+
+def test_samples_are_small_photographs_that_say_where_they_are_from(client: TestClient) -> None:
+    names = re.findall(r'"(\w+)"', re.findall(r"const SAMPLES = \[(.*?)\]", client.get("/page.js").text)[0])
+    assert len(names) == 3
+    sources = client.get("/samples/SOURCES.txt").text
+    assert "CC BY 4.0" in sources
+    for name in names:
+        response = client.get(f"/samples/{name}.jpg")
+        assert response.headers["content-type"] == "image/jpeg"
+        assert len(response.content) < 50_000
+        assert f"{name}.jpg" in sources
+        assert client.post("/predict", content=response.content, headers={"Content-Type": "image/jpeg"}).is_success
+
+
+def test_no_page_of_other_hosts_scripts(client: TestClient) -> None:
     for path in ("/docs", "/redoc"):
         problem(client.get(path), 404, "not-found")
 

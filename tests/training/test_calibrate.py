@@ -1,12 +1,14 @@
 import numpy as np
+import pytest
 import torch
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize_scalar
 
 from models.classifier import LongTailClassifier
-from training.calibrate import MIN_OMEGA, class_weights, fit_marc, fit_scale, predict_logits
-from training.config import CalibrateConfig, Recipe
-from training.data import LabelledImages, load_dataset
-from training.run import Run, load_network
+from training.calibrate import TAUS, Fitted, calibrate, fit_scale, predict_logits
+from training.config import Recipe, load_recipe
+from training.data import Dataset, LabelledImages, load_dataset
+from training.priors import logit_prior
+from training.run import Run, build_network, load_network
 
 
 def _problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,40 +32,6 @@ def test_scale_is_the_optimum_that_scipy_finds() -> None:
     assert abs(fit_scale(logits, labels, weights) / expected - 1) < 1e-4
 
 
-def test_class_weights_by_hand() -> None:
-    weights = class_weights(np.array([8, 1]), exponent=1 / 3)
-    torch.testing.assert_close(weights, torch.tensor([2 / 3, 4 / 3]))
-    assert class_weights(np.array([500, 50, 5]), 1.2).sum() == 3
-
-
-def test_marc_comes_close_to_the_optimum_of_its_loss() -> None:
-    logits, labels = _problem()
-    norms, counts = torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0]), np.array([200, 100, 60, 30, 10])
-    config = CalibrateConfig(iterations=3000, batch_size=400, lr=0.05)
-    marc = fit_marc(logits, labels, norms, counts, config, seed=0)
-    w = class_weights(counts, 1.2).double().numpy()[labels.numpy()]
-    z, y, n = logits.double().numpy(), labels.numpy(), norms.double().numpy()
-
-    def loss(parameters: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-        scaled = parameters[:5] * z + parameters[5:] * n
-        shifted = scaled - scaled.max(1, keepdims=True)
-        return float(w @ (np.log(np.exp(shifted).sum(1)) - shifted[np.arange(400), y]) / w.sum())
-
-    start = np.concatenate([np.ones(5), np.zeros(5)])
-    bounds = [(MIN_OMEGA, None)] * 5 + [(None, None)] * 5
-    best = minimize(loss, start, bounds=bounds).fun
-    found = loss(np.concatenate([marc.omega.detach().numpy(), marc.beta.detach().numpy()]).astype(np.float64))
-    assert loss(start) - best > 0.05
-    assert found - best < 0.05 * (loss(start) - best)
-
-
-def test_omega_stays_positive_where_the_loss_would_turn_it_over() -> None:
-    labels = torch.tensor([0, 1] * 100)
-    logits = torch.nn.functional.one_hot(1 - labels, 2).float() * 10
-    config = CalibrateConfig(iterations=300, lr=0.5)
-    assert fit_marc(logits, labels, torch.ones(2), np.array([100, 100]), config, seed=0).omega.min() >= MIN_OMEGA
-
-
 def test_calibration_of_a_real_run_moves_the_tail_up(digits_run: Run, digits_recipe: Recipe) -> None:
     network, _, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
@@ -72,7 +40,7 @@ def test_calibration_of_a_real_run_moves_the_tail_up(digits_run: Run, digits_rec
         raw, calibrated = logits.argmax(dim=1), network.calibrate(logits).argmax(dim=1)
     tail = data.test.labels >= 7
     assert (calibrated == data.test.labels)[tail].sum() > (raw == data.test.labels)[tail].sum()
-    assert meta["calibration"]["scalar"] == network.head.scalar.item()
+    assert meta["calibration"]["scalar"] == network.scalar
 
 
 def test_logits_do_not_depend_on_the_batch(digits_run: Run, digits_recipe: Recipe) -> None:
@@ -82,3 +50,117 @@ def test_logits_do_not_depend_on_the_batch(digits_run: Run, digits_recipe: Recip
     torch.testing.assert_close(
         predict_logits(network, part), predict_logits(network, part, batch_size=3), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.fixture(scope="module")
+def digits(digits_recipe: Recipe) -> Dataset:
+    return load_dataset(digits_recipe.data, digits_recipe.seed)
+
+
+def _calibrated(digits_run: Run, digits: Dataset, *overrides: str) -> tuple[LongTailClassifier, Fitted]:
+    """The trained network of the session's run, calibrated anew with other settings."""
+    network, _, _ = load_network(digits_run.checkpoint)
+    return network, calibrate(network, digits, load_recipe("digits", ["calibrate.iterations=300", *overrides]))
+
+
+def test_a_selected_scalar_changes_logits_by_its_factor_and_nothing_else(digits_run: Run, digits: Dataset) -> None:
+    network, fitted = _calibrated(digits_run, digits)
+    trained, _, _ = load_network(digits_run.checkpoint)
+    part = LabelledImages(images=digits.test.images[:50], labels=digits.test.labels[:50])
+    ours, theirs = predict_logits(network, part), predict_logits(trained, part)
+    assert fitted.scalar != fitted.trained_scalar == trained.head.scalar.item()
+    torch.testing.assert_close(ours, theirs * (fitted.scalar / fitted.trained_scalar), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(network.rescale.undo(ours), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_calibration_starts_from_the_trained_network(digits_run: Run, digits: Dataset) -> None:
+    network, first = _calibrated(digits_run, digits)
+    second = calibrate(network, digits, load_recipe("digits", ["calibrate.iterations=300"]))
+    assert second.scalar == pytest.approx(first.scalar, rel=1e-4)
+    assert second.temperature == pytest.approx(first.temperature, rel=1e-2)
+
+
+def test_a_scalar_may_be_kept(digits_run: Run, digits: Dataset) -> None:
+    network, fitted = _calibrated(digits_run, digits, "calibrate.scalar=keep", "calibrate.marc=false")
+    assert fitted.scalar == fitted.trained_scalar and network.rescale.factor == 1
+    assert fitted.train_accuracy is None
+
+
+def test_margins_that_start_from_the_prior_are_logit_adjustment(digits_run: Run, digits: Dataset) -> None:
+    network, fitted = _calibrated(digits_run, digits, "calibrate.marc=false", "calibrate.start=prior")
+    logits = predict_logits(network, digits.test)
+    q = np.bincount(digits.train.labels.numpy()) / len(digits.train)
+    np.testing.assert_allclose(fitted.logit_prior, q, rtol=1e-6)
+    with torch.no_grad():
+        adjusted = network.calibrate(logits).softmax(dim=1).numpy()
+    expected = logits.double().softmax(dim=1).numpy() / q
+    np.testing.assert_allclose(adjusted, expected / expected.sum(axis=1, keepdims=True), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("marc_on", ["holdout", "both"])
+def test_margins_may_be_fitted_on_held_out_images(digits_run: Run, digits: Dataset, marc_on: str) -> None:
+    network, fitted = _calibrated(digits_run, digits, f"calibrate.marc_on={marc_on}")
+    assert (fitted.train_accuracy is None) == (marc_on == "holdout")
+    logits = predict_logits(network, digits.test)
+    with torch.no_grad():
+        accuracy = [
+            (z.argmax(dim=1) == digits.test.labels).double().mean() for z in (logits, network.calibrate(logits))
+        ]
+    assert accuracy[1] > accuracy[0] + 0.03
+    assert 0.3 < fitted.temperature < 5
+    # By default such margins stay near those of logit adjustment; without a start of their own they would not.
+    offsets = (network.marc.beta * network.weight_norms()).detach()
+    adjustment = -torch.tensor(fitted.logit_prior).mul(10).log().float()
+    assert (offsets - adjustment).abs().mean() < (offsets - 0).abs().mean()
+
+
+@pytest.mark.parametrize("rescale", ["tau", "lws"])
+def test_a_linear_head_may_be_rescaled(digits: Dataset, digits_recipe: Recipe, rescale: str) -> None:
+    settings = ["calibrate.iterations=300", "calibrate.marc=false", "model.head=linear", "model.camc=off"]
+    recipe = load_recipe("digits", [*settings, f"calibrate.rescale={rescale}"])
+    network = build_network(recipe, 10).eval()
+    with torch.no_grad():
+        network.head.weight.mul_(torch.linspace(30, 3, 10)[:, None])
+        network.head.bias.uniform_(-1, 1)
+    trained = predict_logits(network, digits.test)
+    fitted = calibrate(network, digits, recipe)
+    found = predict_logits(network, digits.test)
+    torch.testing.assert_close(network.rescale.undo(found), trained, rtol=1e-3, atol=1e-3)
+    if rescale == "lws":
+        assert fitted.tau is None and network.rescale.scale.min() > 0 and network.rescale.shift.abs().max() == 0
+        return
+    assert [p["tau"] for p in fitted.tau_curve] == list(TAUS)
+    assert fitted.tau == min(fitted.tau_curve, key=lambda p: p["nll"])["tau"]
+    norms = network.head.weight.norm(dim=1)
+    ratio = network.rescale.scale * norms**fitted.tau if fitted.tau else network.rescale.scale
+    torch.testing.assert_close(ratio, ratio.mean().expand(10))
+    torch.testing.assert_close(network.rescale.shift, -network.rescale.scale * network.head.bias)
+
+
+def test_a_linear_head_has_no_scalar_to_select(digits: Dataset) -> None:
+    recipe = load_recipe("digits", ["model.head=linear", "model.camc=off", "calibrate.marc=false"])
+    fitted = calibrate(build_network(recipe, 10), digits, recipe)
+    assert fitted.scalar == fitted.trained_scalar == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("loss.name=balanced_softmax", "balances the classes already; MARC on top"),
+        ("fit.sampler=class_balanced", "balances the classes already; MARC on top"),
+        ("loss.weights=grw", "balances the classes already; MARC on top"),
+        ("fit.sampler=square_root", None),
+        ("loss.name=focal", None),
+    ],
+)
+def test_marc_on_balanced_training_is_warned_about(
+    digits_run: Run, digits: Dataset, override: str, words: str | None
+) -> None:
+    _, fitted = _calibrated(digits_run, digits, override, "calibrate.iterations=2", "calibrate.passes=1")
+    assert [words in w for w in fitted.warnings if words] == ([True] if words else [])
+    assert bool(fitted.warnings) == bool(words)
+    recipe = load_recipe("digits", [override])
+    counts = np.bincount(digits.train.labels.numpy())
+    np.testing.assert_allclose(fitted.logit_prior, logit_prior(recipe, counts))
+    without = _calibrated(digits_run, digits, override, "calibrate.marc=false")[1]
+    assert without.warnings == []

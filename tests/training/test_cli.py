@@ -58,11 +58,22 @@ def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
             "unknown backbone 'resnet33'; known:",
         ),
         (["train", "caltech100", "--out", "OUT", "--set", "data.root=nowhere"], "no folder at nowhere"),
+        (
+            ["train", "digits", "--out", "OUT", "--set", "calibrate.prior=[1, 2]"],
+            "calibrate.prior has 2 numbers for 10 classes",
+        ),
+        (
+            ["train", "digits", "--out", "OUT", "--set", "loss.branch_ranks=[3, 11]", "--set", "model.reslt=cifar"],
+            "loss.branch_ranks goes to 11; there are 10 classes",
+        ),
         (["train", "digits", "--out", "FILE"], "File exists"),
         (["calibrate", "OUT"], "checkpoint.safetensors is missing: has `camcal train` finished"),
         (["calibrate", "OUT", "--set", "fit.lr=1"], "--set fit.lr=1: only calibrate.… can change after training"),
         (["evaluate", "OUT"], "network.safetensors is missing"),
         (["export", "OUT"], "network.safetensors is missing"),
+        (["results", "--from", "OUT"], "no folder of results at"),
+        (["bench-table", "OUT", "--out", "OUT"], "no table at"),
+        (["export", "OUT", "--precision", "fp8"], "the precision is 'fp8'; expected fp32, fp16, int8"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -104,3 +115,23 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setitem(sys.modules, "torch", None)
     result = _camcal("train", "digits", "--out", tmp_path)
     assert result.exit_code == 2 and "torch is not installed; training needs more than serving" in result.stderr
+
+
+def test_a_table_and_its_results_are_commands(tmp_path: Path) -> None:
+    table = tmp_path / "t.toml"
+    table.write_text('seeds = [3]\n[[data]]\nrecipe = "digits"\n[[row]]\nmethod = "quick"\n')
+    result = _camcal("bench-table", table, "--out", tmp_path / "out", "--set", "fit.epochs=1")
+    assert result.exit_code == 0, result.output
+    assert "1/1  digits-if10_quick_t_s3: quick" in result.output
+    plain, _, marc = json.loads(_camcal("results", "--from", tmp_path / "out", "--json").output)
+    assert (plain["method"], marc["method"], plain["seed"]) == ("quick", "quick + MARC", 3)
+    assert "quick + MARC" in _camcal("results", "--from", tmp_path / "out").output
+    assert "| quick + MARC | 1 |" in _camcal("results", "--from", tmp_path / "out", "--markdown").output
+
+
+def test_a_table_with_a_failed_row_ends_with_an_error(tmp_path: Path) -> None:
+    table = tmp_path / "t.toml"
+    table.write_text('seeds = [0]\n[[data]]\nrecipe = "cifar10-lt"\n[[row]]\nmethod = "quick"\n')
+    result = _camcal("bench-table", table, "--out", tmp_path / "out", "--data", f"cifar10={tmp_path / 'nowhere'}")
+    assert result.exit_code == 2 and "failed: no data at" in result.output
+    assert "1 of 1 rows failed; the same command tries them again" in result.stderr

@@ -37,6 +37,16 @@ def test_overrides_are_toml_values_or_bare_words(tmp_path: Path) -> None:
         ("name = 'r'\n[fit]\nepochs = 1", "'data' is missing"),
         ("name = ", "recipe.toml is not valid TOML"),
         (MINIMAL + "[augment]\narea = [1, 0.5]", r"'augment': area must be a range \[low, high\]"),
+        (MINIMAL + "[loss]\nname = 'ldam'\n[model]\nhead = 'linear'", "loss.name = 'ldam' needs a normalised head"),
+        (
+            MINIMAL + "[calibrate]\nrescale = 'tau'",
+            "recipe.toml: calibrate.rescale = 'tau' is for model.head = 'linear'",
+        ),
+        (
+            MINIMAL + "[calibrate]\nrescale = 'lws'\nstart = 'prior'\n[model]\nhead = 'linear'",
+            "calibrate.start = 'prior' and calibrate.rescale both balance the classes: choose one",
+        ),
+        (MINIMAL + "[loss]\nbranch_ranks = [7, 3]", r"branch_ranks must be two ranks in order, got \[7, 3\]"),
         (
             "name='r'\n[fit]\nepochs=1\n[data]\nsource='cifar10'",
             "source 'cifar10' needs data.root: pass --set data.root",
@@ -46,6 +56,13 @@ def test_overrides_are_toml_values_or_bare_words(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(_recipe(tmp_path, text))
+
+
+def test_a_weight_normalised_head_starts_with_a_scalar_of_one_unless_told_otherwise(tmp_path: Path) -> None:
+    path = _recipe(tmp_path, MINIMAL)
+    assert load_recipe(path, ["model.head=weight"]).model.scalar == 1
+    assert load_recipe(path, ["model.head=weight", "model.scalar=3"]).model.scalar == 3
+    assert load_recipe(path, ["model.head=cosnorm"]).model.scalar == 16
 
 
 @pytest.mark.parametrize(

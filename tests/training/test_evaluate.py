@@ -5,13 +5,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from training.evaluate import print_report, shift_prior
-from training.run import Run
-
-
-def test_shifting_the_prior_by_hand() -> None:
-    shifted = shift_prior(np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([0.75, 0.25]))
-    np.testing.assert_allclose(shifted, [[0.75, 0.25], [0.675 / 0.7, 0.025 / 0.7]])
+from training.config import LossConfig, Recipe, parse_recipe
+from training.data import load_dataset
+from training.evaluate import evaluate, print_report
+from training.run import Run, load_network
 
 
 def test_the_report_of_a_real_run(digits_run: Run) -> None:
@@ -19,7 +16,7 @@ def test_the_report_of_a_real_run(digits_run: Run) -> None:
     assert report["data"]["train"] + report["data"]["holdout"] == 527 and report["data"]["test"] == 400
     assert report["data"]["groups"] == {"many": 1, "medium": 7, "few": 2}
     test = report["test"]
-    assert list(test) == ["trained", "scalar", "marc", "calibrated"]
+    assert list(test) == ["trained", "adjusted", "scalar", "marc", "calibrated"]
     assert test["trained"]["accuracy"] == test["scalar"]["accuracy"]
     assert test["marc"]["accuracy"] == test["calibrated"]["accuracy"] > 0.6
     assert test["calibrated"]["groups"]["few"] > test["trained"]["groups"]["few"]
@@ -46,3 +43,103 @@ def test_an_empty_group_is_not_zero(digits_run: Run) -> None:
     print_report(report, console)
     assert isinstance(console.file, io.StringIO)
     assert "n/a" in console.file.getvalue()
+
+
+def test_margins_and_what_marc_did_to_them(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    network, _, _ = load_network(digits_run.network)
+    omega, beta = network.marc.omega.tolist(), network.marc.beta.tolist()
+    for k, row in enumerate(report["per_class"]):
+        # d' = ω·d + β for every image of the class, so for their mean and spread too.
+        assert row["margin_calibrated"] == pytest.approx(omega[k] * row["margin_trained"] + beta[k], abs=1e-3)
+        assert row["margin_spread_calibrated"] == pytest.approx(omega[k] * row["margin_spread_trained"], abs=1e-3)
+        # The head is a cosine: its margin is one.
+        assert -1 <= row["margin_trained"] <= 1
+
+
+def test_rank_groups_are_means_over_their_classes(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    assert report["rank_groups"]["sizes"] == {"head": 3, "middle": 4, "tail": 3}
+    rarest = [row["accuracy_calibrated"] for row in report["per_class"][7:]]
+    assert report["rank_groups"]["test"]["calibrated"]["tail"] == pytest.approx(np.mean(rarest), abs=1e-3)
+
+
+def test_every_step_has_a_diagram_that_gives_its_calibration_error(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    for diagrams, figures in (
+        (report["reliability"], report["test"]),
+        (report["reliability_under_train_prior"], report["test_under_train_prior"]),
+    ):
+        assert diagrams.keys() == figures.keys()
+        for step, bins in diagrams.items():
+            gap = sum(b["share"] * abs(b["confidence"] - b["accuracy"]) for b in bins if b["accuracy"] is not None)
+            assert gap == pytest.approx(figures[step]["ece"])
+
+
+def test_a_temperature_after_taking_out_the_prior_makes_it_no_worse_on_what_it_was_fitted_for(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    adjusted, before = report["temperature_only"]["adjusted"], report["test"]["adjusted"]
+    assert adjusted["test"]["accuracy"] == before["accuracy"] > report["test"]["trained"]["accuracy"]
+    assert adjusted["temperature"] > 0 and adjusted["test"]["ece"] != before["ece"]
+
+
+def test_a_temperature_without_marc_keeps_the_order_of_classes(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    alone, scalar = report["temperature_only"]["scalar"], report["test"]["scalar"]
+    assert alone["test"]["accuracy"] == scalar["accuracy"] and alone["test"]["groups"] == scalar["groups"]
+    # It is fitted for a balanced prior, on which the balanced test judges.
+    assert alone["temperature"] > 0 and alone["test"]["nll"] < scalar["nll"]
+
+
+def test_the_worst_classes_come_with_what_they_are_taken_for(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    accuracies = [row["accuracy"] for row in report["worst_classes"]]
+    assert accuracies == sorted(accuracies)
+    assert accuracies[0] == min(row["accuracy_calibrated"] for row in report["per_class"])
+    for row in report["worst_classes"]:
+        assert 0 < sum(t["share"] for t in row["taken_for"]) <= 1 - row["accuracy"] + 1e-3
+
+
+def test_the_report_says_what_made_it(digits_run: Run, digits_recipe: Recipe) -> None:
+    report = json.loads(digits_run.report.read_text())
+    assert report["made_with"].keys() == {"version", "commit", "hardware", "date"}
+    assert "torch" in report["made_with"]["hardware"]
+    assert parse_recipe(report["settings"], "report") == digits_recipe
+
+
+def test_the_report_has_the_curve_of_the_scalar(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    curve = report["scalar_curve"]
+    assert len(curve) == 15 and {len(point) for point in curve} == {13}
+    assert {point["accuracy"] for point in curve} == {report["test"]["trained"]["accuracy"]}
+    best = min(curve, key=lambda point: point["nll"])
+    near = min(curve, key=lambda point: abs(np.log(point["scalar"] / report["calibration"]["scalar"])))
+    assert near["nll"] < 1.5 * best["nll"]
+    assert abs(near["ece"] - report["test"]["scalar"]["ece"]) < 0.05
+    assert abs(near["adjusted_accuracy"] - report["test"]["adjusted"]["accuracy"]) < 0.05
+
+
+def test_a_given_prior_is_judged_as_the_training_prior_is(digits_run: Run, digits_recipe: Recipe) -> None:
+    network, recipe, meta = load_network(digits_run.network)
+    data = load_dataset(digits_recipe.data, digits_recipe.seed)
+    counts = [float(n) for n in meta["train_counts"]]
+    by_name = dict(zip(meta["classes"], counts, strict=True))
+    given = recipe.model_copy(update={"calibrate": recipe.calibrate.model_copy(update={"prior": by_name})})
+    report = evaluate(network, data, given)
+    assert report["test_under_given_prior"]["calibrated"] == report["test_under_train_prior"]["calibrated"]
+    assert "test_under_given_prior" not in json.loads(digits_run.report.read_text())
+
+
+def test_raw_probabilities_of_balanced_training_are_shifted_to_the_training_prior(
+    digits_run: Run, digits_recipe: Recipe
+) -> None:
+    network, recipe, _ = load_network(digits_run.network)
+    data = load_dataset(digits_recipe.data, digits_recipe.seed)
+    balanced = recipe.model_copy(update={"loss": LossConfig(name="balanced_softmax")})
+    plain, shifted = evaluate(network, data, recipe), evaluate(network, data, balanced)
+    assert plain["test"]["trained"] == shifted["test"]["trained"]
+    assert shifted["test"]["adjusted"]["accuracy"] == shifted["test"]["scalar"]["accuracy"]
+    few = [r["test_under_train_prior"]["trained"]["groups"]["few"] for r in (plain, shifted)]
+    assert (
+        few[1] <= few[0] and plain["test_under_train_prior"]["trained"] != shifted["test_under_train_prior"]["trained"]
+    )

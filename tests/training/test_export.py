@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import torch
 from models.bundle import INPUTS, OUTPUTS, Bundle
 from models.classifier import ServedClassifier
 from training import export
-from training.config import Recipe
+from training.config import Recipe, load_recipe
 from training.data import load_dataset
 from training.export import ExportError
-from training.run import Run, load_network
+from training.run import Run, build_network, load_network
 
 
 @pytest.mark.parametrize(("batch", "top_k"), [(1, 1), (7, 3), (5, 10)])
@@ -37,6 +38,74 @@ def test_maps_through_the_exported_graph_sum_to_logits(digits_run: Run, digits_r
     omega, offset = np.array(c.omega), np.array(c.beta) * np.array(c.weight_norms)
     expected = np.take_along_axis(calibrated, top, 1)
     np.testing.assert_allclose(omega[top] * sums + offset[top], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.head=causal", "model.camc=both", "model.camc_attention=softmax", "model.camc_top=2"],
+        ["model.head=cosnorm", "model.reslt=cifar", "model.camc=weights"],
+        ["model.head=linear", "model.reslt=large", "model.camc=off"],
+    ],
+    ids=lambda o: "-".join(setting.split("=")[1] for setting in o),
+)
+def test_maps_of_every_kind_of_network_are_exact_in_the_graph(
+    overrides: list[str], digits_recipe: Recipe, tmp_path: Path
+) -> None:
+    images = load_dataset(digits_recipe.data, digits_recipe.seed).test.images[:20]
+    network = build_network(load_recipe("digits", overrides), 10)
+    with torch.no_grad():
+        network.train()(images, torch.arange(20) % 10)
+        network.eval().rescale.factor.fill_(1.5)
+        network.rescale.scale.uniform_(0.5, 2)
+        network.rescale.shift.uniform_(-1, 1)
+        network.marc.omega.uniform_(0.5, 2)
+        network.marc.beta.uniform_(-1, 1)
+        offset = (network.marc.beta * network.weight_norms()).numpy()
+    export.export_onnx(network, 32, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    outputs = session.run(list(OUTPUTS), {"images": images.numpy(), "top_k": np.array(10)})
+    logits, calibrated, _, _, top, maps = outputs
+    sums = maps.sum(axis=(2, 3))
+    np.testing.assert_allclose(sums, np.take_along_axis(logits, top, 1), rtol=1e-4, atol=1e-4)
+    expected = np.take_along_axis(calibrated, top, 1)
+    np.testing.assert_allclose(
+        network.marc.omega.detach().numpy()[top] * sums + offset[top], expected, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_branches_are_folded_into_the_bundle(digits_recipe: Recipe, digits_run: Run, tmp_path: Path) -> None:
+    recipe = load_recipe("digits", ["model.head=linear", "model.reslt=cifar", "model.camc=off"])
+    network = build_network(recipe, 10)
+    images = load_dataset(digits_recipe.data, digits_recipe.seed).test.images[:20]
+    with torch.no_grad():
+        network.train()(images)
+        network.eval().marc.beta.uniform_(-1, 1)
+        expected = ServedClassifier(network)(images, torch.tensor(10))
+    _, _, meta = load_network(digits_run.network)
+    report = json.loads(digits_run.report.read_text())
+    bundle = export.export_bundle(network, recipe, meta["classes"], meta["train_counts"], report, tmp_path / "bundle")
+    model = onnx.load(bundle.model_path)
+    assert not [node for node in model.graph.node if node.op_type == "Stack"]
+    assert not [i.name for i in model.graph.initializer if "branches" in i.name]
+    session = onnxruntime.InferenceSession(str(bundle.model_path), providers=["CPUExecutionProvider"])
+    found = session.run(list(OUTPUTS), {"images": images.numpy(), "top_k": np.array(10)})
+    for name, ours, theirs in zip(OUTPUTS, expected, found, strict=True):
+        np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-4, atol=1e-4, err_msg=name)
+    c = bundle.manifest.calibration
+    sums, order = found[5].sum(axis=(2, 3)), found[4]
+    offset = np.array(c.beta) * np.array(c.weight_norms)
+    calibrated = np.take_along_axis(found[1], order, 1)
+    np.testing.assert_allclose(np.array(c.omega)[order] * sums + offset[order], calibrated, rtol=1e-4, atol=1e-4)
+
+
+def test_a_given_prior_is_in_the_manifest_and_no_other_is(digits_run: Run, tmp_path: Path) -> None:
+    network, recipe, meta = load_network(digits_run.network)
+    report = json.loads(digits_run.report.read_text())
+    given = recipe.model_copy(update={"calibrate": recipe.calibrate.model_copy(update={"prior": [1.0] * 9 + [11.0]})})
+    bundle = export.export_bundle(network, given, meta["classes"], meta["train_counts"], report, tmp_path / "bundle")
+    assert bundle.manifest.prior == pytest.approx([0.05] * 9 + [0.55])
+    assert "prior" not in json.loads((digits_run.bundle / "manifest.json").read_text())
 
 
 def test_the_graph_has_the_contracts_names_and_no_trace_of_where_it_was_made(digits_run: Run) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import math
 from pathlib import Path
@@ -9,8 +10,9 @@ from rich.console import Console
 from training import fit as fit_module
 from training.config import FitConfig, Recipe, load_recipe
 from training.data import Dataset, load_dataset
-from training.fit import fit, learning_rate
-from training.run import Run, RunError, build_network, load_tensors
+from training.fit import compiled, fit, learning_rate
+from training.losses import Criterion
+from training.run import Run, RunError, build_network, load_network, load_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +32,19 @@ def _fit(recipe: Recipe, data: Dataset, path: Path) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["model.reslt=cifar", "model.head=linear", "model.camc=both", "fit.sampler=progressive"],
+        ["loss.name=ldam", "loss.weights=class_balanced", "loss.reweight_from=0.6", "model.camc_attention=softmax"],
+    ],
+    ids=["plain", "branches", "deferred"],
+)
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
-    recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
+    recipe = load_recipe("digits", ["fit.epochs=3", "data.imbalance=20", "fit.warmup_epochs=1", *overrides])
     _fit(recipe, data, tmp_path / "whole")
     real, calls = fit_module._epoch, []
 
@@ -69,6 +81,24 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe: Recipe, data: Data
         _fit(short.model_copy(update={"seed": 1}), data, tmp_path)
 
 
+def test_a_run_of_an_earlier_version_goes_on(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    """Their recipes had label smoothing under `fit` and fewer keys, their networks nothing outside of the head."""
+    _fit(recipe, data, tmp_path)
+    run = Run(tmp_path)
+    tensors, meta = load_tensors(run.checkpoint)
+    old = dict(meta["recipe"])
+    del old["loss"], old["model"]["reslt"], old["fit"]["sampler"]
+    old["fit"]["label_smoothing"] = 0.0
+    kept = {name: t for name, t in tensors.items() if "rescale" not in name}
+    save_tensors(run.checkpoint, kept, meta | {"recipe": old, "epoch": 2})
+    assert "continuing after epoch 2 of 3" in _fit(recipe, data, tmp_path)
+    old["fit"]["label_smoothing"] = 0.1
+    save_tensors(run.checkpoint, kept, meta | {"recipe": old, "epoch": 2})
+    assert load_network(run.checkpoint)[1].loss.smoothing == 0.1
+    with pytest.raises(RunError, match="another loss.smoothing"):
+        _fit(recipe, data, tmp_path)
+
+
 def test_a_run_that_diverges_says_so(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
     wild = recipe.model_copy(
         update={
@@ -100,3 +130,52 @@ def test_single_numbers_are_not_decayed(recipe: Recipe) -> None:
     assert network.camc is not None
     assert {id(p) for p in groups[1]["params"]} == {id(network.head.scalar), id(network.camc.alpha)}
     assert groups[0]["weight_decay"] == recipe.fit.weight_decay and groups[1]["weight_decay"] == 0
+
+
+def _epoch_of(
+    recipe: Recipe, data: Dataset, device: torch.device, backend: str | None = None
+) -> dict[str, torch.Tensor]:
+    """The state after one epoch, compiled or not."""
+    network = build_network(recipe, 10).to(device)
+    network.marc.requires_grad_(False)
+    optimizer = fit_module._optimizer(network, recipe.fit)
+    model = network if backend is None else compiled(network, device, backend)
+    criterion = Criterion(recipe.loss, data.train_counts(), network.head.scalar, device)
+    for _ in fit_module._epoch(model, optimizer, criterion, recipe, data, 0, device):
+        pass
+    return network.state_dict()
+
+
+def test_a_compiled_network_trains_as_the_plain_one_does(recipe: Recipe, data: Dataset) -> None:
+    small = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"batch_size": 200, "lr": 0.01})})
+    # The backend that needs no C++ compiler; it shares with the real one what could go wrong: buffers changed in place.
+    plain, fast = (_epoch_of(small, data, torch.device("cpu"), backend) for backend in (None, "aot_eager"))
+    assert plain["camc.prototypes"].abs().sum() > 0
+    for name, tensor in plain.items():
+        assert (fast[name] - tensor).double().norm() <= 1e-3 * tensor.double().norm() + 1e-6, name
+
+
+def test_mixing_and_policies_keep_a_run_repeatable(recipe: Recipe, data: Dataset) -> None:
+    changes = {"policy": "autoaugment-cifar10", "mixup": 0.2, "cutmix": 1.0}
+    mixed = recipe.model_copy(update={"augment": recipe.augment.model_copy(update=changes)})
+    first, again, plain = (_epoch_of(r, data, torch.device("cpu")) for r in (mixed, mixed, recipe))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.weight"], plain["head.weight"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_step_waits_for_the_gpu(recipe: Recipe, data: Dataset) -> None:
+    device = torch.device("cuda")
+    changes = {"policy": "autoaugment-cifar10", "mixup": 0.2, "cutmix": 1.0, "erase": 0.5, "flip": True}
+    mixed = recipe.model_copy(update={"augment": recipe.augment.model_copy(update=changes)})
+    there = dataclasses.replace(data, train=data.train.to(device))
+    _epoch_of(mixed, there, device)
+    network = build_network(mixed, 10).to(device)
+    criterion = Criterion(mixed.loss, there.train_counts(), network.head.scalar, device)
+    steps = fit_module._epoch(network, fit_module._optimizer(network, mixed.fit), criterion, mixed, there, 0, device)
+    next(steps)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        next(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -71,3 +71,26 @@ def test_perfect_probabilities_have_no_error() -> None:
 def test_nothing_to_measure_is_refused() -> None:
     with pytest.raises(ValueError, match="0 probabilities for 0 labels"):
         metrics.figures(P[:0], Y[:0], ["many"] * 3)
+
+
+@pytest.mark.parametrize(("classes", "sizes"), [(10, [3, 4, 3]), (100, [36, 35, 29]), (3, [1, 1, 1])])
+def test_rank_groups_have_the_usual_sizes(classes: int, sizes: list[int]) -> None:
+    groups = metrics.rank_groups(np.arange(classes, 0, -1))
+    assert groups == ["head"] * sizes[0] + ["middle"] * sizes[1] + ["tail"] * sizes[2]
+
+
+def test_rank_groups_follow_the_counts_and_not_the_order_of_classes() -> None:
+    assert metrics.rank_groups(np.array([5, 900, 30])) == ["tail", "head", "middle"]
+
+
+def test_spread_per_class_by_hand() -> None:
+    mean, spread = metrics.per_class_spread(np.array([1.0, 3.0, 7.0]), np.array([0, 0, 2]), 3)
+    np.testing.assert_array_equal(mean, [2, np.nan, 7])
+    np.testing.assert_array_equal(spread, [1, np.nan, 0])
+
+
+def test_what_a_class_is_taken_for() -> None:
+    predicted, labels = np.array([0, 1, 1, 2, 2, 2, 0]), np.array([0, 0, 0, 0, 0, 2, 2])
+    assert metrics.taken_for(predicted, labels, 0, most=1) == [{"label": 1, "share": 0.4}]
+    assert metrics.taken_for(predicted, labels, 0) == [{"label": 1, "share": 0.4}, {"label": 2, "share": 0.4}]
+    assert metrics.taken_for(labels, labels, 2) == []

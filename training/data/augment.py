@@ -12,21 +12,42 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.config import AugmentConfig
+from training.data.policies import PolicyAugment
 
 
 class Augment:
-    """Applies an `AugmentConfig` to batches, drawing from the given generator alone."""
+    """Applies an `AugmentConfig` to batches of any size; mixing is not part of it, see `training.data.mix`.
+
+    Args:
+        config: what to do.
+        generator: on the device of the images; together with its seed it decides everything.
+    """
 
     def __init__(self, config: AugmentConfig, generator: torch.Generator) -> None:
         self.config = config
         self.generator = generator
+        self.host = torch.Generator().manual_seed(generator.initial_seed())
+        self.policy = None if config.policy == "none" else PolicyAugment(config.policy, self.host)
 
-    def __call__(self, images_BHWC: Tensor) -> Tensor:
-        """uint8 B×H×W×3 to float32 B×H×W×3 with values in 0..255."""
+    def draw_seed(self) -> int:
+        """A seed for random draws that are made elsewhere, such as the crops of images decoded on the fly."""
+        return int(torch.randint(2**62, (), generator=self.host))
+
+    def __call__(self, images_BHWC: Tensor, cropped: bool = False) -> Tensor:
+        """uint8 B×H×W×3 to float32 B×H×W×3 with values in 0..255.
+
+        Args:
+            images_BHWC: square images.
+            cropped: `area` and `aspect` have been obeyed already.
+        """
         c = self.config
+        if cropped:
+            c = c.model_copy(update={"area": (1.0, 1.0), "aspect": (1.0, 1.0)})
         images_BCHW = images_BHWC.permute(0, 3, 1, 2).float()
         if c.flip or c.shift or c.rotate or c.area != (1.0, 1.0) or c.aspect != (1.0, 1.0):
-            images_BCHW = self._geometry(images_BCHW)
+            images_BCHW = self._geometry(images_BCHW, c)
+        if self.policy is not None:
+            images_BCHW = self.policy(images_BCHW.round().to(torch.uint8)).float()
         if c.colour:
             images_BCHW = self._colour(images_BCHW)
         if c.erase:
@@ -37,8 +58,8 @@ class Augment:
         unit = torch.rand(len(images_BCHW), generator=self.generator, device=images_BCHW.device)
         return low + (high - low) * unit
 
-    def _geometry(self, images_BCHW: Tensor) -> Tensor:
-        c, size = self.config, images_BCHW.shape[-1]
+    def _geometry(self, images_BCHW: Tensor, c: AugmentConfig) -> Tensor:
+        size = images_BCHW.shape[-1]
         scale = self._uniform(images_BCHW, *c.area).sqrt()
         stretch = torch.exp(self._uniform(images_BCHW, math.log(c.aspect[0]), math.log(c.aspect[1])) / 2)
         width, height = scale * stretch, scale / stretch

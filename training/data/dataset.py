@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -10,15 +12,44 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.preprocessing import Preprocessing
+from training.data.augment import Augment
 
 
 class DataError(ValueError):
     """Images or labels that are missing, unreadable or do not fit together."""
 
 
+class Images(Protocol):
+    """N images and their labels: in memory (`LabelledImages`) or in files (`training.data.listed.ListedImages`)."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64, N, on the CPU."""
+
+    @property
+    def images(self) -> Tensor:
+        """All of them, uint8 N×S×S×3: for parts that are known to be small."""
+
+    def __len__(self) -> int: ...
+
+    def subset(self, index: NDArray[np.int64]) -> Self:
+        """The images at these positions, in this order."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same, held by a device where they are held at all."""
+
+    def batches(
+        self, indices: Sequence[Tensor], device: torch.device, augment: Augment | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each tensor of positions in turn, images and labels on the device.
+
+        Images are uint8 B×S×S×3 and preprocessed as in serving, or floating and augmented.
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages:
-    """N images (uint8, N×S×S×3, RGB) and their labels (int64, N)."""
+    """N images in memory (uint8, N×S×S×3, RGB, on any device) and their labels (int64, N, on the CPU)."""
 
     images: Tensor
     labels: Tensor
@@ -35,6 +66,19 @@ class LabelledImages:
         chosen = torch.from_numpy(index)
         return LabelledImages(images=self.images[chosen], labels=self.labels[chosen])
 
+    def to(self, device: torch.device) -> LabelledImages:
+        """The same, with the images on a device."""
+        return replace(self, images=self.images.to(device))
+
+    def batches(
+        self, indices: Sequence[Tensor], device: torch.device, augment: Augment | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Images.batches`. Positions travel to the images and not the other way; nothing waits for a GPU."""
+        for index_B in indices:
+            images_BHWC = self.images[index_B.to(self.images.device, non_blocking=True)].to(device, non_blocking=True)
+            labels_B = self.labels[index_B].to(device, non_blocking=True)
+            yield (augment(images_BHWC) if augment else images_BHWC), labels_B
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
@@ -42,9 +86,9 @@ class Dataset:
 
     classes: list[str]
     preprocessing: Preprocessing
-    train: LabelledImages
-    holdout: LabelledImages
-    test: LabelledImages
+    train: Images
+    holdout: Images
+    test: Images
 
     def __post_init__(self) -> None:
         counts = self.train_counts()

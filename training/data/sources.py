@@ -8,8 +8,16 @@ from numpy.typing import NDArray
 
 from models.preprocessing import Preprocessing
 from training.config import DataConfig
-from training.data import cifar, folder
-from training.data.dataset import DataError, Dataset, LabelledImages, first_of_each, long_tail_counts, split_each
+from training.data import cifar, folder, listed
+from training.data.dataset import (
+    DataError,
+    Dataset,
+    Images,
+    LabelledImages,
+    first_of_each,
+    long_tail_counts,
+    split_each,
+)
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images, N×H×W×3, and labels, N."""
@@ -26,7 +34,7 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
     Raises:
         DataError: if files are missing, unreadable or do not fit the recipe.
     """
-    load = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "folder": _folder}[config.source]
+    load = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "folder": _folder, "list": _list}[config.source]
     classes, train, test = load(config, seed)
     labels = train.labels.numpy()
     rest, held = split_each(labels, config.holdout_fraction, seed)
@@ -39,7 +47,7 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
     )
 
 
-Loaded = tuple[list[str], LabelledImages, LabelledImages]
+Loaded = tuple[list[str], Images, Images]
 
 
 def _tensors(arrays: Arrays) -> LabelledImages:
@@ -90,3 +98,8 @@ def _folder(config: DataConfig, seed: int) -> Loaded:
         )
     train, test = (_tensors(folder.decode(part, preprocessing_of(config))) for part in (listing.train, listing.test))
     return listing.classes, train, test
+
+
+def _list(config: DataConfig, seed: int) -> Loaded:
+    assert config.root is not None and config.train_list is not None and config.test_list is not None
+    return listed.load(config.root, config.train_list, config.test_list, preprocessing_of(config))

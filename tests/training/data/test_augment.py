@@ -76,3 +76,19 @@ def test_the_generator_decides_everything(seed: int) -> None:
     settings |= {"erase": 0.3, "colour": 0.2}
     assert torch.equal(_apply(seed=seed, **settings), _apply(seed=seed, **settings))
     assert not torch.equal(_apply(seed=seed, **settings), _apply(seed=seed + 1, **settings))
+
+
+def test_a_policy_works_between_geometry_and_erasing() -> None:
+    plain, changed = _apply(flip=True), _apply(flip=True, policy="autoaugment-cifar10")
+    assert changed.min() >= 0 and changed.max() <= 255 and torch.equal(changed, changed.round())
+    same = (plain.round() == changed).flatten(1).all(dim=1).float().mean()
+    assert 0 < same < 0.5
+    blanked = (_apply(policy="autoaugment-cifar10", erase=0.5) == 127.5).flatten(1).any(dim=1)
+    assert blanked.all()
+
+
+def test_images_that_are_cropped_already_are_not_cropped_again() -> None:
+    generator = torch.Generator().manual_seed(0)
+    augment = Augment(AugmentConfig(area=(0.2, 0.3), aspect=(0.5, 2.0)), generator)
+    assert torch.equal(augment(IMAGES, cropped=True), IMAGES.float())
+    assert not torch.equal(augment(IMAGES), IMAGES.float())

@@ -1,0 +1,103 @@
+"""Several processes against one: the same gradients, the same statistics, one set of files."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from torch.multiprocessing.spawn import start_processes
+
+from training.config import Recipe, load_recipe
+from training.data import Dataset, LabelledImages
+from training.data.sources import preprocessing_of
+from training.distributed import ALONE, Group, process_group
+from training.fit import fit
+from training.run import Run, load_tensors
+
+CPU = torch.device("cpu")
+# One batch of all images, which two processes cannot share evenly; nothing random but the initial weights.
+ONE_STEP = ["augment.shift=0", "fit.epochs=1", "fit.batch_size=99", "fit.warmup_epochs=0", "model.camc=off"]
+
+
+def _noise() -> tuple[Recipe, Dataset]:
+    """Noise has no flat regions, whose many equal features would meet the kinks of ReLU all at once."""
+    recipe = load_recipe("digits", ONE_STEP)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (33, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    part = LabelledImages(images=images, labels=torch.arange(33) % 10)
+    preprocessing = preprocessing_of(recipe.data)
+    return recipe, Dataset(classes=list("0123456789"), preprocessing=preprocessing, train=part, holdout=part, test=part)
+
+
+def _fit_as_one_of_two(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
+    torch.set_num_threads(1)
+    (recipe, data), run = _noise(), Run(Path(folder))
+    with process_group(CPU) as (group, device):
+        assert (group.rank, group.size, device) == (rank, 2, CPU)
+        network = fit(recipe, data, run, Console(file=io.StringIO()), device, group)
+    torch.save(network.state_dict(), run.path / f"weights-{rank}.pt")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def test_two_processes_give_the_gradients_and_batch_statistics_of_one(tmp_path: Path) -> None:
+    recipe, data = _noise()
+    (tmp_path / "two").mkdir()
+    fit(recipe, data, Run(tmp_path / "one"), Console(file=io.StringIO()), CPU)
+    start_processes(_fit_as_one_of_two, (_free_port(), str(tmp_path / "two")), nprocs=2, start_method="spawn")
+    one, _ = load_tensors(Run(tmp_path / "one").checkpoint)
+    two, _ = load_tensors(Run(tmp_path / "two").checkpoint)
+    # After a single step from rest, a momentum is the gradient plus the decay of the initial weight.
+    assert one.keys() == two.keys() and len([name for name in one if name.startswith("momentum")]) > 20
+    for name, tensor in one.items():
+        assert (two[name] - tensor).double().norm() <= 1e-4 * tensor.double().norm() + 1e-7, name
+    ranks = [torch.load(tmp_path / "two" / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0] if "prototypes" not in name)
+
+
+def test_torchrun_trains_together_and_the_leader_alone_writes_and_speaks(tmp_path: Path) -> None:
+    command = "from training.cli import main; main()"
+    options = ["--set", "fit.epochs=2", "--set", "calibrate.iterations=20", "--set", "augment.policy=trivialaugment"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    result = subprocess.run(
+        [*launcher, sys.executable, "-c", command, "train", "digits", "--out", str(tmp_path), *options],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("epoch 2/2") == 1 and result.stdout.count("camcal serve --bundle") == 1
+    assert "cpu × 2" in result.stdout
+    assert json.loads((tmp_path / "bundle" / "manifest.json").read_text())["name"] == "digits"
+
+
+@pytest.mark.parametrize("batch", [2, 7, 64])
+def test_parts_make_up_the_batch_and_their_weights_its_mean(batch: int) -> None:
+    losses = torch.rand(batch, generator=torch.Generator().manual_seed(0))
+    for size in (1, 2):
+        groups = [Group(rank, size) for rank in range(size)]
+        parts = [group.part(losses) for group in groups]
+        assert torch.cat(parts).sort().values.equal(losses.sort().values)
+        average = sum(part.mean() * group.weight(batch) for part, group in zip(parts, groups, strict=True)) / size
+        torch.testing.assert_close(torch.as_tensor(average), losses.mean())
+
+
+def test_a_process_that_is_alone_changes_nothing() -> None:
+    network = nn.Conv2d(3, 3, 3)
+    assert ALONE.leads and ALONE.wrap(network, CPU) is network
+    with process_group(CPU) as (group, device):
+        assert group == ALONE and device == CPU

@@ -1,0 +1,112 @@
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from training.config import CalibrateConfig
+from training.losses import grw_weights
+from training.margins import MIN_OMEGA, fit_lws, fit_marc
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+COUNTS = np.array([200, 100, 60, 30, 10])
+NORMS = torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0])
+
+
+def _problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 5, (400,), generator=generator)
+    logits = torch.randn(400, 5, generator=generator) + 1.5 * torch.nn.functional.one_hot(labels, 5)
+    return 3 * logits, labels
+
+
+def _loss(omega: Floats, offset: Floats, weights: Floats) -> float:
+    """The weighted cross-entropy of ω·z + δ on the problem, in float64."""
+    logits, labels = _problem()
+    scaled = omega * logits.double().numpy() + offset
+    shifted = scaled - scaled.max(1, keepdims=True)
+    w = weights[labels.numpy()]
+    return float(w @ (np.log(np.exp(shifted).sum(1)) - shifted[np.arange(400), labels.numpy()]) / w.sum())
+
+
+def test_marc_comes_close_to_the_optimum_of_its_loss() -> None:
+    logits, labels = _problem()
+    config = CalibrateConfig(iterations=3000, batch_size=400, lr=0.05)
+    marc = fit_marc(logits, labels, NORMS, COUNTS, config, seed=0)
+    w, n = grw_weights(COUNTS, 1.2).double().numpy(), NORMS.double().numpy()
+
+    def loss(parameters: Floats) -> float:
+        return _loss(parameters[:5], parameters[5:] * n, w)
+
+    start = np.concatenate([np.ones(5), np.zeros(5)])
+    bounds = [(MIN_OMEGA, None)] * 5 + [(None, None)] * 5
+    best = minimize(loss, start, bounds=bounds).fun
+    found = loss(np.concatenate([marc.omega.detach().numpy(), marc.beta.detach().numpy()]).astype(np.float64))
+    assert loss(start) - best > 0.05
+    assert found - best < 0.05 * (loss(start) - best)
+
+
+def test_the_penalised_fit_is_the_minimum_that_scipy_finds() -> None:
+    logits, labels = _problem()
+    start = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
+    marc = fit_marc(logits, labels, NORMS, COUNTS, CalibrateConfig(), seed=0, start_K=start, penalty=3.0)
+    w = grw_weights(COUNTS, 1.2).double().numpy()
+
+    def loss(parameters: Floats) -> float:
+        away = (parameters[:5] - 1) ** 2 + (parameters[5:] - start.double().numpy()) ** 2
+        return _loss(parameters[:5], parameters[5:], w) + 3.0 / (2 * 5) * float((away / COUNTS).sum())
+
+    best = minimize(loss, np.concatenate([np.ones(5), start.numpy()]), tol=1e-12).x
+    np.testing.assert_allclose(marc.omega.detach().numpy(), best[:5], atol=1e-4)
+    np.testing.assert_allclose((marc.beta * NORMS).detach().numpy(), best[5:], atol=1e-4)
+
+
+def test_a_strong_penalty_leaves_margins_where_they_start() -> None:
+    logits, labels = _problem()
+    start = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
+    marc = fit_marc(logits, labels, NORMS, COUNTS, CalibrateConfig(), seed=0, start_K=start, penalty=1e7)
+    torch.testing.assert_close(marc.omega.detach(), torch.ones(5), rtol=0, atol=1e-3)
+    torch.testing.assert_close(marc.beta.detach() * NORMS, start, rtol=0, atol=1e-3)
+
+
+def test_a_class_without_images_stays_near_its_start() -> None:
+    logits, labels = _problem()
+    seen, counts = labels < 4, np.array([100, 100, 100, 100, 0])
+    marc = fit_marc(logits[seen], labels[seen], NORMS, counts, CalibrateConfig(), seed=0, penalty=50.0)
+    assert torch.isfinite(marc.omega).all() and abs(marc.omega[4].item() - 1) < 0.3
+
+
+def test_omega_stays_positive_where_the_loss_would_turn_it_over() -> None:
+    labels = torch.tensor([0, 1] * 100)
+    logits = torch.nn.functional.one_hot(1 - labels, 2).float() * 10
+    config, counts = CalibrateConfig(iterations=300, lr=0.5), np.array([100, 100])
+    for penalty in (0.0, 0.1):
+        marc = fit_marc(logits, labels, torch.ones(2), counts, config, seed=0, penalty=penalty)
+        assert marc.omega.min() >= MIN_OMEGA
+
+
+def test_a_warm_up_and_weight_decay_change_the_way_but_not_where_it_leads() -> None:
+    logits, labels = _problem()
+    plain = CalibrateConfig(iterations=2000, batch_size=400)
+    published = CalibrateConfig(iterations=2000, batch_size=400, warmup=800, lr=0.1, weight_decay=5e-4)
+    w, n = grw_weights(COUNTS, 1.2).double().numpy(), NORMS.double().numpy()
+    losses = []
+    for config in (plain, published):
+        marc = fit_marc(logits, labels, NORMS, COUNTS, config, seed=0)
+        losses.append(_loss(marc.omega.detach().double().numpy(), marc.beta.detach().double().numpy() * n, w))
+    assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.01
+
+
+def test_learned_weight_scaling_comes_close_to_the_balanced_optimum() -> None:
+    logits, labels = _problem()
+    counts = np.bincount(labels.numpy())
+    logits = logits * torch.tensor([0.2, 0.5, 1.0, 2.0, 4.0])
+    found = fit_lws(logits, labels, counts, CalibrateConfig(iterations=3000, batch_size=400), seed=0)
+    scales = np.array([0.2, 0.5, 1.0, 2.0, 4.0])
+
+    def loss(scale: Floats) -> float:
+        return _loss(scale * scales, np.zeros(5), 1 / counts)
+
+    best = minimize(loss, np.ones(5), bounds=[(MIN_OMEGA, None)] * 5).fun
+    assert loss(np.ones(5)) - best > 0.05
+    assert loss(found.double().numpy()) - best < 0.05 * (loss(np.ones(5)) - best)

@@ -1,0 +1,90 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from training.config import Recipe, load_recipe
+from training.priors import given_prior, is_balanced, logit_prior, prior_weights, shift_prior
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+COUNTS = np.array([400, 36, 4])
+PI = COUNTS / 440
+EVEN = np.full(3, 1 / 3)
+
+
+def _recipe(*overrides: str) -> Recipe:
+    return load_recipe("digits", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        ([], PI),
+        (["loss.name=balanced_softmax"], EVEN),
+        (["loss.name=logit_adjustment", "loss.tau=0.5"], PI**0.5),
+        (["loss.weights=grw", "loss.exponent=0.8"], PI**0.2),
+        (["fit.sampler=class_balanced"], EVEN),
+        (["fit.sampler=square_root"], PI**0.5),
+        (["loss.weights=grw", "loss.exponent=1", "loss.reweight_from=0.5"], EVEN),
+        (["loss.weights=grw", "loss.reweight_from=1"], PI),
+        (["loss.name=balanced_softmax", "fit.sampler=class_balanced"], 1 / PI),
+        (["fit.sampler=progressive", "fit.epochs=4"], 0.25 * PI + 0.75 / 3),
+    ],
+)
+def test_the_prior_that_trained_logits_are_for(overrides: list[str], wanted: Floats) -> None:
+    np.testing.assert_allclose(logit_prior(_recipe(*overrides), COUNTS), wanted / wanted.sum(), rtol=1e-5)
+
+
+def test_who_minimises_the_training_loss_has_probabilities_under_that_prior() -> None:
+    # Two inputs x with known p(x|k). The expected loss, weighted n^-0.4 and adjusted by 0.7·log π, is minimised over z.
+    likelihood_XK = np.array([[0.8, 0.5, 0.1], [0.2, 0.5, 0.9]])
+    mass_XK = likelihood_XK * PI * PI**-0.4
+
+    def loss(z: Floats) -> float:
+        adjusted = z.reshape(2, 3) + 0.7 * np.log(PI)
+        return float((mass_XK * (np.log(np.exp(adjusted).sum(axis=1, keepdims=True)) - adjusted)).sum())
+
+    best_XK = np.exp(minimize(loss, np.zeros(6), tol=1e-12).x.reshape(2, 3))
+    overrides = ("loss.name=logit_adjustment", "loss.tau=0.7", "loss.weights=grw", "loss.exponent=0.4")
+    expected = likelihood_XK * logit_prior(_recipe(*overrides), COUNTS)
+    np.testing.assert_allclose(
+        best_XK / best_XK.sum(axis=1, keepdims=True), expected / expected.sum(axis=1, keepdims=True), atol=1e-4
+    )
+
+
+def test_what_counts_as_balanced() -> None:
+    assert is_balanced(EVEN, COUNTS)
+    assert is_balanced(PI**0.2, COUNTS) and not is_balanced(PI**0.5, COUNTS) and not is_balanced(PI, COUNTS)
+    assert not is_balanced(EVEN, np.array([5, 5, 5]))
+
+
+def test_shifting_the_prior_by_hand() -> None:
+    shifted = shift_prior(np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([0.75, 0.25]))
+    np.testing.assert_allclose(shifted, [[0.75, 0.25], [0.675 / 0.7, 0.025 / 0.7]])
+
+
+def test_weights_give_samples_the_wanted_frequencies() -> None:
+    labels = np.array([0, 0, 0, 1, 2, 2])
+    weights = prior_weights(labels, np.array([0.2, 0.5, 0.3]))
+    np.testing.assert_allclose(np.bincount(labels, weights=weights) / 6, [0.2, 0.5, 0.3])
+
+
+def test_a_given_prior_by_name_or_in_order() -> None:
+    classes = ["cat", "dog"]
+    np.testing.assert_allclose(given_prior([1, 3], classes), [0.25, 0.75])
+    np.testing.assert_allclose(given_prior({"dog": 3, "cat": 1}, classes), [0.25, 0.75])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ([1.0], "has 1 numbers for 2 classes"),
+        ([1.0, 0.0], "must be positive for every class, got 0"),
+        ({"cat": 1.0}, "has no number for class 'dog'"),
+        ({"cat": 1.0, "dog": 1.0, "cow": 1.0}, "names 'cow', which is not a class"),
+    ],
+)
+def test_a_prior_that_does_not_fit_is_refused(wanted: list[float] | dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        given_prior(wanted, ["cat", "dog"])

@@ -1,0 +1,102 @@
+"""The shipped recipes: each is valid, and those of the large benchmarks run from list file to bundle."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from training import pipeline
+from training.config import RECIPES, load_recipe
+from training.data import load_dataset
+from training.data.dataset import long_tail_counts
+from training.run import Run, build_network
+
+# How each benchmark names its files: (training, test) path of image i of a class.
+LAYOUTS = {
+    "imagenet-lt": ("train/n0{label}/n0{label}_{i}.jpg", "val/n0{label}/ILSVRC2012_val_{label}{i}.jpg"),
+    "places-lt": ("data_256/a/place{label}/0000{i}.jpg", "val/place{label}/Places365_val_0{label}{i}.jpg"),
+    "inat18": ("train_val2018/Plantae/{label}/a{label}b{i}.jpg", "train_val2018/Plantae/{label}/c{label}d{i}.jpg"),
+}
+COUNTS = (9, 5, 3, 2)
+SMALL = [
+    "model.backbone=resnet8",
+    "model.weights=none",
+    "data.resize=36",
+    "data.input_size=32",
+    "fit.epochs=1",
+    "fit.batch_size=6",
+    "calibrate.iterations=5",
+    "calibrate.batch_size=8",
+]
+
+
+def _write_images(root: Path, pattern: str, counts: tuple[int, ...]) -> str:
+    """Small photographs in one benchmark's layout; returns the text of the list file that names them."""
+    lines = []
+    for label, count in enumerate(counts):
+        for i in range(count):
+            name = pattern.format(label=label, i=i)
+            pixels = np.random.default_rng(100 * label + i).integers(0, 60, (48, 64, 3), dtype=np.uint8) + 40 * label
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name)
+            lines.append(f"{name} {label}\n")
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_benchmark_runs_from_its_lists_to_a_bundle(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    recipe = load_recipe(name, [*SMALL, f"data.root={root}"])
+    assert recipe.data.source == "list" and recipe.data.train_list and recipe.data.test_list
+    for pattern, counts, file in zip(
+        LAYOUTS[name], (COUNTS, (2, 2, 2, 2)), (recipe.data.train_list, recipe.data.test_list), strict=True
+    ):
+        text = _write_images(root, pattern, counts)
+        (root / file).write_text(text)
+    bundle = pipeline.train(recipe, Run(tmp_path / "run"), Console(file=io.StringIO()))
+    assert bundle is not None
+    assert [c.train_count for c in bundle.manifest.classes] == list(COUNTS)
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["data"]["test"] == 8
+
+
+def test_the_large_benchmarks_have_the_papers_settings() -> None:
+    recipes = {name: load_recipe(name) for name in LAYOUTS}
+    backbones = {name: (r.model.backbone, r.model.weights) for name, r in recipes.items()}
+    assert backbones == {
+        "imagenet-lt": ("resnext50_32x4d", None),
+        "places-lt": ("resnet152", "IMAGENET1K_V1"),
+        "inat18": ("resnet50", None),
+    }
+    assert {name: r.fit.epochs for name, r in recipes.items()} == {"imagenet-lt": 180, "places-lt": 30, "inat18": 200}
+    assert all((r.data.resize, r.data.input_size, r.augment.area) == (256, 224, (0.08, 1.0)) for r in recipes.values())
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(RECIPES.glob("*.toml"))])
+def test_every_shipped_recipe_is_valid_and_bears_its_file_s_name(name: str) -> None:
+    assert load_recipe(name, ["data.root=somewhere"]).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "totals"),
+    [("cifar10-lt", [20431, 13996, 12406, 11203]), ("cifar100-lt", [19573, 12608, 10847, 9502])],
+)
+def test_the_cifar_recipes_select_the_published_numbers_of_images(name: str, totals: list[int]) -> None:
+    for factor, total in zip((10, 50, 100, 200), totals, strict=True):
+        config = load_recipe(name, ["data.root=somewhere", f"data.imbalance={factor}"]).data
+        largest, classes = (5000, 10) if config.source == "cifar10" else (500, 100)
+        assert long_tail_counts(largest, classes, config.imbalance).sum() == total
+
+
+def test_missing_data_is_explained_before_anything_is_trained(tmp_path: Path) -> None:
+    recipe = load_recipe("imagenet-lt", [f"data.root={tmp_path}"])
+    with pytest.raises(ValueError, match=r"ImageNet_LT_train\.txt cannot be read"):
+        load_dataset(recipe.data, 0)
+
+
+def test_pretrained_weights_that_do_not_exist_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="resnet152 has no weights 'IMAGENET22K_V9'"):
+        build_network(load_recipe("places-lt", ["model.weights=IMAGENET22K_V9"]), 365)

@@ -1,0 +1,139 @@
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from training.config import RecipeError
+from training.results import result_of
+from training.run import Run
+from training.sweep import load_table, run_table
+
+TABLES = Path(__file__).parents[1] / "benchmarks" / "tables"
+
+TABLE = """
+seeds = [0]
+
+[[data]]
+recipe = "digits"
+
+[[row]]
+method = "CAMC"
+
+[[row]]
+method = "CAMC"
+calibrated = "CAMC + MARC, gentler"
+plain = false
+set = ["calibrate.exponent=0.5"]
+
+[[row]]
+method = "linear"
+set = ["fit.epochs=1", "model.head=linear", "calibrate.marc=false"]
+"""
+
+
+def _table(folder: Path, text: str = TABLE) -> Path:
+    path = folder / "small.toml"
+    path.write_text(text)
+    return path
+
+
+def _console() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def _text(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def _results(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+def test_a_row_repeats_and_a_finished_table_is_left_alone(tmp_path: Path, digits_run: Run) -> None:
+    jobs = load_table(_table(tmp_path))
+    console = _console()
+    assert run_table(jobs, tmp_path / "out", 1, console) == 0
+    lines = _text(console).splitlines()
+    assert len(lines) == 3 and lines[-1].startswith("3/3  ")
+    results = _results(tmp_path / "out")
+    again = results["digits-if10_camc_small_s0"]
+    first = result_of(json.loads(digits_run.report.read_text()), "CAMC")
+    assert again["rows"] == first["rows"] and again["recipe"] == first["recipe"]
+    (gentler,) = results["digits-if10_camc-marc-gentler_small_s0"]["rows"]
+    assert gentler["method"] == "CAMC + MARC, gentler" and gentler["accuracy"] != again["rows"][-1]["accuracy"]
+    # The two calibrations share one training.
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 2
+    console = _console()
+    assert run_table(jobs, tmp_path / "out", 1, console) == 0
+    assert _text(console) == "3 of 3 rows are there already\n"
+
+
+def test_several_processes_share_a_table(tmp_path: Path) -> None:
+    jobs = load_table(_table(tmp_path, TABLE.replace("[0]", "[0, 1]")), only="linear")
+    console = _console()
+    assert run_table(jobs, tmp_path / "out", 2, console) == 0
+    assert [line.split()[0] for line in _text(console).splitlines()] == ["1/2", "2/2"]
+    assert _results(tmp_path / "out").keys() == {job.name for job in jobs}
+
+
+def test_a_row_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    text = TABLE.replace('set = ["calibrate.exponent=0.5"]', 'set = ["model.backbone=resnet33"]')
+    jobs = [job for job in load_table(_table(tmp_path, text)) if job.name != "digits-if10_camc_small_s0"]
+    console = _console()
+    assert run_table(jobs, tmp_path / "out", 1, console) == 1
+    failed, good = _text(console).splitlines()
+    assert "camc-marc-gentler_small_s0: failed: unknown backbone 'resnet33'" in failed
+    assert good.startswith("1/2  digits-if10_linear_small_s0: linear ")
+
+
+def test_a_changed_row_is_run_again(tmp_path: Path) -> None:
+    only = "linear"
+    assert run_table(load_table(_table(tmp_path), only=only), tmp_path / "out", 1, _console()) == 0
+    text = TABLE.replace('"fit.epochs=1"', '"fit.epochs=2"')
+    assert run_table(load_table(_table(tmp_path, text), only=only), tmp_path / "out", 1, _console()) == 0
+    assert _results(tmp_path / "out")["digits-if10_linear_small_s0"]["epochs"] == 2
+
+
+def test_jobs_come_seed_by_seed() -> None:
+    jobs = load_table(TABLES / "short.toml", ["cifar100=a.npz", "cifar10=b.npz"], only="cifar100-lt")
+    assert jobs[0].name == "cifar100-lt-if100_cross-entropy_short_s0"
+    assert [job.recipe.seed for job in jobs] == sorted(job.recipe.seed for job in jobs)
+    assert {str(job.recipe.data.root) for job in jobs} == {"a.npz"}
+
+
+@pytest.mark.parametrize("table", sorted(TABLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_shipped_tables_are_valid(table: Path) -> None:
+    jobs = load_table(table, ["cifar100=a", "cifar10=b"])
+    trainings = {job.training for job in jobs if job.row.plain}
+    assert len(trainings) == sum(job.row.plain for job in jobs)
+    # A row that only calibrates again must find its training among the others.
+    assert {job.training for job in jobs} == trainings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds = [0", "small.toml is not valid TOML"),
+        (TABLE.replace("seeds", "seed"), "'seeds': Field required; small.toml: 'seed': Extra inputs"),
+        (TABLE.replace('method = "linear"', 'method = "CAMC"'), "two rows are called digits-if10_camc_small_s0"),
+        (TABLE.replace("fit.epochs", "fit.epoch"), "unknown key 'fit.epoch'; did you mean 'epochs'?"),
+        (TABLE.replace('"digits"', '"cifar10-lt"'), "needs data: pass --data cifar10=PATH"),
+    ],
+)
+def test_a_mistake_in_a_table_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_table(_table(tmp_path, text))
+    assert message in str(error.value)
+
+
+def test_other_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no table at"):
+        load_table(tmp_path / "nothing.toml")
+    with pytest.raises(RecipeError, match="--data 'cifar10' is not of the form SOURCE=PATH"):
+        load_table(_table(tmp_path), ["cifar10"])
+    with pytest.raises(RecipeError, match="has no row whose name contains 'x'; the first is digits-if10_camc_small_s0"):
+        load_table(_table(tmp_path), only="x")

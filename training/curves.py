@@ -1,0 +1,42 @@
+"""Curves for the report: what another scalar would have given."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from training import metrics
+
+SCALARS = tuple(float(2 ** (e / 2)) for e in range(15))
+"""1 to 128, in steps of √2."""
+
+
+def scalar_curve(
+    cosines_NK: metrics.Floats, labels_N: metrics.Labels, weights_N: metrics.Floats, prior_K: metrics.Floats
+) -> list[dict[str, float]]:
+    """Accuracy, ECE and NLL of softmax(s·cos) and of the same with its class prior taken out, for each s of `SCALARS`.
+
+    A scalar alone never changes the order of the classes; it does so through the prior, in softmax(s·cos - log q).
+
+    Args:
+        cosines_NK: logits over their scalar.
+        weights_N: of the samples, for the class frequencies to be judged under.
+        prior_K: q, the class prior that the logits are for.
+    """
+    points = []
+    correct_N = (cosines_NK.argmax(axis=1) == labels_N).astype(np.float64)
+    for scalar in SCALARS:
+        plain = metrics.softmax(scalar * cosines_NK)
+        adjusted = metrics.softmax(scalar * cosines_NK - np.log(prior_K))
+        hits_N = (adjusted.argmax(axis=1) == labels_N).astype(np.float64)
+        points.append(
+            {
+                "scalar": scalar,
+                "accuracy": float(weights_N @ correct_N / weights_N.sum()),
+                "ece": metrics.expected_calibration_error(plain, labels_N, weights_N),
+                "nll": metrics.negative_log_likelihood(plain, labels_N, weights_N),
+                "adjusted_accuracy": float(weights_N @ hits_N / weights_N.sum()),
+                "adjusted_ece": metrics.expected_calibration_error(adjusted, labels_N, weights_N),
+                "adjusted_nll": metrics.negative_log_likelihood(adjusted, labels_N, weights_N),
+            }
+        )
+    return points

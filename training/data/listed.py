@@ -1,0 +1,201 @@
+"""Images named by list files, `relative/path label` a line, and decoded by threads while training uses others."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from models.preprocessing import Preprocessing
+from training.config import AugmentConfig
+from training.data.augment import Augment
+from training.data.dataset import DataError
+
+AHEAD = 3
+"""Batches that are being decoded while one is used."""
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedImages:
+    """N images in files under `root`, with their labels (int64, N)."""
+
+    root: Path
+    names: list[str]
+    labels: Tensor
+    preprocessing: Preprocessing
+
+    @property
+    def images(self) -> Tensor:
+        """All of them, decoded now: uint8 N×S×S×3."""
+        return next(self.batches([torch.arange(len(self))], torch.device("cpu")))[0]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, index: NDArray[np.int64]) -> ListedImages:
+        """The images at these positions, in this order."""
+        return replace(self, names=[self.names[i] for i in index], labels=self.labels[torch.from_numpy(index)])
+
+    def to(self, device: torch.device) -> ListedImages:
+        """The same: what is in files stays there."""
+        return self
+
+    def batches(
+        self, indices: Sequence[Tensor], device: torch.device, augment: Augment | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `training.data.dataset.Images.batches`.
+
+        Random crops are cut while decoding, out of the whole picture, where a JPEG can be decoded at a fraction of its
+        size; all other augmentation happens on the device.
+
+        Raises:
+            DataError: naming a file that cannot be read.
+        """
+        crop = None if augment is None else RandomCrop(augment.config, self.preprocessing, augment.draw_seed())
+        pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        started: deque[tuple[Tensor, list[Future[Pixels]]]] = deque()
+        try:
+            for index_B in indices:
+                started.append((index_B, [pool.submit(self._read, i, crop) for i in index_B.tolist()]))
+                if len(started) > AHEAD:
+                    yield self._finish(*started.popleft(), device, augment)
+            while started:
+                yield self._finish(*started.popleft(), device, augment)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, position: int, crop: RandomCrop | None) -> Pixels:
+        path = self.root / self.names[position]
+        try:
+            with Image.open(path) as image:
+                if crop is not None:
+                    return crop(image, position)
+                return self.preprocessing.apply(ImageOps.exif_transpose(image).convert("RGB"))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path} cannot be read: {error}") from None
+
+    def _finish(
+        self, index_B: Tensor, pixels: list[Future[Pixels]], device: torch.device, augment: Augment | None
+    ) -> tuple[Tensor, Tensor]:
+        size = self.preprocessing.input_size
+        stacked = np.stack([future.result() for future in pixels]) if pixels else np.empty((0, size, size, 3), np.uint8)
+        images_BHWC, labels_B = torch.from_numpy(stacked), self.labels[index_B]
+        if device.type == "cuda":
+            images_BHWC = images_BHWC.pin_memory()
+        images_BHWC = images_BHWC.to(device, non_blocking=True)
+        labels_B = labels_B.to(device, non_blocking=True)
+        return (augment(images_BHWC, cropped=True) if augment else images_BHWC), labels_B
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A random part of a picture by an augmentation's `area` and `aspect`; without them, the part that serving sees."""
+
+    config: AugmentConfig
+    preprocessing: Preprocessing
+    seed: int
+
+    def __call__(self, image: Image.Image, position: int) -> Pixels:
+        """Open image to pixels, S×S×3; (seed, position) decides the crop, whatever thread draws it."""
+        size = self.preprocessing.input_size
+        left, top, right, bottom = self.box(*image.size, position)
+        # Decode no more than is needed: a JPEG at 1/2, 1/4 or 1/8, as long as the crop keeps `size` pixels a side.
+        scale = min(1.0, size / max(1.0, min(right - left, bottom - top)))
+        full_width, full_height = image.size
+        image.draft("RGB", (math.ceil(full_width * scale), math.ceil(full_height * scale)))
+        shrunk = image.size[0] / full_width, image.size[1] / full_height
+        box = (left * shrunk[0], top * shrunk[1], right * shrunk[0], bottom * shrunk[1])
+        resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box)
+        return np.asarray(ImageOps.exif_transpose(_with_orientation(resized, image)))
+
+    def box(self, width: int, height: int, position: int) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the crop in a picture of this size."""
+        c = self.config
+        if c.area == (1.0, 1.0) and c.aspect == (1.0, 1.0):
+            return self.preprocessing.box(width, height)
+        random = np.random.default_rng((self.seed, position))
+        for _ in range(10):
+            area = random.uniform(*c.area) * width * height
+            aspect = math.exp(random.uniform(math.log(c.aspect[0]), math.log(c.aspect[1])))
+            across, down = math.sqrt(area * aspect), math.sqrt(area / aspect)
+            if across <= width and down <= height:
+                left, top = random.uniform(0, width - across), random.uniform(0, height - down)
+                return left, top, left + across, top + down
+        return self.preprocessing.box(width, height)
+
+
+def _with_orientation(resized: Image.Image, image: Image.Image) -> Image.Image:
+    """The resized picture with the orientation tag of the original."""
+    resized.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+    return resized
+
+
+ORIENTATION = 0x0112
+
+
+def read_list(path: Path) -> tuple[list[str], NDArray[np.int64]]:
+    """Paths and labels of a list file.
+
+    Raises:
+        DataError: if the file is missing or empty, or naming the line that is not `relative/path label`.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the list {path} cannot be read: {error}") from None
+    names, labels = [], []
+    for number, line in enumerate(lines, start=1):
+        name, _, label = line.strip().rpartition(" ")
+        if not name or not label.isdecimal():
+            if not line.strip():
+                continue
+            raise DataError(f"{path}, line {number}: expected `relative/path label`, found {line.strip()!r}")
+        names.append(name.strip())
+        labels.append(int(label))
+    if not names:
+        raise DataError(f"the list {path} names no image")
+    return names, np.array(labels, dtype=np.int64)
+
+
+def class_names(names: Sequence[str], labels: NDArray[np.int64], classes: int) -> list[str]:
+    """A name for each class: the folder that its images, and no other class's, lie in; else the label itself."""
+    folders: list[set[str]] = [set() for _ in range(classes)]
+    for name, label in zip(names, labels, strict=True):
+        folders[label].add(PurePosixPath(name).parent.name)
+    found = [next(iter(each)) if len(each) == 1 else "" for each in folders]
+    unique = all(found) and len(set(found)) == classes
+    return found if unique else [str(label) for label in range(classes)]
+
+
+def load(
+    root: Path, train_list: str, test_list: str, preprocessing: Preprocessing
+) -> tuple[list[str], ListedImages, ListedImages]:
+    """Class names, training part and test part; the lists' own paths are relative to `root`, or absolute.
+
+    Raises:
+        DataError: if a list does not fit, or its first image is not there.
+    """
+    parts = []
+    for name in (train_list, test_list):
+        names, labels = read_list(root / name)
+        if not (root / names[0]).is_file():
+            raise DataError(f"{root / names[0]}, the first image of {name}, is missing: is data.root right?")
+        part = ListedImages(root=root, names=names, labels=torch.from_numpy(labels), preprocessing=preprocessing)
+        parts.append(part)
+    train, test = parts
+    classes = int(train.labels.max()) + 1
+    if int(test.labels.max()) >= classes:
+        raise DataError(f"{test_list} has the label {int(test.labels.max())}; {train_list} ends at {classes - 1}")
+    return class_names(train.names, train.labels.numpy(), classes), train, test

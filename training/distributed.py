@@ -1,0 +1,128 @@
+"""Several processes for one run, as `torchrun` starts them: each takes its part of every batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of a run, seen from one of them: its rank and their number; by default it is alone."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that prints and writes files."""
+        return self.rank == 0
+
+    def part(self, batch_B: Tensor) -> Tensor:
+        """This process's part of a batch; parts differ in length by at most one."""
+        return batch_B[self.rank :: self.size]
+
+    def weight(self, batch: int) -> float:
+        """What the mean loss over this process's part of a batch of that size must be multiplied by.
+
+        DistributedDataParallel averages the gradients over the processes; with these weights the average is the
+        gradient of the mean loss over the whole batch, even where the parts are not equally long.
+        """
+        return self.size * len(range(self.rank, batch, self.size)) / batch
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over the processes."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """The network for training: gradients, batch statistics and buffers are those of all processes together.
+
+        Buffers that are not batch statistics, such as CAMC's prototypes, follow the leading process and its part of
+        each batch. The network itself is changed only in that its batch normalisations are replaced by synchronised
+        ones of the same parameters and names.
+        """
+        if self.size == 1:
+            return network
+        if device.type == "cuda":
+            return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(network), device_ids=[device])
+        for module in network.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = SyncedBatchNorm2d
+        return DistributedDataParallel(network)
+
+
+ALONE = Group()
+
+
+class _Total(torch.autograd.Function):
+    """The sum over the processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _total(gradients[0])
+
+
+def _total(values: Tensor) -> Tensor:
+    total: Tensor = _Total.apply(values)
+    return total
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation by the statistics over all processes; torch's own SyncBatchNorm works on GPUs alone."""
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        if not self.training:
+            plain: Tensor = super().forward(features_BCHW)
+            return plain
+        wide_BCHW = features_BCHW.to(self.weight.dtype)
+        count = wide_BCHW.new_full((1,), wide_BCHW.numel() // wide_BCHW.shape[1])
+        sum_C, number = _total(torch.cat([wide_BCHW.sum(dim=(0, 2, 3)), count])).split([self.num_features, 1])
+        centred_BCHW = wide_BCHW - (sum_C / number)[:, None, None]
+        variance_C = _total(centred_BCHW.square().sum(dim=(0, 2, 3))) / number
+        self._follow((sum_C / number).detach(), (variance_C * number / (number - 1)).detach())
+        scale_C = self.weight * (variance_C + self.eps).rsqrt()
+        out_BCHW: Tensor = centred_BCHW * scale_C[:, None, None] + self.bias[:, None, None]
+        return out_BCHW.to(features_BCHW.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean_C: Tensor, variance_C: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
+        self.running_mean.lerp_(mean_C, self.momentum)
+        self.running_var.lerp_(variance_C, self.momentum)
+        self.num_batches_tracked.add_(1)
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[tuple[Group, torch.device]]:
+    """The group that `torchrun` has started this process in, and its own device of that kind; or it alone.
+
+    NCCL connects GPUs, gloo CPUs.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Group(), device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Group(distributed.get_rank(), size), device
+    finally:
+        distributed.destroy_process_group()

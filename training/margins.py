@@ -1,0 +1,125 @@
+"""Fits of a few numbers a class to cached logits of a frozen network: MARC, and learned weight scaling.
+
+N samples, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.marc import MARC
+from training.config import CalibrateConfig
+from training.losses import grw_weights
+from training.samplers import class_shares
+
+MIN_OMEGA = 1e-3
+
+
+def fit_marc(
+    logits_NK: Tensor,
+    labels_N: Tensor,
+    weight_norms_K: Tensor,
+    counts_K: NDArray[np.int64],
+    config: CalibrateConfig,
+    seed: int,
+    start_K: Tensor | None = None,
+    penalty: float = 0.0,
+) -> MARC:
+    """ω and β of MARC on cached logits, by re-weighted cross-entropy, L = Σ w_y·ℓ/Σ w_y.
+
+    As published (penalty 0): SGD with instance sampling and a cosine rate to zero. Ours, for few images: L plus
+    λ/(2K)·Σ_k [(ω_k-1)² + (β_k‖W_k‖-start_k)²]/n_k. Since L is close to the mean over classes of a class's mean loss,
+    its minimum is the posterior mode under normal priors of variance 1/λ around the start: a class with many images is
+    free, one with few stays near. It is convex, and L-BFGS finds it with all samples at once.
+
+    ω is kept at or above `MIN_OMEGA`: the published method leaves its sign free, but a negative one would turn a
+    class's map upside down.
+
+    Args:
+        weight_norms_K: ‖W_k‖.
+        counts_K: images a class among the samples, each counted once however often it was augmented.
+        start_K: where the offsets β_k‖W_k‖ start; zeros by default.
+        penalty: λ.
+    """
+    start_K = torch.zeros_like(weight_norms_K) if start_K is None else start_K
+    weights_K = grw_weights(counts_K, config.exponent)
+    if penalty:
+        pull_K = penalty / (2 * len(counts_K) * torch.from_numpy(np.maximum(counts_K, 1)).double())
+        return _posterior_mode(logits_NK, labels_N, weight_norms_K, weights_K, start_K, pull_K)
+    marc = MARC(logits_NK.shape[1])
+    with torch.no_grad():
+        marc.beta.copy_(start_K / weight_norms_K)
+    generator = torch.Generator().manual_seed(seed)
+
+    def step_loss() -> Tensor:
+        index = torch.randint(len(labels_N), (config.batch_size,), generator=generator)
+        return functional.cross_entropy(marc(logits_NK[index], weight_norms_K), labels_N[index], weight=weights_K)
+
+    _descend([marc.omega, marc.beta], marc.omega, step_loss, config)
+    return marc
+
+
+def fit_lws(
+    logits_NK: Tensor, labels_N: Tensor, counts_K: NDArray[np.int64], config: CalibrateConfig, seed: int
+) -> Tensor:
+    """Learned weight scaling (Kang et al., arXiv 1910.09217): z_k = ρ_k·z°_k by class-balanced sampling, K values.
+
+    Fitted on cached logits by plain cross-entropy and SGD; ρ is kept at or above `MIN_OMEGA`, as ω is.
+    """
+    scale_K = nn.Parameter(torch.ones(logits_NK.shape[1]))
+    generator = torch.Generator().manual_seed(seed)
+    chances_N = torch.from_numpy(class_shares("class_balanced", counts_K, 0) / np.maximum(counts_K, 1))[labels_N]
+
+    def step_loss() -> Tensor:
+        index = chances_N.multinomial(config.batch_size, replacement=True, generator=generator)
+        return functional.cross_entropy(scale_K * logits_NK[index], labels_N[index])
+
+    _descend([scale_K], scale_K, step_loss, config)
+    return scale_K.detach()
+
+
+def _descend(
+    parameters: list[nn.Parameter], positive: nn.Parameter, step_loss: Callable[[], Tensor], config: CalibrateConfig
+) -> None:
+    """SGD with a warm-up from half the rate and then a cosine to zero; `positive` is kept at or above `MIN_OMEGA`."""
+    optimizer = torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
+    warmup = min(config.warmup, config.iterations // 2)
+    for iteration in range(config.iterations):
+        rising = 0.5 + 0.5 * iteration / max(warmup, 1)
+        falling = 0.5 + 0.5 * math.cos(math.pi * (iteration - warmup) / (config.iterations - warmup))
+        optimizer.param_groups[0]["lr"] = config.lr * (rising if iteration < warmup else falling)
+        optimizer.zero_grad(set_to_none=True)
+        step_loss().backward()
+        optimizer.step()
+        with torch.no_grad():
+            positive.clamp_(min=MIN_OMEGA)
+
+
+def _posterior_mode(
+    logits_NK: Tensor, labels_N: Tensor, weight_norms_K: Tensor, weights_K: Tensor, start_K: Tensor, pull_K: Tensor
+) -> MARC:
+    """The minimum of `fit_marc`'s penalised loss, over ω and the offsets β_k‖W_k‖, in fp64."""
+    logits_NK, weights_K, start_K = logits_NK.double(), weights_K.double(), start_K.double()
+    omega_K, offset_K = nn.Parameter(torch.ones_like(start_K)), nn.Parameter(start_K.clone())
+    optimizer = torch.optim.LBFGS([omega_K, offset_K], max_iter=200, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = functional.cross_entropy(omega_K * logits_NK + offset_K, labels_N, weight=weights_K)
+        loss = loss + pull_K @ ((omega_K - 1).square() + (offset_K - start_K).square())
+        loss.backward()
+        return float(loss.detach())
+
+    optimizer.step(closure)
+    marc = MARC(len(start_K))
+    with torch.no_grad():
+        marc.omega.copy_(omega_K.clamp(min=MIN_OMEGA))
+        marc.beta.copy_(offset_K / weight_norms_K)
+    return marc

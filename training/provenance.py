@@ -1,0 +1,68 @@
+"""Where figures come from: the version and commit of the code, and the machine."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def version() -> str:
+    """camcal's version, as installed or as the clone says it."""
+    try:
+        return metadata.version("camcal")
+    except metadata.PackageNotFoundError:
+        return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+
+
+def commit() -> str | None:
+    """The commit of the running code, `+` behind it if tracked code differs; None where this is not a clone.
+
+    The variable CAMCAL_COMMIT says it for a copy of the code that has no history.
+    """
+    if given := os.environ.get("CAMCAL_COMMIT"):
+        return given
+    try:
+        if Path(_git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return None
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "models", "training")
+        return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def hardware(device: torch.device) -> str:
+    """One line about the machine: processor, its cores, and torch's version."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        name = f"{_processor()}, {cores} cores"
+    return f"{name}, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def made_with(device: torch.device) -> dict[str, str | None]:
+    """Version, commit, hardware and today's date, for a report."""
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {"version": version(), "commit": commit(), "hardware": hardware(device), "date": today}

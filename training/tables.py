@@ -1,0 +1,79 @@
+"""Tables of results: for a terminal, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from training.results import Row, group_names, methods, settings, spread
+
+WIDE = 92
+"""Columns a terminal needs for the error on the long-tailed test as well."""
+
+_INTRODUCTION = """\
+# Results
+
+Made by `make results` from the files in [results/](results/); do not edit. How the figures come about is told in
+[protocol.md](protocol.md).
+
+All figures are in percent: mean ± standard deviation over the seeds, last epoch, no selection on the test set. *ECE*
+is the calibration error on the balanced test as the method leaves it, *calibrated* after a temperature fitted on
+held-out training images, *long-tailed* that of the probabilities for the training prior on the test weighted to it.
+A row with "+ MARC" is the training of the row above it, with margins calibrated afterwards.
+
+Any run repeats with one command, its file being the recipe:
+`camcal train docs/results/FILE.json --set data.root=PATH --out FOLDER`.
+"""
+
+
+def print_results(rows: Sequence[Row], console: Console) -> None:
+    """One table for each setting."""
+    if not rows:
+        console.print("no results yet")
+    for title, part in settings(rows):
+        wide = console.width >= WIDE
+        header, lines = _cells(part)
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+        for name in header if wide else header[:-1]:
+            left = name == "method"
+            table.add_column(name, justify="left" if left else "right", no_wrap=not left)
+        for line in lines:
+            table.add_row(*(line if wide else line[:-1]))
+        console.print(table)
+        console.print()
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The whole of docs/results.md."""
+    parts = [_INTRODUCTION]
+    if not rows:
+        parts.append("No results yet.\n")
+    for title, part in settings(rows):
+        header, lines = _cells(part)
+        table = [header, ["---", *["---:"] * (len(header) - 1)], *lines]
+        files = sorted({row["file"] for row in part})
+        parts.append(f"## {title}\n")
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in table) + "\n")
+        parts.append(
+            f"Made at {_listed(row['commit'] for row in part)} on {_listed(row['hardware'] for row in part)}. Files: "
+            + ", ".join(f"[{name.removesuffix('.json')}](results/{name})" for name in files)
+            + ".\n"
+        )
+    return "\n".join(parts)
+
+
+def _listed(values: Iterable[str | None]) -> str:
+    return "; ".join(sorted({str(value or "an unknown commit") for value in values}))
+
+
+def _cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    kind, names = group_names(rows)
+    lines = []
+    for method, part in methods(rows):
+        line = [method, str(len(part)), spread([row["accuracy"] for row in part])]
+        line += [spread([row[kind].get(name) for row in part]) for name in names]
+        line += [spread([row[key] for row in part]) for key in ("ece", "ece_calibrated")]
+        lines.append([*line, spread([row["train_prior"]["ece"] for row in part])])
+    return ["method", "n", "top-1", *names, "ECE", "calibrated", "long-tailed"], lines
