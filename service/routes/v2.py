@@ -181,9 +181,13 @@ async def infer(
         finally:
             for task in tasks:  # one that failed takes the others along
                 task.cancel()
-    for answer in answers:
-        _observe(runtime, model, answer)
-    content, json_bytes = await runtime.in_thread(lambda: compose(inference, model.manifest, _rows(answers, top_k)))
+
+    def finish() -> tuple[bytes, int | None]:
+        for answer in answers:
+            _observe(runtime, model, answer)
+        return compose(inference, model.manifest, _rows(answers, top_k))
+
+    content, json_bytes = await runtime.in_thread(finish)
     if json_bytes is None:
         return Response(content, media_type="application/json")
     return Response(content, headers={HEADER_LENGTH: str(json_bytes)}, media_type="application/octet-stream")

@@ -205,6 +205,16 @@ def test_no_room_for_bytes(client_factory: ClientFactory) -> None:
     assert 'camcal_rejected_total{reason="queue_bytes"} 1.0' in client.get("/metrics").text
 
 
+def test_no_memory_to_decode_in_time(client_factory: ClientFactory) -> None:
+    client = client_factory(decode_bytes=100)  # less than any picture: one at a time
+    budget = client.app.state.runtime.decoding  # type: ignore[attr-defined]  # any ASGI app
+    with budget.hold(1):
+        response = client.post("/predict", content=png(), headers=RAW | {"X-Request-Timeout-Ms": "100"})
+        problem(response, 504, "deadline-passed")
+    assert client.post("/predict", content=png(), headers=RAW).status_code == 200
+    assert budget.held == 0
+
+
 def test_store_without_room_costs_only_the_map(client_factory: ClientFactory) -> None:
     client = client_factory(cam_max_bytes=100)
     response = client.post("/predict", content=png(), headers=RAW)
