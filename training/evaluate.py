@@ -67,7 +67,7 @@ def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> dict
         "test_under_train_prior": {
             step: metrics.figures(p, labels_N, groups_K, weights_N) for step, p in under_prior.items()
         },
-        "temperature_only": _temperatures(network, data, logits, raw_prior_K, groups_K),
+        "temperature_only": _temperatures(network, data, recipe, logits, raw_prior_K, groups_K),
         "rank_groups": _rank_groups(counts_K, probabilities, labels_N),
         "reliability": {
             step: metrics.top_label_reliability(p, labels_N, np.ones(len(labels_N)))
@@ -124,6 +124,7 @@ def _margins(
 def _temperatures(
     network: LongTailClassifier,
     data: Dataset,
+    recipe: Recipe,
     logits: dict[str, Tensor],
     raw_prior_K: metrics.Floats,
     groups_K: list[str],
@@ -137,7 +138,7 @@ def _temperatures(
     weights_N = 1 / held_labels.bincount(minlength=len(data.classes))[held_labels].double()
     result: dict[str, Any] = {}
     for step in ("scalar", "adjusted"):
-        factor = fit_scale(held[step], held_labels, weights_N)
+        factor = fit_scale(held[step], held_labels, weights_N, recipe.calibrate.spread)
         figures = metrics.figures(metrics.softmax((factor * logits[step]).numpy()), labels_N, groups_K)
         result[step] = {"temperature": 1 / factor, "test": figures}
     return result

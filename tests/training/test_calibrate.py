@@ -18,7 +18,8 @@ def _problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return 3 * logits, labels
 
 
-def test_scale_is_the_optimum_that_scipy_finds() -> None:
+@pytest.mark.parametrize("spread", [np.inf, 0.3])
+def test_scale_is_the_optimum_that_scipy_finds(spread: float) -> None:
     logits, labels = _problem()
     weights = torch.rand(400, generator=torch.Generator().manual_seed(1))
     z, y, w = logits.double().numpy(), labels.numpy(), weights.double().numpy()
@@ -26,10 +27,20 @@ def test_scale_is_the_optimum_that_scipy_finds() -> None:
     def loss(a: float) -> float:
         scaled = a * z
         normaliser = np.log(np.exp(scaled - scaled.max(1, keepdims=True)).sum(1)) + scaled.max(1)
-        return float(w @ (normaliser - scaled[np.arange(400), y]) / w.sum())
+        prior = np.log(a) ** 2 / (2 * spread**2)
+        return float(w @ (normaliser - scaled[np.arange(400), y]) / w.sum() + prior * (w**2).sum() / w.sum() ** 2)
 
     expected = minimize_scalar(loss, bounds=(0.02, 50), method="bounded", options={"xatol": 1e-7}).x
-    assert abs(fit_scale(logits, labels, weights) / expected - 1) < 1e-4
+    assert abs(fit_scale(logits, labels, weights, spread) / expected - 1) < 1e-4
+
+
+def test_few_samples_move_the_scale_less_than_many() -> None:
+    logits, labels = _problem()
+    free = fit_scale(logits, labels, torch.ones(400))
+    few, many = (fit_scale(logits.repeat(n, 1), labels.repeat(n), torch.ones(400 * n) / n, 0.3) for n in (1, 100))
+    few_only = fit_scale(logits[:20], labels[:20], torch.ones(20), 0.3)
+    assert free < many < few < few_only < 1
+    assert abs(many / free - 1) < 0.01
 
 
 def test_calibration_of_a_real_run_moves_the_tail_up(digits_run: Run, digits_recipe: Recipe) -> None:
