@@ -24,6 +24,7 @@ from training.priors import Floats, is_balanced, logit_prior, prior_weights
 
 TAUS = tuple(t / 10 for t in range(21))
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
+FEW_HELD = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fit
         penalty=penalty,
         omega_at_bound=int((network.marc.omega <= MIN_OMEGA).sum()),
         train_accuracy=cache.train_accuracy(),
-        warnings=_warnings(recipe, prior_K, cache.counts_K),
+        warnings=_warnings(recipe, prior_K, cache.counts_K, len(cache.held_labels)),
     )
 
 
@@ -250,13 +251,18 @@ def _fit_margins(
     return marc(held_NK, norms_K).detach() if published else candidates[penalty], penalty
 
 
-def _warnings(recipe: Recipe, prior_K: Floats, counts_K: NDArray[np.int64]) -> list[str]:
-    config = recipe.calibrate
+def _warnings(recipe: Recipe, prior_K: Floats, counts_K: NDArray[np.int64], held: int) -> list[str]:
+    config, warnings = recipe.calibrate, []
+    if held < FEW_HELD:
+        warnings.append(
+            f"only {held} images are held out: scalar and temperature are rough guesses; more images, or a larger "
+            f"data.holdout_fraction, make them better"
+        )
     if config.marc and is_balanced(prior_K, counts_K):
-        return [
+        warnings.append(
             "the loss or the sampler balances the classes already; MARC on top of it tends to cost accuracy: compare "
             "with --set calibrate.marc=false"
-        ]
-    if config.marc and config.rescale != "off":
-        return [f"MARC on top of calibrate.rescale = {config.rescale!r} balances the classes twice"]
-    return []
+        )
+    elif config.marc and config.rescale != "off":
+        warnings.append(f"MARC on top of calibrate.rescale = {config.rescale!r} balances the classes twice")
+    return warnings
