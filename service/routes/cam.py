@@ -77,7 +77,9 @@ async def cam(
 ) -> Response:
     """A picture of where the evidence is; `json` and `npy` hold the signed contributions that sum to the score."""
     explanation = await _find(runtime, id)
-    place, versus = _places(explanation, options, len(runtime.manifest.classes))
+    # Of the model that made it, which a reload may have replaced by one with fewer classes.
+    classes = max(len(runtime.manifest.classes), 1 + max(explanation.classes))
+    place, versus = _places(explanation, options, classes)
     etag = f'"{hashlib.sha256(repr((id, place, versus, options)).encode()).hexdigest()[:32]}"'
     life_s = max(0, int(explanation.expires_at - time.time()))
     headers = {"ETag": etag, "Cache-Control": f"private, max-age={life_s}, immutable"}

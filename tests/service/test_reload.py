@@ -21,7 +21,7 @@ from models.bundle import MODEL_FILE, Bundle, BundleError, Manifest, sha256, wri
 from service.app import create_app
 from service.model import load_model
 from service.settings import Settings
-from tests.service.conftest import png
+from tests.service.conftest import TestClient, png
 from tests.service.test_live import metric, process, running, wait_for
 from tests.service.test_predict import RAW
 
@@ -184,3 +184,14 @@ def test_bundle_that_changes_while_it_is_loaded(
     monkeypatch.setattr(Bundle, "load", then_replaced)
     with pytest.raises(BundleError, match="changed while it was loaded"):
         load_model(Settings(bundle=folder, max_batch=1))
+
+
+def test_map_outlives_a_model_with_more_classes(client: TestClient, bundle: Bundle) -> None:
+    body = client.post("/predict?top_k=10", content=png(), headers=RAW).json()
+    runtime = client.app.state.runtime  # type: ignore[attr-defined]  # any ASGI app
+    fewer = bundle.manifest.model_copy(update={"classes": bundle.manifest.classes[:2]})
+    object.__setattr__(runtime.model, "manifest", fewer)
+    for row in body["predictions"]:
+        params = {"format": "json", "class": row["class_id"]}
+        numbers = client.get(body["cam"]["url"], params=params).json()
+        assert numbers["label"] == row["label"]
