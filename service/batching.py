@@ -59,25 +59,25 @@ class _Entry:
 
 
 class Batcher:
-    """Feeds each device from a thread of its own with batches of the images that wait.
+    """Feeds the devices, each lane of each from a thread of its own, with batches of the images that wait.
 
     Lives in one event loop. An image leaves the queue by being dispatched, by its deadline, or because its caller
     was cancelled; the last two cost the devices nothing. All images of a batch go to the same model.
 
     Args:
-        devices: how many runs may go on at once.
+        lanes: how many runs may go on at once.
         max_batch: the most images in one run.
         on_batch: told of every finished run.
     """
 
     def __init__(
-        self, *, devices: int = 1, max_batch: int, on_batch: Callable[[BatchReport], None] = lambda report: None
+        self, *, lanes: int = 1, max_batch: int, on_batch: Callable[[BatchReport], None] = lambda report: None
     ):
         self._max_batch = max_batch
         self._on_batch = on_batch
         self._waiting: dict[_Entry, None] = {}  # in order of arrival
-        self._free = list(range(devices))
-        self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"inference-{i}") for i in range(devices)]
+        self._free = list(range(lanes))
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"inference-{i}") for i in range(lanes)]
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -94,8 +94,8 @@ class Batcher:
         """Wait for the model's answer on one image.
 
         Args:
-            runs: the model: for each device what takes images and top_k, the largest that an image of the batch asks
-                for. Images share a batch only if they come with the very same object.
+            runs: the model: for each lane what takes images, top_k, the largest that an image of the batch asks for,
+                and whether no other run goes on. Images share a batch only if they come with the very same object.
             image: uint8, H×W×3.
             top_k: how many maps are needed at least.
             deadline: latest dispatch, in the time of `time.monotonic`.
@@ -140,28 +140,29 @@ class Batcher:
             thread.shutdown()
 
     def _pump(self) -> None:
-        """Dispatch the next batches while a device is free and somebody waits."""
+        """Dispatch the next batches while a lane is free and somebody waits; free lanes share alike."""
         while self._free:
-            batch = self._take()
+            batch = self._take(-(-len(self._waiting) // len(self._free)))
             if not batch:
                 if len(self._free) == len(self._threads):
                     self._idle.set()
                 return
             self._dispatch(batch, self._free.pop())
 
-    def _dispatch(self, batch: list[_Entry], device: int) -> None:
+    def _dispatch(self, batch: list[_Entry], lane: int) -> None:
         started = time.perf_counter()
         for entry in batch:
             entry.on_dispatch()
             if entry.timer is not None:
                 entry.timer.cancel()
         images, top_k = [entry.image for entry in batch], max(entry.top_k for entry in batch)
-        run = batch[0].runs[device]
-        work = asyncio.get_running_loop().run_in_executor(self._threads[device], run, images, top_k)
-        work.add_done_callback(lambda done: self._finish(batch, device, started, done))
+        alone = not self._waiting and len(self._free) == len(self._threads) - 1
+        run = batch[0].runs[lane]
+        work = asyncio.get_running_loop().run_in_executor(self._threads[lane], run, images, top_k, alone)
+        work.add_done_callback(lambda done: self._finish(batch, lane, started, done))
 
-    def _take(self) -> list[_Entry]:
-        """The images that have waited longest, all of the model that the first of them wants."""
+    def _take(self, share: int) -> list[_Entry]:
+        """The images that have waited longest, all of the model that the first of them wants, at most `share`."""
         batch: list[_Entry] = []
         for entry in list(self._waiting):
             if entry.future.done():  # its deadline passed, or its client is gone
@@ -169,14 +170,14 @@ class Batcher:
             elif not batch or entry.runs is batch[0].runs:
                 del self._waiting[entry]
                 batch.append(entry)
-                if len(batch) == self._max_batch:
+                if len(batch) == min(share, self._max_batch):
                     break
         return batch
 
-    def _finish(self, batch: list[_Entry], device: int, started: float, work: asyncio.Future[Outputs]) -> None:
+    def _finish(self, batch: list[_Entry], lane: int, started: float, work: asyncio.Future[Outputs]) -> None:
         inference_s = time.perf_counter() - started
-        self._free.append(device)
-        self._pump()  # first: the device should not wait for what follows
+        self._free.append(lane)
+        self._pump()  # first: the lane should not wait for what follows
         error = work.exception()
         if error:
             log.error("the model failed on a batch of %d", len(batch), exc_info=error)

@@ -21,7 +21,7 @@ Hold = Callable[[int], AbstractContextManager[None]]
 ACCEPTED = "JPEG, PNG, WebP, GIF or BMP"
 PICTURE_SIDE = 512  # longest side of the picture kept beside a heatmap, in px
 AS_IT_CAME_SIDE = 640  # a JPEG file up to this size, in px
-AS_IT_CAME_BYTES = 64 * 1024  # and this one is kept as the picture itself, which costs no time
+AS_IT_CAME_BYTES = 128 * 1024  # and this one is kept as the picture itself, which costs no time
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves so many pixels for each that the network sees. At 2, the best
 # class stayed the same for all but the share of photographs that docs/serving.md gives.

@@ -17,12 +17,12 @@ class Model:
     """The sessions of one bundle, one a device, and what follows from its manifest."""
 
     sessions: tuple[Session, ...]
-    runs: tuple[Run, ...] = field(init=False)  # for the batcher: one a device
+    runs: tuple[Run, ...] = field(init=False)  # for the batcher: one a lane of each device
     manifest: Manifest = field(init=False)
     ranker: Ranker = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "runs", tuple(session.run for session in self.sessions))
+        object.__setattr__(self, "runs", tuple(session.run for session in self.sessions for _ in range(session.lanes)))
         object.__setattr__(self, "manifest", self.sessions[0].bundle.manifest)
         object.__setattr__(self, "ranker", Ranker(self.manifest))
 

@@ -43,7 +43,7 @@ class Runtime:
         self.draining = False
         self._reloading = asyncio.Lock()
         self.admission = Admission(queue_limit=settings.queue_limit, queue_bytes=settings.queue_bytes)
-        self.batcher = Batcher(devices=len(model.sessions), max_batch=settings.max_batch, on_batch=self._count_batch)
+        self.batcher = Batcher(lanes=len(model.runs), max_batch=settings.max_batch, on_batch=self._count_batch)
         self.threads = ThreadPoolExecutor(settings.decode_threads or usable_cpus(), thread_name_prefix="decode")
         memory = MemoryStore(settings.cam_max_bytes, lambda reason: metrics.store_evictions.labels(reason).inc())
         self.decoding = Budget(settings.decode_bytes)

@@ -17,6 +17,7 @@ from service.settings import Device, Settings
 log = logging.getLogger("camcal")
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+MAX_LANES = 4  # runs side by side on the CPU
 
 
 class DeviceError(ValueError):
@@ -40,18 +41,23 @@ class Outputs:
 
 
 Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]  # N of H×W×3, or one N×H×W×3
-Run = Callable[[Images, int], Outputs]
+Run = Callable[[Images, int, bool], Outputs]  # whether it is the only one
 
 
 class Session:
-    """One model on one device. `run` is to be called from one thread at a time.
+    """One model on one device.
+
+    `lanes` threads may call `run` at once: one on a GPU, up to four on the CPU. There a run that is alone takes all
+    threads for itself, which is quickest for one client; runs side by side have few threads each, which need not wait
+    for one another at every layer, and answer more images a second.
 
     Args:
         bundle: what to run.
         device: where.
-        threads: of one run on the CPU; by default every usable CPU.
+        threads: of a run that is alone on the CPU; by default every usable CPU.
         max_batch: the most images in one run.
         gpu: which one, where the device is CUDA.
+        pad: whether batches are padded to a few sizes. By default on a GPU, where each new size costs time.
 
     Raises:
         BundleError: if the graph's inputs, outputs, classes or grid are not what the manifest says.
@@ -66,18 +72,25 @@ class Session:
         threads: int | None = None,
         max_batch: int = 32,
         gpu: int = 0,
+        pad: bool | None = None,
     ):
         self.bundle = bundle
         self.max_batch = max_batch
-        self._buckets = sorted({*(1 << power for power in range(max_batch.bit_length())), max_batch})
-        size = bundle.manifest.preprocessing.input_size
-        self._input = np.zeros((max_batch, size, size, 3), dtype=np.uint8)  # of every run; smaller ones use its head
-        self._session, self.fallback = _open(bundle, device, threads or usable_cpus(), gpu)
+        threads = threads or usable_cpus()
+        self._session, self.fallback = _open(bundle, device, threads, gpu)
         self.provider: str = self._session.get_providers()[0]
+        on_cpu = self.provider == CPU
+        self.lanes = min(threads, MAX_LANES) if on_cpu else 1
+        self._narrow = _create(bundle, threads // self.lanes, [CPU]) if self.lanes > 1 else self._session
+        powers = (1 << power for power in range(max_batch.bit_length()))
+        self._pad = not on_cpu if pad is None else pad
+        self._buckets: list[int] = sorted({*(powers if self._pad else range(1, max_batch)), max_batch})
+        size = bundle.manifest.preprocessing.input_size
+        self._input = np.zeros((max_batch, size, size, 3), dtype=np.uint8)  # of padded runs, which use its head
         self._check()
 
     def buckets(self) -> list[int]:
-        """The batch sizes that are run: 1, 2, 4, … and `max_batch`."""
+        """The batch sizes that are run: 1, 2, 4, … and `max_batch` where batches are padded, else every one."""
         return self._buckets
 
     def bucket(self, count: int) -> int:
@@ -85,18 +98,27 @@ class Session:
         return next(size for size in self._buckets if size >= count)
 
     def warm_up(self) -> None:
-        """Run every bucket once, so that no request pays for a first run."""
-        for bucket in self._buckets:
-            self.run(np.zeros((bucket, *self._input.shape[1:]), dtype=np.uint8), top_k=1)
+        """Run once what a first request should not pay for: every bucket, or the smallest and the largest batch."""
+        for size in self._buckets if self._pad else {1, self.max_batch}:
+            for alone in {True, self.lanes == 1}:
+                self.run(self._input[:size], 1, alone)
 
-    def run(self, images: Images, top_k: int) -> Outputs:
-        """Run N images (uint8, H×W×3 each, N ≤ `max_batch`) and return the maps of the `top_k` best classes."""
+    def run(self, images: Images, top_k: int, alone: bool = True) -> Outputs:
+        """Run N images (uint8, H×W×3 each, N ≤ `max_batch`) and return the maps of the `top_k` best classes.
+
+        Args:
+            alone: whether no other run goes on, as far as the caller knows; it decides the speed and not the answer.
+        """
         count = len(images)
-        for row, image in enumerate(images):
-            self._input[row] = image
-        # What pads a batch is left from an earlier one: no image's answer depends on its neighbours.
-        batch = self._input[: self.bucket(count)]
-        arrays = self._session.run(list(OUTPUTS), {"images": batch, "top_k": np.array(top_k, dtype=np.int64)})
+        if self._pad:
+            for row, image in enumerate(images):
+                self._input[row] = image
+            # What pads a batch is left from an earlier one: no image's answer depends on its neighbours.
+            batch = self._input[: self.bucket(count)]
+        else:
+            batch = np.asarray(images)
+        session = self._session if alone else self._narrow
+        arrays = session.run(list(OUTPUTS), {"images": batch, "top_k": np.array(top_k, dtype=np.int64)})
         return Outputs(**{name: array[:count] for name, array in zip(OUTPUTS, arrays, strict=True)})
 
     def _check(self) -> None:

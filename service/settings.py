@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     device: Device = Field("auto", description="`cuda` fails without CUDA; `auto` falls back to the CPU and says so.")
     sessions: int = Field(1, ge=1, le=64, description="Copies of the model behind the queue, each on its own GPU.")
     max_batch: int = Field(32, ge=1, le=1024, description="Images in one run of the model.")
-    intra_threads: int | None = Field(None, ge=1, le=1024, description="Threads of a run; by default every usable CPU.")
+    intra_threads: int | None = Field(None, ge=1, le=1024, description="CPUs that the model may use; by default all.")
     decode_threads: int | None = Field(None, ge=1, le=1024, description="Threads that decode; by default one per CPU.")
 
     decode_bytes: int = Field(512 * 2**20, ge=1, description="Memory for decoding; a picture that needs it all waits.")

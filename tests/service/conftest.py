@@ -45,14 +45,14 @@ class GatedSession(Session):
     def open(self) -> None:
         self._open.set()
 
-    def run(self, images: Images, top_k: int) -> Outputs:
+    def run(self, images: Images, top_k: int, alone: bool = True) -> Outputs:
         if not self._open.is_set():
             self.waiting.release()
             assert self._open.wait(20)
         if self.failing:
             raise ArithmeticError("boom")
         self.sizes.append(len(images))
-        return super().run(images, top_k)
+        return super().run(images, top_k, alone)
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def session(bundle: Bundle) -> Session:
 
 @pytest.fixture
 def gated(bundle: Bundle) -> Iterator[GatedSession]:
-    gated = GatedSession(bundle, device="cpu", threads=1)
+    gated = GatedSession(bundle, device="cpu", threads=1, pad=True)
     yield gated
     gated.open()
 

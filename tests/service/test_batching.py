@@ -24,8 +24,10 @@ class Device:
         self.runs = (self,)
         self.gate = threading.Event()
         self.batches: list[tuple[list[int], int]] = []
+        self.alone: list[bool] = []
 
-    def __call__(self, images: Images, top_k: int) -> Outputs:
+    def __call__(self, images: Images, top_k: int, alone: bool) -> Outputs:
+        self.alone.append(alone)
         values = np.stack(list(images))[:, 0, 0, 0].astype(np.float32)[:, None]
         self.batches.append(([int(v) for v in values[:, 0]], top_k))
         assert self.gate.wait(10)
@@ -200,12 +202,12 @@ def test_models_never_share_a_batch() -> None:
     assert new.batches == [([2, 4, 5], 1)]
 
 
-def test_devices_work_side_by_side() -> None:
+def test_lanes_work_side_by_side() -> None:
     one, other = Device(), Device()
     runs = (one, other)
 
     async def main() -> list[int]:
-        batcher = Batcher(devices=2, max_batch=1)
+        batcher = Batcher(lanes=2, max_batch=1)
         asked = [asyncio.ensure_future(batcher.submit(runs, image(i), 1)) for i in range(4)]
         await one.entered(1)
         await other.entered(1)  # while the first is still at work
@@ -218,3 +220,28 @@ def test_devices_work_side_by_side() -> None:
 
     assert asyncio.run(main()) == [0, 1, 2, 3]
     assert sorted([*one.batches, *other.batches]) == [([i], 1) for i in range(4)]
+
+
+def test_free_lanes_share_what_waits_and_a_run_knows_whether_it_is_alone() -> None:
+    device = Device()
+    runs = (device, device)
+
+    async def main() -> None:
+        batcher = Batcher(lanes=2, max_batch=8)
+
+        async def ask(*values: int) -> None:
+            await asyncio.gather(*(batcher.submit(runs, image(v), 1) for v in values))
+
+        first = asyncio.ensure_future(ask(0, 1))
+        await device.entered(2)
+        rest = asyncio.ensure_future(ask(2, 3, 4, 5, 6))  # both lanes are busy and take them when they are done
+        device.gate.set()
+        await asyncio.gather(first, rest)
+        await ask(7)
+        await batcher.close()
+
+    asyncio.run(main())
+    assert sorted(values for values, _ in device.batches[:2]) == [[0], [1]]
+    assert sorted(v for values, _ in device.batches for v in values) == list(range(8))
+    assert device.alone[0] and not device.alone[1]  # when the first began, nothing else was there
+    assert device.alone[-1]

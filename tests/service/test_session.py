@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_maps_sum_to_their_logits(session: Session) -> None:
     np.testing.assert_allclose(sums, np.take_along_axis(outputs.logits, outputs.top_classes, axis=1), 1e-4, 1e-4)
 
 
-def test_padding_changes_nothing(session: Session) -> None:
+def test_batching_changes_nothing(session: Session) -> None:
     batch = images(5, session.bundle.manifest.preprocessing.input_size)
     together = session.run(batch, top_k=1)
     alone = [session.run(batch[i : i + 1], top_k=1) for i in range(5)]
@@ -51,10 +52,23 @@ def test_padding_changes_nothing(session: Session) -> None:
 
 
 def test_buckets(bundle: Bundle) -> None:
-    session = Session(bundle, device="cpu", threads=1, max_batch=6)
+    session = Session(bundle, device="cpu", threads=1, max_batch=6, pad=True)
     assert session.buckets() == [1, 2, 4, 6]
     assert [session.bucket(count) for count in range(1, 7)] == [1, 2, 4, 4, 6, 6]
-    assert Session(bundle, device="cpu", threads=1, max_batch=1).buckets() == [1]
+    assert Session(bundle, device="cpu", threads=1, max_batch=1, pad=True).buckets() == [1]
+    assert Session(bundle, device="cpu", threads=1, max_batch=6).buckets() == [1, 2, 3, 4, 5, 6]
+
+
+def test_runs_alone_and_side_by_side_agree(bundle: Bundle) -> None:
+    session = Session(bundle, device="cpu", threads=2)
+    assert session.lanes == 2
+    assert Session(bundle, device="cpu", threads=1).lanes == 1
+    batch = images(3, bundle.manifest.preprocessing.input_size)
+    alone = session.run(batch, 1)
+    with ThreadPoolExecutor(2) as threads:
+        for beside in threads.map(lambda _: session.run(batch, 1, alone=False), range(8)):
+            np.testing.assert_allclose(beside.logits, alone.logits, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(beside.maps, alone.maps, rtol=1e-4, atol=1e-5)
 
 
 def test_load_session_warms_up(bundle: Bundle) -> None:
@@ -63,8 +77,9 @@ def test_load_session_warms_up(bundle: Bundle) -> None:
     assert session.fallback is None
 
 
-def test_what_pads_a_batch_is_left_from_another_and_changes_nothing(session: Session) -> None:
-    size = session.bundle.manifest.preprocessing.input_size
+def test_what_pads_a_batch_is_left_from_another_and_changes_nothing(bundle: Bundle) -> None:
+    session = Session(bundle, device="cpu", threads=1, pad=True)
+    size = bundle.manifest.preprocessing.input_size
     before = session.run(images(3, size), top_k=2)
     session.run(images(8, size, seed=1), top_k=1)
     after = session.run(list(images(3, size)), top_k=2)  # a list is as good as an array
