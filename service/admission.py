@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
-RATE_WINDOW_S = 10.0
+GAPS = 256  # departures from which the rate is taken
 MAX_RETRY_AFTER_S = 60
 
 
@@ -25,28 +25,55 @@ class Admission:
     """Counts the requests that wait for the model and the bytes of every request body in memory.
 
     Used from one event loop only, so it needs no lock.
+
+    Args:
+        queue_limit: how many may wait, whatever they wait for.
+        queue_bytes: how many bytes of bodies may be held.
+        queue_s: a new request is refused when those before it are expected to take longer than this, in seconds,
+        patient: unless fewer than this many wait.
+        clock: the time, in seconds.
     """
 
-    def __init__(self, *, queue_limit: int, queue_bytes: int, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        *,
+        queue_limit: int,
+        queue_bytes: int,
+        queue_s: float = math.inf,
+        patient: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.queue_limit = queue_limit
         self.queue_bytes = queue_bytes
+        self.queue_s = queue_s
+        self.patient = patient
         self.depth = 0
         self.nbytes = 0
         self._clock = clock
-        self._left: deque[float] = deque(maxlen=64)  # when the latest requests left the queue
+        self._gaps: deque[float] = deque(maxlen=GAPS)  # seconds between departures while somebody waited
+        self._left: float | None = None  # the last departure, if somebody has waited ever since
 
     def ticket(self) -> Ticket:
         """A request's place, to be used as a context manager: leaving it gives everything back."""
         return Ticket(self)
 
+    def wait_s(self) -> float:
+        """Seconds until today's queue is served, at the rate measured while somebody waited; 0 before any was."""
+        return self.depth * sum(self._gaps) / max(len(self._gaps), 1)
+
     def retry_after_s(self) -> int:
-        """Whole seconds until today's queue is served at the rate of the last seconds, from 1 to 60."""
-        now = self._clock()
-        recent = [left for left in self._left if now - left <= RATE_WINDOW_S]
-        if len(recent) < 2:
-            return 1
-        rate = len(recent) / max(now - recent[0], 1e-3)
-        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self.depth / rate)))
+        """Whole seconds until today's queue is served, from 1 to 60."""
+        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self.wait_s())))
+
+    def _enter(self) -> None:
+        if self.depth >= self.patient and (wait_s := self.wait_s()) > self.queue_s:
+            raise QueueFullError(
+                f"{self.depth} requests are waiting and will take about {wait_s:.1f} s; the limit is "
+                f"{self.queue_s:g} s (CAMCAL_QUEUE_S)",
+                reason="queue_full",
+                retry_after_s=self.retry_after_s(),
+            )
+        self._check_depth()
 
     def _reserve(self, nbytes: int) -> None:
         if self.nbytes + nbytes > self.queue_bytes:
@@ -57,18 +84,24 @@ class Admission:
             )
         self.nbytes += nbytes
 
-    def _join(self) -> None:
+    def _check_depth(self) -> None:
         if self.depth >= self.queue_limit:
             raise QueueFullError(
                 f"{self.depth} requests are waiting; the limit is {self.queue_limit} (CAMCAL_QUEUE_LIMIT)",
                 reason="queue_full",
                 retry_after_s=self.retry_after_s(),
             )
+
+    def _join(self) -> None:
+        self._check_depth()
         self.depth += 1
 
     def _leave(self) -> None:
         self.depth -= 1
-        self._left.append(self._clock())
+        now = self._clock()
+        if self._left is not None:
+            self._gaps.append(now - self._left)
+        self._left = now if self.depth else None
 
 
 class Ticket:
@@ -87,6 +120,10 @@ class Ticket:
     ) -> None:
         self.leave()
         self._admission.nbytes -= self._nbytes
+
+    def enter(self) -> None:
+        """To be called before the body is read. Raises QueueFullError when reading it would be in vain."""
+        self._admission._enter()
 
     def reserve(self, nbytes: int) -> None:
         """Hold `nbytes` more. Raises QueueFullError when all bodies together would exceed the limit."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from service.cpus import yield_to_event_loop
 from service.session import Outputs, Run
 
 log = logging.getLogger("camcal")
@@ -77,7 +78,10 @@ class Batcher:
         self._on_batch = on_batch
         self._waiting: dict[_Entry, None] = {}  # in order of arrival
         self._free = list(range(lanes))
-        self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"inference-{i}") for i in range(lanes)]
+        self._threads = [
+            ThreadPoolExecutor(1, thread_name_prefix=f"inference-{i}", initializer=yield_to_event_loop)
+            for i in range(lanes)
+        ]
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()

@@ -14,6 +14,7 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
 
     class GuardedProtocol(HttpToolsProtocol):
         head_bytes = 0
+        in_body = False
         head_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
@@ -28,17 +29,19 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
             if self.head_timer is None and (self.cycle is None or self.cycle.response_complete):
                 self._await_head()
             super().data_received(data)
-            if self.head_timer is not None:
+            if self.head_timer is not None and not self.in_body:
                 self.head_bytes += len(data)
                 if self.head_bytes > MAX_HEAD_BYTES:
                     self._refuse(b"431 Request Header Fields Too Large")
 
         def on_headers_complete(self) -> None:
             self._have_head()
+            self.in_body = True
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:
             self._have_head()  # what came after an early answer was the rest of a body
+            self.in_body = False
             super().on_message_complete()
 
         def _await_head(self) -> None:

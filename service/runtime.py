@@ -15,7 +15,7 @@ from models.bundle import Manifest
 from service.admission import Admission
 from service.batching import Batcher, BatchReport
 from service.budget import Budget
-from service.cpus import usable_cpus
+from service.cpus import usable_cpus, yield_to_event_loop
 from service.decoding import Limits
 from service.errors import Problem
 from service.metrics import Metrics
@@ -42,9 +42,16 @@ class Runtime:
         self.limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
         self.draining = False
         self._reloading = asyncio.Lock()
-        self.admission = Admission(queue_limit=settings.queue_limit, queue_bytes=settings.queue_bytes)
+        self.admission = Admission(
+            queue_limit=settings.queue_limit,
+            queue_bytes=settings.queue_bytes,
+            queue_s=settings.queue_s,
+            patient=2 * settings.max_batch,
+        )
         self.batcher = Batcher(lanes=len(model.runs), max_batch=settings.max_batch, on_batch=self._count_batch)
-        self.threads = ThreadPoolExecutor(settings.decode_threads or usable_cpus(), thread_name_prefix="decode")
+        self.threads = ThreadPoolExecutor(
+            settings.decode_threads or usable_cpus(), thread_name_prefix="decode", initializer=yield_to_event_loop
+        )
         memory = MemoryStore(settings.cam_max_bytes, lambda reason: metrics.store_evictions.labels(reason).inc())
         self.decoding = Budget(settings.decode_bytes)
         self.store: MapStore = memory

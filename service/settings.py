@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     decode_bytes: int = Field(512 * 2**20, ge=1, description="Memory for decoding; a picture that needs it all waits.")
 
     queue_limit: int = Field(256, ge=1, description="Requests that may wait; one more is answered 429.")
+    queue_s: float = Field(0.5, gt=0, description="With two full batches waiting: longest expected wait, else 429.")
     queue_bytes: int = Field(256 * 2**20, ge=1, description="Bytes of request bodies held at once; more: 429.")
     timeout_s: float = Field(10.0, gt=0, le=3600, description="Longest wait of a complete request for the model: 504.")
     body_timeout_s: float = Field(30.0, gt=0, le=3600, description="Longest time a request body may take: 408.")

@@ -45,18 +45,62 @@ def test_full_in_bytes() -> None:
     assert admission.nbytes == 0
 
 
-def test_retry_after_follows_the_measured_rate() -> None:
+def test_wait_follows_the_rate_measured_while_somebody_waits() -> None:
     clock = Clock()
     admission = Admission(queue_limit=100, queue_bytes=100, clock=clock)
+    for _ in range(2):  # far apart: that says nothing of the rate
+        with admission.ticket() as ticket:
+            ticket.join()
+            clock.now += 100
     waiting = [admission.ticket() for _ in range(60)]
     for ticket in waiting:
         ticket.join()
+    assert (admission.wait_s(), admission.retry_after_s()) == (0, 1)
     for ticket in waiting[:20]:  # two a second
         clock.now += 0.5
         ticket.leave()
-    assert admission.retry_after_s() == pytest.approx(40 / 2, abs=2)
-    clock.now += 60  # what was measured is stale
-    assert admission.retry_after_s() == 1
+    assert admission.wait_s() == pytest.approx(40 / 2)
+    assert admission.retry_after_s() == 20
+    for ticket in waiting:
+        ticket.leave()
+    assert admission.wait_s() == 0
+
+
+def test_nobody_enters_for_a_long_wait_unless_few_are_there() -> None:
+    clock = Clock()
+    admission = Admission(queue_limit=9, queue_bytes=100, queue_s=2.5, patient=3, clock=clock)
+    waiting = [admission.ticket() for _ in range(8)]
+    for ticket in waiting:
+        ticket.join()
+    for ticket in waiting[:3]:  # one a second
+        clock.now += 1
+        ticket.leave()
+    newcomer = admission.ticket()
+    with pytest.raises(QueueFullError, match=r"5 requests .* about 5.0 s; the limit is 2.5 s ") as caught:
+        newcomer.enter()
+    assert (caught.value.reason, caught.value.retry_after_s) == ("queue_full", 5)
+    newcomer.join()  # whose body has come is not sent away
+    for ticket in (newcomer, *waiting[3:5]):
+        ticket.leave()
+    admission.ticket().enter()
+    clock.now += 30
+    waiting[5].leave()
+    waiting[6].join()
+    assert admission.depth == 3 and admission.wait_s() > 2.5
+    with pytest.raises(QueueFullError):
+        admission.ticket().enter()
+    waiting[6].leave()
+    admission.ticket().enter()  # two are few
+
+
+def test_nobody_enters_a_full_queue() -> None:
+    admission = Admission(queue_limit=1, queue_bytes=100)
+    with admission.ticket() as first:
+        first.enter()
+        first.join()
+        with pytest.raises(QueueFullError, match="1 requests are waiting; the limit is 1"):
+            admission.ticket().enter()
+    admission.ticket().enter()
 
 
 def test_retry_after_is_bounded() -> None:

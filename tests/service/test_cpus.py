@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from service.cpus import usable_cpus
+from service.cpus import usable_cpus, yield_to_event_loop
 
 HOST = 16
 
@@ -52,3 +55,14 @@ def test_cgroup_v1(tmp_path: Path, quota: str, expected: int) -> None:
     files = {"proc/self/cgroup": "3:memory:/x\n2:cpu,cpuacct:/docker/abc\n"}
     write(tmp_path, {**files, f"{folder}/cpu.cfs_quota_us": quota, f"{folder}/cpu.cfs_period_us": "100000"})
     assert usable_cpus(tmp_path) == expected
+
+
+def test_threads_that_compute_stand_back_and_nobody_else() -> None:
+    def priority(_: int) -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = priority(0)
+    with ThreadPoolExecutor(1, initializer=yield_to_event_loop) as threads:
+        (of_thread,) = threads.map(priority, [0])
+    assert priority(0) == before
+    assert of_thread == (min(19, before + 5) if sys.platform == "linux" else before)

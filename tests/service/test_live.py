@@ -258,6 +258,17 @@ def test_declared_length_is_refused_before_the_body(live: Live, session: Session
     assert received(connection)[0] == 413
 
 
+def test_body_of_a_request_that_was_answered_early_is_passed_over(live: Live, session: Session) -> None:
+    with connect(live(session)) as connection:
+        connection.sendall(head(300_000).replace(b"/predict", b"/predict?top_k=0"))
+        assert connection.recv(4096).startswith(b"HTTP/1.1 422 ")
+        for _ in range(10):
+            connection.sendall(bytes(30_000))
+            time.sleep(0.01)
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
 def test_endless_body_is_cut_off(live: Live, session: Session) -> None:
     url = live(session, max_bytes=50_000)
     sent = 0
