@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ OUTPUTS = ("logits", "calibrated_logits", "probabilities", "calibrated_probabili
 
 Group = Literal["many", "medium", "few"]
 GROUPS: tuple[Group, ...] = ("many", "medium", "few")
+Prior = Literal["balanced", "train", "given"]
 Precision = Literal["fp32", "fp16", "int8"]
 
 
@@ -58,6 +59,8 @@ class Calibration(_Strict):
     scalar: s of the normalised classifier, already inside the graph's `logits`.
     omega, beta, weight_norms: MARC, z'_j = ω_j·z_j + β_j·‖W_j‖ (arXiv 2112.07225), K values each.
     temperature: T; calibrated probabilities under a balanced prior are softmax(z'/T).
+    prior_temperatures: T of the probabilities for another prior π, softmax(z'/T + log π): the `train`ing prior, and the
+        one that was `given`. T of the balanced prior where there is none.
     """
 
     scalar: float = Field(gt=0)
@@ -65,6 +68,7 @@ class Calibration(_Strict):
     beta: list[float]
     weight_norms: list[float]
     temperature: float = Field(gt=0)
+    prior_temperatures: dict[Prior, Annotated[float, Field(gt=0)]] = {}
 
     @field_validator("omega")
     @classmethod
@@ -158,7 +162,7 @@ class Bundle:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, the last file of a bundle, so that an interrupted export is never taken for one.
 
-    A prior that was not given is left out, so that servers from before there was one can read the bundle.
+    A prior that was not given is left out.
     """
     absent = {"prior"} if manifest.prior is None else set()
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1, exclude=absent) + "\n")

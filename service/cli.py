@@ -64,7 +64,7 @@ def predict(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Write a .csv or .jsonl file instead of a table.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Classes shown for each image [5].")] = None,
-    prior: Annotated[str, typer.Option(help="Class prior: balanced or train.")] = "balanced",
+    prior: Annotated[str, typer.Option(help="Class prior: balanced, train, or the model's own, given.")] = "balanced",
     device: DeviceOption = None,
 ) -> None:
     """Classify images. A bad image is named on standard error, and the exit code is then 1."""
@@ -72,16 +72,16 @@ def predict(
         from service.decoding import Limits
         from service.offline import draw_best, find_images, predict_files
         from service.output import CamWriter, open_writer
-        from service.prediction import Ranker, parse_prior
+        from service.prediction import Ranker
         from service.sheet import sheet
 
         if grid and not cam:
             raise ValueError("--grid says what --cam draws; add --cam FILE.png")
-        wanted = parse_prior(prior)
         files = find_images(images)
         settings = _settings(bundle=bundle, device=device)
         session = _session(settings)
-        count = Ranker(session.bundle.manifest).check_top_k(top_k)
+        ranker = Ranker(session.bundle.manifest)
+        count, wanted = ranker.check_top_k(top_k), ranker.check_prior(prior)
         cams = CamWriter(cam, single=len(files) == 1) if cam else None
         limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
         draw = (sheet if grid else draw_best) if cams else None

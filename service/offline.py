@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from models.bundle import Prior
 from service.cpus import usable_cpus
 from service.decoding import Decoded, ImageTooLargeError, Limits, UndecodableImageError, UnsupportedFormatError, decode
 from service.explanation import Explanation, explain
 from service.heatmap import View, render
-from service.prediction import Prior, Ranker
+from service.prediction import Ranker
 from service.session import Session
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")

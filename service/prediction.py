@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import Manifest
+from models.bundle import Manifest, Prior
 from service.session import Outputs
 
-Prior = Literal["balanced", "train"]
-PRIORS: tuple[Prior, ...] = ("balanced", "train")
 DEFAULT_TOP_K = 5
-
-
-def parse_prior(name: str) -> Prior:
-    """The prior called `name`. Raises ValueError if there is none."""
-    for prior in PRIORS:
-        if name == prior:
-            return prior
-    raise ValueError(f"the prior is {name!r}; expected {' or '.join(PRIORS)}")
 
 
 def is_index(wanted: str, classes: int) -> bool:
@@ -51,8 +41,14 @@ class Ranker:
         self.classes = len(manifest.classes)
         self._ids = {info.name: k for k, info in enumerate(manifest.classes)}
         counts = manifest.train_counts()
-        # The prior's log ratio to the balanced one: log(n_k / N) − log(1 / K).
-        self._log_ratio = np.log(counts / counts.sum()) + np.log(self.classes)
+        self._log_priors: dict[Prior, NDArray[np.float64]] = {"train": np.log(counts / counts.sum())}
+        if manifest.prior is not None:
+            self._log_priors["given"] = np.log(manifest.prior)
+        calibration = manifest.calibration
+        self._temperatures: dict[Prior, float] = {
+            prior: calibration.prior_temperatures.get(prior, calibration.temperature) for prior in self._log_priors
+        }
+        self.priors: tuple[Prior, ...] = ("balanced", *self._log_priors)
 
     def check_top_k(self, top_k: int | None) -> int:
         """How many classes to show; min(5, K) by default. Raises ValueError outside 1..K."""
@@ -61,6 +57,13 @@ class Ranker:
         if not 1 <= top_k <= self.classes:
             raise ValueError(f"top_k is {top_k}; the model has {self.classes} classes: ask for 1 to {self.classes}")
         return top_k
+
+    def check_prior(self, name: str) -> Prior:
+        """The prior called `name`. Raises ValueError if the model has none of that name."""
+        for prior in self.priors:
+            if name == prior:
+                return prior
+        raise ValueError(f"prior is {name!r}; the model has {' and '.join(self.priors)}")
 
     def class_id(self, wanted: str) -> int:
         """The class that `wanted` names. Digits below the number of classes are an index, anything else is a label.
@@ -94,8 +97,8 @@ class Ranker:
             classes = outputs.top_classes[row, :top_k]
             calibrated = outputs.calibrated_probabilities[row]
         else:
-            # softmax(z'/T + log ratio), in float64 so that the order is that of the exact values.
-            shifted = calibrated_logits.astype(np.float64) / self.manifest.calibration.temperature + self._log_ratio
+            # softmax(z'/T + log π), in float64 so that the order is that of the exact values.
+            shifted = calibrated_logits.astype(np.float64) / self._temperatures[prior] + self._log_priors[prior]
             classes = np.argsort(-shifted, kind="stable")[:top_k]
             odds = np.exp(shifted - shifted.max())
             calibrated = (odds / odds.sum()).astype(np.float32)

@@ -7,9 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from models.bundle import Group
+from models.bundle import Group, Prior
 from models.preprocessing import Preprocessing
-from service.prediction import Prior
 
 
 class ModelName(BaseModel):
@@ -88,10 +87,14 @@ class ClassDescription(BaseModel):
 
 
 class CalibrationDescription(BaseModel):
-    """z' = omega·z + beta·weight_norm for each class; probabilities are softmax(z'/temperature)."""
+    """z' = omega·z + beta·weight_norm for each class; probabilities are softmax(z'/temperature).
+
+    For another prior π they are softmax(z'/T + log π) with T from `prior_temperatures`, or `temperature` if not there.
+    """
 
     scalar: float
     temperature: float
+    prior_temperatures: dict[str, float]
     omega: list[float]
     beta: list[float]
     weight_norms: list[float]

@@ -20,7 +20,7 @@ from training.config import Recipe
 from training.data import Dataset, Images
 from training.data.augment import Augment
 from training.margins import MIN_OMEGA, fit_lws, fit_marc
-from training.priors import Floats, is_balanced, logit_prior, prior_weights
+from training.priors import Floats, given_prior, is_balanced, logit_prior, prior_weights
 
 TAUS = tuple(t / 10 for t in range(21))
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
@@ -32,9 +32,10 @@ class Fitted:
     """What calibration found.
 
     trained_scalar, scalar: s before and after its selection. tau: of τ-norm, where it was asked for; tau_curve: each τ
-    that was tried, with accuracy and negative log-likelihood of held-out images, class-balanced. logit_prior: the class
-    prior that the trained logits are for. penalty: λ of the margins. omega_at_bound: classes whose ω met its lower
-    bound. train_accuracy: of the cached training logits, where MARC or LWS used them. warnings: in sentences.
+    that was tried, with accuracy and negative log-likelihood of held-out images, class-balanced. temperature: for the
+    balanced prior; prior_temperatures: for the others that probabilities may be asked for, by name. logit_prior: the
+    class prior that the trained logits are for. penalty: λ of the margins. omega_at_bound: classes whose ω met its
+    lower bound. train_accuracy: of the cached training logits, where MARC or LWS used them. warnings: in sentences.
     """
 
     trained_scalar: float
@@ -42,6 +43,7 @@ class Fitted:
     tau: float | None
     tau_curve: list[dict[str, float]]
     temperature: float
+    prior_temperatures: dict[str, float]
     logit_prior: list[float]
     penalty: float
     omega_at_bound: int
@@ -97,10 +99,10 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fit
     """Rescale, fit margins and temperature, in this order, and store them. The test part is not looked at.
 
     The scalar is selected by the likelihood of held-out images under the class prior that the logits are trained for;
-    the temperature by class-balanced likelihood, since calibrated probabilities are for the balanced prior. MARC is
-    fitted on cached logits of augmented training images, the frozen network in evaluation mode, or on the held-out
-    part as well: then the temperature is fitted on held-out logits that were calibrated by margins which never saw
-    them.
+    the temperature by class-balanced likelihood, since calibrated probabilities are for the balanced prior, and again
+    for each prior that they may be shifted to: under it, other classes decide how sure one may be. MARC is fitted on
+    cached logits of augmented training images, the frozen network in evaluation mode, or on the held-out part as well:
+    then the temperatures are fitted on held-out logits that were calibrated by margins which never saw them.
     """
     network.eval()
     network.rescale.load_state_dict(Rescale(len(data.classes)).state_dict())
@@ -121,19 +123,33 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fit
         scale_K = fit_lws(cache.train_NK, cache.train_labels, cache.counts_K, recipe.calibrate, recipe.seed)
         network.rescale.scale.copy_(scale_K)
     calibrated_NK, penalty = _fit_margins(network, cache, prior_K, weights_N)
-    network.temperature.fill_(1 / fit_scale(calibrated_NK, cache.held_labels, weights_N, recipe.calibrate.spread))
+    spread = recipe.calibrate.spread
+    network.temperature.fill_(1 / fit_scale(calibrated_NK, cache.held_labels, weights_N, spread))
     return Fitted(
         trained_scalar=network.head.scalar.item(),
         scalar=network.scalar,
         tau=tau,
         tau_curve=tau_curve,
         temperature=float(network.temperature),
+        prior_temperatures={
+            name: fit_temperature(calibrated_NK, cache.held_labels, prior_K, spread)
+            for name, prior_K in other_priors(recipe, data).items()
+        },
         logit_prior=prior_K.tolist(),
         penalty=penalty,
         omega_at_bound=int((network.marc.omega <= MIN_OMEGA).sum()),
         train_accuracy=cache.train_accuracy(),
         warnings=_warnings(recipe, prior_K, cache.counts_K, len(cache.held_labels)),
     )
+
+
+def other_priors(recipe: Recipe, data: Dataset) -> dict[str, Floats]:
+    """The priors beside the balanced one that probabilities may be asked for, K values each: `train`, and `given`."""
+    counts_K = data.train_counts()
+    priors: dict[str, Floats] = {"train": counts_K / counts_K.sum()}
+    if recipe.calibrate.prior is not None:
+        priors["given"] = given_prior(recipe.calibrate.prior, data.classes)
+    return priors
 
 
 @torch.no_grad()
@@ -145,8 +161,10 @@ def predict_logits(
     return torch.cat([network(images_BHWC).float().cpu() for images_BHWC, _ in batches])
 
 
-def fit_scale(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor, spread: float = math.inf) -> float:
-    """The factor a > 0 for which softmax(a·z) has the least weighted negative log-likelihood.
+def fit_scale(
+    logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor, spread: float = math.inf, offset_K: Tensor | None = None
+) -> float:
+    """The factor a > 0 for which softmax(a·z + offset) has the least weighted negative log-likelihood.
 
     With a finite spread σ it is the posterior mode under a normal prior of log a, with mean 0 and standard deviation σ:
     L(a) + (log a)²/(2σ²·n) is least, where L is the weighted mean and n = (Σw)²/Σw² the effective number of samples.
@@ -155,10 +173,26 @@ def fit_scale(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor, spread: fl
     A golden-section search over log a in [-4, 4] finds it to 1e-6.
     """
     logits_NK, weights_N = logits_NK.double(), weights_N.double()
+    offset_K = logits_NK.new_zeros(()) if offset_K is None else offset_K
     pull = 1 / (2 * spread**2 * float(weights_N.sum() ** 2 / weights_N.square().sum()))
-    return math.exp(
-        _golden_section(lambda t: _nll(math.exp(t) * logits_NK, labels_N, weights_N) + pull * t**2, -4.0, 4.0)
-    )
+
+    def loss(t: float) -> float:
+        return _nll(math.exp(t) * logits_NK + offset_K, labels_N, weights_N) + pull * t**2
+
+    return math.exp(_golden_section(loss, -4.0, 4.0))
+
+
+def fit_temperature(
+    logits_NK: Tensor, labels_N: Tensor, prior_K: Floats, spread: float, raw_prior_K: Floats | float = 1.0
+) -> float:
+    """The temperature T of probabilities for the prior π, softmax(z/T + log π/q), by their likelihood under it.
+
+    Args:
+        prior_K: π.
+        raw_prior_K: q, the prior that softmax(z) is for; by default balanced.
+    """
+    weights_N = torch.from_numpy(prior_weights(labels_N.numpy(), prior_K))
+    return 1 / fit_scale(logits_NK, labels_N, weights_N, spread, torch.from_numpy(np.log(prior_K / raw_prior_K)))
 
 
 def _nll(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from models.bundle import GROUPS, group_of
 from models.classifier import LongTailClassifier
 from models.normalized import WeightNormHead
 from training import metrics
-from training.calibrate import fit_scale, predict_logits
+from training.calibrate import fit_scale, fit_temperature, other_priors, predict_logits
 from training.config import Recipe
 from training.curves import scalar_curve
 from training.data import Dataset
-from training.priors import given_prior, logit_prior, prior_weights, shift_prior
+from training.priors import logit_prior, prior_weights, shift_prior
 from training.provenance import made_with
 
 STEPS = {
@@ -33,11 +34,16 @@ WORST = 12
 """How many classes the report lists with what they are mistaken for."""
 
 
-def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> dict[str, Any]:
+def evaluate(
+    network: LongTailClassifier, data: Dataset, recipe: Recipe, temperatures: Mapping[str, float]
+) -> dict[str, Any]:
     """Everything the report holds, ready for JSON. This is the only place where the test part is looked at.
 
     The step `adjusted` stands beside the others: the trained logits with the selected scalar and the logarithm of their
     class prior taken from them, nothing else; logit adjustment afterwards.
+
+    Args:
+        temperatures: `Fitted.prior_temperatures`.
     """
     counts_K = data.train_counts()
     groups_K: list[str] = [group_of(int(count)) for count in counts_K]
@@ -45,10 +51,15 @@ def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> dict
     raw_prior_K = logit_prior(recipe, np.bincount(data.train.labels.cpu().numpy(), minlength=len(counts_K)))
     logits = _steps(network, predict_logits(network.eval(), data.test), raw_prior_K)
     probabilities = {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
-    prior_K = counts_K / counts_K.sum()
+    priors = other_priors(recipe, data)
+    prior_K = priors["train"]
     weights_N = prior_weights(labels_N, prior_K)
     under_prior = {step: shift_prior(probabilities[step], prior_K / raw_prior_K) for step in ("trained", "scalar")}
-    under_prior["calibrated"] = shift_prior(probabilities["calibrated"], prior_K)
+    for_prior = {
+        name: shift_prior(metrics.softmax((logits["marc"] / temperatures[name]).numpy()), wanted_K)
+        for name, wanted_K in priors.items()
+    }
+    under_prior["calibrated"] = for_prior["train"]
     report = {
         "recipe": recipe.name,
         "seed": recipe.seed,
@@ -79,15 +90,10 @@ def evaluate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> dict
         "per_class": _per_class(data, counts_K, probabilities, _margins(network, logits, labels_N)),
         "worst_classes": _worst_classes(data, probabilities["calibrated"]),
     }
-    if recipe.calibrate.prior is not None:
-        given_K = given_prior(recipe.calibrate.prior, data.classes)
+    if "given" in priors:
+        given_N = prior_weights(labels_N, priors["given"])
         report["test_under_given_prior"] = {
-            "calibrated": metrics.figures(
-                shift_prior(probabilities["calibrated"], given_K),
-                labels_N,
-                groups_K,
-                prior_weights(labels_N, given_K),
-            )
+            "calibrated": metrics.figures(for_prior["given"], labels_N, groups_K, given_N)
         }
     if isinstance(network.head, WeightNormHead):
         report["scalar_curve"] = _scalar_curve(network, logits["scalar"], data, raw_prior_K)
@@ -131,16 +137,25 @@ def _temperatures(
 ) -> dict[str, Any]:
     """What a temperature makes of the same network without MARC: of its logits as they are, and of adjusted ones.
 
-    Fitted as after MARC, by class-balanced likelihood on the held-out part.
+    Fitted as after MARC, by class-balanced likelihood on the held-out part, and once more for the training prior.
     """
     held = _steps(network, predict_logits(network, data.holdout), raw_prior_K)
     held_labels, labels_N = data.holdout.labels, data.test.labels.numpy()
     weights_N = 1 / held_labels.bincount(minlength=len(data.classes))[held_labels].double()
+    spread, prior_K = recipe.calibrate.spread, other_priors(recipe, data)["train"]
+    under_prior_N = prior_weights(labels_N, prior_K)
+    even_K = np.full_like(prior_K, 1 / len(prior_K))
     result: dict[str, Any] = {}
-    for step in ("scalar", "adjusted"):
-        factor = fit_scale(held[step], held_labels, weights_N, recipe.calibrate.spread)
+    for step, step_prior_K in (("scalar", raw_prior_K), ("adjusted", even_K)):
+        factor = fit_scale(held[step], held_labels, weights_N, spread)
         figures = metrics.figures(metrics.softmax((factor * logits[step]).numpy()), labels_N, groups_K)
-        result[step] = {"temperature": 1 / factor, "test": figures}
+        temperature = fit_temperature(held[step], held_labels, prior_K, spread, step_prior_K)
+        shifted_NK = shift_prior(metrics.softmax((logits[step] / temperature).numpy()), prior_K / step_prior_K)
+        result[step] = {
+            "temperature": 1 / factor,
+            "test": figures,
+            "test_under_train_prior": metrics.figures(shifted_NK, labels_N, groups_K, under_prior_N),
+        }
     return result
 
 

@@ -190,6 +190,7 @@ def export_bundle(
             beta=network.marc.beta.tolist(),
             weight_norms=network.weight_norms().tolist(),
             temperature=float(network.temperature),
+            prior_temperatures=report["calibration"]["prior_temperatures"],
         ),
         grid=(grid[0], grid[1]),
         precision=precision,

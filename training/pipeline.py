@@ -92,7 +92,8 @@ def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, 
     network, recipe, meta = load_network(run.network)
     data = data or load(recipe, console)
     with console.status("evaluating"):
-        report = evaluate(network.to(default_device()), data, recipe)
+        temperatures = meta["calibration"]["prior_temperatures"]
+        report = evaluate(network.to(default_device()), data, recipe, temperatures)
     report |= {"calibration": meta["calibration"], "epochs": meta["epoch"]}
     save_json(run.report, report)
     run.page.write_text(page(report), encoding="utf-8")

@@ -75,16 +75,13 @@ def describe_augmentation(augment: dict[str, Any]) -> str:
 
 def _plain_row(report: dict[str, Any], method: str) -> Row:
     """The network as trained; `calibrated` figures are after a temperature, and no MARC."""
-    ranks, prior = report["rank_groups"]["test"]["scalar"], report["test_under_train_prior"]["scalar"]
-    final = report["temperature_only"]["scalar"]["test"]
-    return _row(method, final, ranks, report["test"]["trained"]["ece"], prior)
+    ranks, alone = report["rank_groups"]["test"]["scalar"], report["temperature_only"]["scalar"]
+    return _row(method, alone["test"], ranks, report["test"]["trained"]["ece"], alone["test_under_train_prior"])
 
 
 def _adjusted_row(report: dict[str, Any], method: str) -> Row:
-    """Put back, the prior that was taken out gives the logits as they were: the figures under it are theirs."""
-    ranks, prior = report["rank_groups"]["test"]["adjusted"], report["test_under_train_prior"]["scalar"]
-    final = report["temperature_only"]["adjusted"]["test"]
-    return _row(method, final, ranks, report["test"]["adjusted"]["ece"], prior)
+    ranks, alone = report["rank_groups"]["test"]["adjusted"], report["temperature_only"]["adjusted"]
+    return _row(method, alone["test"], ranks, report["test"]["adjusted"]["ece"], alone["test_under_train_prior"])
 
 
 def _marc_row(report: dict[str, Any], method: str) -> Row:

@@ -20,7 +20,8 @@ Made by `make results` from the files in [results/](results/); do not edit. How 
 
 All figures are in percent: mean ± standard deviation over the seeds, last epoch, no selection on the test set. *ECE*
 is the calibration error on the balanced test as the method leaves it, *calibrated* after a temperature fitted on
-held-out training images, *long-tailed* that of the probabilities for the training prior on the test weighted to it.
+held-out training images, *long-tailed* that of the probabilities for the training prior, with a temperature of its own,
+on the test weighted to it.
 A row with "+ MARC" is the training of the row above it, with margins calibrated afterwards.
 
 Any run repeats with one command, its file being the recipe:

@@ -246,6 +246,8 @@ async function start() {
     const model = await (await ask("model")).json();
     count = model.classes.length;
     describe(model);
+    const given = $("prior").querySelector("[value=given]");
+    given.hidden = given.disabled = !model.calibration.priors.includes("given");
     offer(model);
   } catch (error) {
     say("", error.message);

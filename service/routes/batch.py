@@ -10,14 +10,14 @@ from typing import Annotated, Literal
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
+from models.bundle import Prior
 from service.admission import Ticket
 from service.body import FIELD, FORM, check_size, images_of_form, read_body, require_form
 from service.deadline import TimeoutMs, latest
 from service.decoding import Data
 from service.errors import refused
-from service.prediction import Prior
 from service.routes.documented import problems
-from service.routes.predict import Wanted, answer_image, checked_cam_classes, checked_top_k
+from service.routes.predict import Wanted, answer_image, check_prior, checked_cam_classes, checked_top_k
 from service.runtime import Key, Running, log, unless_gone
 from service.schemas import PredictionBatch
 
@@ -53,6 +53,7 @@ async def predict_batch(
     """The images are files in the field `image` of a form. A bad one has its problem in its place, the rest answers."""
     model, settings, wish = runtime.model, runtime.settings, latest(timeout_ms)
     count, others = checked_top_k(model, top_k), checked_cam_classes(model, cam_classes, cam)
+    check_prior(model, prior)
     content_type = request.headers.get("content-type", "")
     require_form(content_type)
     with runtime.admission.ticket() as held, ExitStack() as stack:

@@ -13,6 +13,7 @@ import orjson
 from fastapi import APIRouter, Query, Request, Response
 from opentelemetry import trace
 
+from models.bundle import Prior
 from service.admission import Ticket
 from service.batching import Answer, DeadlineError
 from service.body import FIELD, read_upload
@@ -21,7 +22,7 @@ from service.decoding import Data, Decoded, decode
 from service.errors import bad_parameter
 from service.explanation import explain
 from service.model import Model
-from service.prediction import Prior, Ranking
+from service.prediction import Ranking
 from service.routes.documented import binary, header, problems
 from service.runtime import Key, Running, Runtime, log, unless_gone
 from service.schemas import Prediction
@@ -69,13 +70,15 @@ async def predict(
     ] = None,
     logits: Annotated[Literal["none", "all"], Query(description="`all`: every class's scores too.")] = "none",
     prior: Annotated[
-        Prior, Query(description="Class prior of the calibrated probabilities: equal, or as in training.")
+        Prior,
+        Query(description="Class prior of the calibrated probabilities: equal, as in training, or the bundle's own."),
     ] = "balanced",
     timeout_ms: TimeoutMs = None,
 ) -> Response:
     """The image is the file field `image` of a form, or the raw body with the content type `image/*`."""
     model, wish = runtime.model, latest(timeout_ms)
     count = checked_top_k(model, top_k)
+    check_prior(model, prior)
     others = checked_cam_classes(model, cam_classes, cam)
     settings = runtime.settings
     with runtime.admission.ticket() as ticket:
@@ -104,6 +107,14 @@ def checked_top_k(model: Model, top_k: int | None) -> int:
         return model.ranker.check_top_k(top_k)
     except ValueError as error:
         raise bad_parameter("top_k", str(error)) from None
+
+
+def check_prior(model: Model, prior: Prior) -> None:
+    """Raises Problem 422 where the model does not have the prior."""
+    try:
+        model.ranker.check_prior(prior)
+    except ValueError as error:
+        raise bad_parameter("prior", str(error)) from None
 
 
 def checked_cam_classes(model: Model, wanted: list[str] | None, cam: bool) -> list[int]:

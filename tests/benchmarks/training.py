@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=12_406, help="how many (12406: CIFAR-10-LT's at imbalance 100)")
     parser.add_argument("--repeats", type=int, default=3, help="epochs of each loop")
     parser.add_argument("--workers", type=int, default=cores, help="of the usual loop's DataLoader")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder for JSON and Markdown")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder for JSON and Markdown")
     arguments = parser.parse_args()
     result = measure(arguments.images, arguments.repeats, arguments.workers)
     arguments.out.mkdir(parents=True, exist_ok=True)

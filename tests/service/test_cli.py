@@ -127,7 +127,10 @@ def test_only_bad_images(bundle: Bundle, folder: Path) -> None:
         (["predict", "nothing.png"], "error: nothing.png does not exist"),
         (["predict", "{empty}"], "holds no image (.jpg, .jpeg, .png, .webp, .gif, .bmp)"),
         (["predict", "{image}", "--bundle", "nowhere"], "error: no bundle at nowhere"),
-        (["predict", "{image}", "--prior", "odd"], "error: the prior is 'odd'; expected balanced or train"),
+        (
+            ["predict", "{image}", "--bundle", "{bundle}", "--prior", "odd"],
+            "error: prior is 'odd'; the model has balanced and train",
+        ),
         (["predict", "{image}", "--bundle", "{bundle}", "--top-k", "11"], "error: top_k is 11; the model has 10"),
         (["predict", "{image}", "--bundle", "{bundle}", "--out", "a.txt"], "expected a file that ends in .csv or"),
         (["predict", "{image}", "--bundle", "{bundle}", "--out", "none/a.csv"], "none/a.csv: No such file"),

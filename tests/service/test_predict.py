@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models.bundle import Bundle
+from service.session import Session
 from tests.service.conftest import ClientFactory, TestClient, encoded, picture, png
+from tests.service.test_session import changed
 
 RAW = {"Content-Type": "image/png"}
 
@@ -96,7 +99,22 @@ def test_root_path_is_in_the_url(client: TestClient) -> None:
     assert body["cam"]["url"] == f"/vision/cam/{body['id']}"
 
 
-@pytest.mark.parametrize("query", ["top_k=0", "top_k=11", "top_k=x", "cam=7", "logits=some", "prior=uniform"])
+def test_given_prior(client_factory: ClientFactory, bundle: Bundle, tmp_path: Path) -> None:
+    wanted = [0.91] + [0.01] * 9
+    client = client_factory(Session(changed(bundle, tmp_path / "b", prior=wanted), threads=1))
+    assert client.get("/model").json()["calibration"]["priors"] == ["balanced", "train", "given"]
+    balanced, given = (
+        client.post(f"/predict?logits=all&prior={prior}", content=png(), headers=RAW).json()
+        for prior in ("balanced", "given")
+    )
+    expected = [p * share for p, share in zip(balanced["calibrated_probabilities"], wanted, strict=True)]
+    assert given["prior"] == "given"
+    assert given["calibrated_probabilities"] == pytest.approx([p / sum(expected) for p in expected], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "query", ["top_k=0", "top_k=11", "top_k=x", "cam=7", "logits=some", "prior=uniform", "prior=given"]
+)
 def test_bad_parameter(client: TestClient, query: str) -> None:
     response = client.post(f"/predict?{query}", content=png(), headers=RAW)
     name = query.partition("=")[0]

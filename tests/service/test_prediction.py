@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.bundle import Bundle
-from service.prediction import PRIORS, Ranker, parse_prior
+from service.prediction import Ranker
 from service.session import Outputs, Session
 
 
@@ -25,23 +25,47 @@ def test_balanced_prior_is_the_graphs(bundle: Bundle, outputs: Outputs) -> None:
 def test_train_prior_follows_bayes(bundle: Bundle, outputs: Outputs) -> None:
     ranking = Ranker(bundle.manifest).rank(outputs, row=2, top_k=3, prior="train")
     counts = bundle.manifest.train_counts()
-    # p(k | x) under another prior: the balanced posterior times the prior, normalised.
-    expected = outputs.calibrated_probabilities[2].astype(np.float64) * counts
+    temperature = bundle.manifest.calibration.prior_temperatures["train"]
+    expected = np.exp(outputs.calibrated_logits[2].astype(np.float64) / temperature) * counts
     np.testing.assert_allclose(ranking.calibrated_probabilities, expected / expected.sum(), rtol=1e-4)
     assert ranking.classes == np.argsort(-expected)[:3].tolist()
 
 
+def test_given_prior_is_the_manifests(bundle: Bundle, outputs: Outputs) -> None:
+    prior = [0.28] + [0.08] * 9
+    given = Ranker(bundle.manifest.model_copy(update={"prior": prior}))
+    assert given.priors == ("balanced", "train", "given")
+    ranking = given.rank(outputs, row=2, top_k=3, prior=given.check_prior("given"))
+    expected = outputs.calibrated_probabilities[2].astype(np.float64) * prior
+    np.testing.assert_allclose(ranking.calibrated_probabilities, expected / expected.sum(), rtol=1e-4)
+    with pytest.raises(ValueError, match="prior is 'given'; the model has balanced and train"):
+        Ranker(bundle.manifest).check_prior("given")
+
+
+def test_another_prior_has_its_own_temperature(bundle: Bundle, outputs: Outputs) -> None:
+    calibration = bundle.manifest.calibration.model_copy(update={"prior_temperatures": {"train": 3.0}})
+    ranker = Ranker(bundle.manifest.model_copy(update={"calibration": calibration}))
+    counts = bundle.manifest.train_counts()
+    expected = np.exp(outputs.calibrated_logits[2].astype(np.float64) / 3) * counts
+    ranking = ranker.rank(outputs, row=2, top_k=3, prior="train")
+    np.testing.assert_allclose(ranking.calibrated_probabilities, expected / expected.sum(), rtol=1e-4)
+
+
 def test_train_prior_raises_the_head(bundle: Bundle, outputs: Outputs) -> None:
-    ranker, counts = Ranker(bundle.manifest), bundle.manifest.train_counts()
+    calibration = bundle.manifest.calibration.model_copy(update={"prior_temperatures": {}})
+    ranker, counts = (
+        Ranker(bundle.manifest.model_copy(update={"calibration": calibration})),
+        bundle.manifest.train_counts(),
+    )
     head = int(counts.argmax())
     for row in range(8):
-        balanced, train = (ranker.rank(outputs, row, 1, prior).calibrated_probabilities for prior in PRIORS)
+        balanced, train = (ranker.rank(outputs, row, 1, prior).calibrated_probabilities for prior in ranker.priors)
         assert train[head] > balanced[head]
 
 
 def test_rows_are_sorted_and_described(bundle: Bundle, outputs: Outputs) -> None:
     ranker = Ranker(bundle.manifest)
-    for prior in PRIORS:
+    for prior in ranker.priors:
         rows = ranker.rows(ranker.rank(outputs, row=0, top_k=4, prior=prior))
         shares = [row["calibrated_probability"] for row in rows]
         assert shares == sorted(shares, reverse=True)
@@ -81,9 +105,3 @@ def test_class_by_index_or_label(bundle: Bundle) -> None:
         if wanted not in {info.name for info in bundle.manifest.classes}:
             with pytest.raises(ValueError, match="expected an index of 0 to 9, or a label as in GET /model"):
                 ranker.class_id(wanted)
-
-
-def test_parse_prior() -> None:
-    assert [parse_prior(name) for name in PRIORS] == list(PRIORS)
-    with pytest.raises(ValueError, match="the prior is 'uniform'; expected balanced or train"):
-        parse_prior("uniform")

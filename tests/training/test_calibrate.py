@@ -4,7 +4,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from models.classifier import LongTailClassifier
-from training.calibrate import PENALTIES, TAUS, Fitted, calibrate, fit_scale, predict_logits
+from training.calibrate import PENALTIES, TAUS, Fitted, calibrate, fit_scale, fit_temperature, predict_logits
 from training.config import Recipe, load_recipe
 from training.data import Dataset, LabelledImages, load_dataset
 from training.priors import logit_prior
@@ -41,6 +41,18 @@ def test_few_samples_move_the_scale_less_than_many() -> None:
     few_only = fit_scale(logits[:20], labels[:20], torch.ones(20), 0.3)
     assert free < many < few < few_only < 1
     assert abs(many / free - 1) < 0.01
+
+
+@pytest.mark.parametrize("drawn", ["prior", "even"])
+@pytest.mark.parametrize("raw", [1.0, 0.2])
+def test_temperature_for_a_prior_is_found_whatever_the_sample_is_drawn_from(drawn: str, raw: float) -> None:
+    generator = np.random.default_rng(0)
+    prior = np.array([0.5, 0.25, 0.15, 0.07, 0.03])
+    labels = generator.choice(5, 20_000, p=prior if drawn == "prior" else None)
+    # x ~ N(2·e_y, 1): log p(x | k) = 2·x_k + a constant, so softmax(2·x + log π) is the posterior under π.
+    logits = 2 * (generator.normal(size=(20_000, 5)) + 2 * np.eye(5)[labels])
+    found = fit_temperature(torch.from_numpy(1.7 * logits), torch.from_numpy(labels), prior, np.inf, np.full(5, raw))
+    assert found == pytest.approx(1.7, rel=0.05)
 
 
 def test_calibration_of_a_real_run_moves_the_tail_up(digits_run: Run, digits_recipe: Recipe) -> None:

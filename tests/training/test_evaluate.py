@@ -125,7 +125,7 @@ def test_a_given_prior_is_judged_as_the_training_prior_is(digits_run: Run, digit
     counts = [float(n) for n in meta["train_counts"]]
     by_name = dict(zip(meta["classes"], counts, strict=True))
     given = recipe.model_copy(update={"calibrate": recipe.calibrate.model_copy(update={"prior": by_name})})
-    report = evaluate(network, data, given)
+    report = evaluate(network, data, given, {"train": 2.0, "given": 2.0})
     assert report["test_under_given_prior"]["calibrated"] == report["test_under_train_prior"]["calibrated"]
     assert "test_under_given_prior" not in json.loads(digits_run.report.read_text())
 
@@ -133,10 +133,11 @@ def test_a_given_prior_is_judged_as_the_training_prior_is(digits_run: Run, digit
 def test_raw_probabilities_of_balanced_training_are_shifted_to_the_training_prior(
     digits_run: Run, digits_recipe: Recipe
 ) -> None:
-    network, recipe, _ = load_network(digits_run.network)
+    network, recipe, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     balanced = recipe.model_copy(update={"loss": LossConfig(name="balanced_softmax")})
-    plain, shifted = evaluate(network, data, recipe), evaluate(network, data, balanced)
+    temperatures = meta["calibration"]["prior_temperatures"]
+    plain, shifted = (evaluate(network, data, changed, temperatures) for changed in (recipe, balanced))
     assert plain["test"]["trained"] == shifted["test"]["trained"]
     assert shifted["test"]["adjusted"]["accuracy"] == shifted["test"]["scalar"]["accuracy"]
     few = [r["test_under_train_prior"]["trained"]["groups"]["few"] for r in (plain, shifted)]

@@ -17,7 +17,7 @@ import typer
 from tests.benchmarks.serving import photos, report, rounds
 from tests.benchmarks.serving.servers import CAMCAL, ROOT, SERVERS
 
-RESULTS = ROOT / "docs" / "results"
+RESULTS = ROOT / "docs" / "benchmarks"
 SHIPPED = ROOT / "models" / "pretrained" / "caltech100"
 # Rounds and seconds for each step: ResNet-50 answers 30 images a second, and gets 10 minutes of the run's 35.
 PLANS = {"shipped": (3, 10.0), "resnet50": (2, 6.0)}
@@ -64,7 +64,7 @@ def main(
     / ".venv-bench",
     out: Annotated[Path | None, typer.Option(help="Folder for serving.json and serving.md.")] = None,
 ) -> None:
-    """Write serving.json and serving.md: into docs/results for a full run, beside the logs for any other."""
+    """Write serving.json and serving.md: into docs/benchmarks for a full run, beside the logs for any other."""
     names, chosen = _list(only, list(SERVERS)), _list(models, list(PLANS))
     _list(decoder, list(report.DECODERS))
     if "shipped" in chosen and not (bundle / "manifest.json").is_file():
