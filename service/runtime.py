@@ -28,6 +28,8 @@ log = logging.getLogger("camcal")
 
 T = TypeVar("T")
 
+PATIENT = 64  # requests that may wait for as long as it takes: a few dozen clients are no overload for a slow model
+
 
 class Runtime:
     """The model served, with queue, threads and store. Made and closed inside one event loop.
@@ -46,9 +48,9 @@ class Runtime:
             queue_limit=settings.queue_limit,
             queue_bytes=settings.queue_bytes,
             queue_s=settings.queue_s,
-            patient=2 * settings.max_batch,
+            patient=PATIENT,
         )
-        self.batcher = Batcher(lanes=len(model.runs), max_batch=settings.max_batch, on_batch=self._count_batch)
+        self.batcher = Batcher(lanes=len(model.runs), max_batch=model.sessions[0].max_batch, on_batch=self._count_batch)
         self.threads = ThreadPoolExecutor(
             settings.decode_threads or usable_cpus(), thread_name_prefix="decode", initializer=yield_to_event_loop
         )

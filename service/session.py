@@ -55,7 +55,8 @@ class Session:
         bundle: what to run.
         device: where.
         threads: of a run that is alone on the CPU; by default every usable CPU.
-        max_batch: the most images in one run.
+        max_batch: the most images in one run. By default 32 on a GPU; 8 on the CPU, where more are no quicker for each
+            and take memory.
         gpu: which one, where the device is CUDA.
         pad: whether batches are padded to a few sizes. By default on a GPU, where each new size costs time.
 
@@ -70,18 +71,18 @@ class Session:
         *,
         device: Device = "auto",
         threads: int | None = None,
-        max_batch: int = 32,
+        max_batch: int | None = None,
         gpu: int = 0,
         pad: bool | None = None,
     ):
         self.bundle = bundle
-        self.max_batch = max_batch
         threads = threads or usable_cpus()
         self._session, self.fallback = _open(bundle, device, threads, gpu)
         self.provider: str = self._session.get_providers()[0]
         on_cpu = self.provider == CPU
         self.lanes = min(threads, MAX_LANES) if on_cpu else 1
         self._narrow = _create(bundle, threads // self.lanes, [CPU]) if self.lanes > 1 else self._session
+        self.max_batch = max_batch = max_batch or (8 if on_cpu else 32)
         powers = (1 << power for power in range(max_batch.bit_length()))
         self._pad = not on_cpu if pad is None else pad
         self._buckets: list[int] = sorted({*(powers if self._pad else range(1, max_batch)), max_batch})

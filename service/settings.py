@@ -39,14 +39,14 @@ class Settings(BaseSettings):
 
     device: Device = Field("auto", description="`cuda` fails without CUDA; `auto` falls back to the CPU and says so.")
     sessions: int = Field(1, ge=1, le=64, description="Copies of the model behind the queue, each on its own GPU.")
-    max_batch: int = Field(32, ge=1, le=1024, description="Images in one run of the model.")
+    max_batch: int | None = Field(None, ge=1, le=1024, description="Images in one run; by default 32, 8 on a CPU.")
     intra_threads: int | None = Field(None, ge=1, le=1024, description="CPUs that the model may use; by default all.")
     decode_threads: int | None = Field(None, ge=1, le=1024, description="Threads that decode; by default one per CPU.")
 
     decode_bytes: int = Field(512 * 2**20, ge=1, description="Memory for decoding; a picture that needs it all waits.")
 
     queue_limit: int = Field(256, ge=1, description="Requests that may wait; one more is answered 429.")
-    queue_s: float = Field(0.5, gt=0, description="With two full batches waiting: longest expected wait, else 429.")
+    queue_s: float = Field(0.5, gt=0, description="With 64 requests waiting: longest expected wait, else 429.")
     queue_bytes: int = Field(256 * 2**20, ge=1, description="Bytes of request bodies held at once; more: 429.")
     timeout_s: float = Field(10.0, gt=0, le=3600, description="Longest wait of a complete request for the model: 504.")
     body_timeout_s: float = Field(30.0, gt=0, le=3600, description="Longest time a request body may take: 408.")
@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     max_pixels: int = Field(50_000_000, ge=1, description="Largest image, width times height.")
 
     cam_ttl_s: float = Field(600.0, gt=0, le=31_536_000, description="Life of a heatmap.")
-    cam_max_bytes: int = Field(64 * 2**20, ge=1, description="Memory for heatmaps; the oldest leave first.")
+    cam_max_bytes: int = Field(48 * 2**20, ge=1, description="Memory for heatmaps; the oldest leave first.")
 
     @property
     def images_limit(self) -> int:

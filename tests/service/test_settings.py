@@ -9,7 +9,7 @@ from service.settings import DEFAULT_BUNDLE, SettingsError, load_settings
 def test_defaults() -> None:
     settings = load_settings()
     assert settings.bundle == DEFAULT_BUNDLE
-    assert (settings.host, settings.port, settings.max_batch, settings.api_key) == ("127.0.0.1", 8000, 32, None)
+    assert (settings.host, settings.port, settings.max_batch, settings.api_key) == ("127.0.0.1", 8000, None, None)
 
 
 def test_environment_and_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
