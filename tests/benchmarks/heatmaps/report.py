@@ -142,7 +142,8 @@ def _faithfulness(result: dict[str, Any]) -> list[str]:
     for name, title in TITLES.items():
         if name in found:
             values = [found[name]["all"][key] for key in ("road", "insertion", "deletion")]
-            rows.append([title, *map(_percent, values + [found[name][g]["road"] for g in groups if g in found[name]])])
+            values += [found[name][group]["road"] for group in groups if group in found[name]]
+            rows.append([title, *(f"{100 * value:.2f}" for value in values)])
     header = ["maps, %", "ROAD", "insertion", "deletion", *(f"ROAD, {group}" for group in groups)]
     words = f"On {result['setup']['probes']} of the photographs, as many of each group."
     return ["## What the prediction depends on", "", words, "", *_table(header, rows), ""]
@@ -157,6 +158,7 @@ def _speed(result: dict[str, Any]) -> list[str]:
     ]
     words = (
         f"One image, one map, the network's forward pass included, {found['threads']} threads: medians of "
-        f"{found['rounds']} rounds in which all take turns on the same image, and medians of the ratio in each round."
+        f"{found['rounds']} rounds in which all take turns on the same image, in random order, and medians of the "
+        "ratio in each round."
     )
     return ["## Milliseconds an image", "", words, "", *_table(["", "ms", "against camcal", "target"], rows), ""]

@@ -29,6 +29,8 @@ def served(bundle: Path) -> Contender:
     """camcal as it serves: the exported graph in ONNX Runtime, and the map of the best class enlarged."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that wait for the next image would take the cores from whoever has the next turn.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(bundle / MODEL_FILE), options, providers=["CPUExecutionProvider"])
     one = np.array(1, dtype=np.int64)
 
@@ -71,14 +73,18 @@ def peer(draw: Draw) -> Contender:
 def measure(contenders: Mapping[str, Contender], images: NDArray[np.uint8], rounds: int) -> dict[str, dict[str, Any]]:
     """The median time of each contender, and the median over the rounds of its ratio to ours.
 
-    Every contender gets the same image in a round; a first round that is not counted warms them up.
+    Every contender gets the same image in a round, in an order of its own; a first round, which is not counted, warms
+    them up.
     """
+    random = np.random.default_rng(0)
+    names = list(contenders)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         image = images[number % len(images)][None]
-        for name, run in contenders.items():
+        for place in random.permutation(len(names)):
+            name = names[place]
             began = time.perf_counter()
-            run(image)
+            contenders[name](image)
             times[name].append(1000 * (time.perf_counter() - began))
     ours = times[OURS][1:]
     return {
