@@ -38,8 +38,12 @@ define camcal
 	@touch $@
 endef
 
+# Whose photographs `make heatmap-gallery` shows: the folder of a finished run.
+RUN ?= runs/caltech100
+HEATMAPS = TQDM_DISABLE=1 PYTHONPATH=.venv-bench/heatmaps .venv-dev/bin/python -m tests.benchmarks.heatmaps
+
 .DEFAULT_GOAL := help
-.PHONY: help serve test bench-training bench-serving format openapi results lock clean
+.PHONY: help serve test bench-training bench-serving bench-heatmaps heatmap-gallery format openapi results lock clean
 
 help: ## List these tasks
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -78,6 +82,12 @@ lock: .venv-lock/.ready ## Pin what pyproject.toml asks for (UPGRADE=1 for the n
 bench-serving: .venv/.ready .venv-dev/.ready ## Measure camcal beside other servers, for half an hour (see ARGS="--help")
 	.venv-dev/bin/python -m tests.benchmarks.serving $(ARGS)
 
+bench-heatmaps: .venv-dev/.ready .venv-bench/heatmaps/.ready ## Measure heatmaps against boxes, for hours (see ARGS="--help")
+	$(HEATMAPS) table $(ARGS)
+
+heatmap-gallery: .venv-dev/.ready .venv-bench/heatmaps/.ready ## Draw heatmaps of photographs chosen by lot (RUN=runs/caltech100)
+	$(HEATMAPS) gallery $(RUN) $(ARGS)
+
 clean: ## Remove the virtual environments, caches and build leftovers
 	rm -rf .venv .venv-dev .venv-lock .venv-bench build dist camcal.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
@@ -92,6 +102,12 @@ clean: ## Remove the virtual environments, caches and build leftovers
 	@echo "camcal: setting up .venv-dev with torch (the first time takes a few minutes and about 6 GB)"
 	$(call environment,.venv-dev,dev)
 	$(call camcal,.venv-dev)
+
+# Beside .venv-dev, which has torch: only what that does not have.
+.venv-bench/heatmaps/.ready: tests/benchmarks/heatmaps/requirements.txt .venv-dev/.ready
+	.venv-dev/bin/$(PIP_INSTALL) --no-deps --no-build-isolation --require-hashes --upgrade \
+		--target .venv-bench/heatmaps -r $<
+	@touch $@
 
 .venv-lock/.ready: requirements/uv.txt
 	@echo "camcal: setting up .venv-lock"

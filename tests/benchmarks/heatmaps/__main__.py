@@ -1,0 +1,178 @@
+"""`make bench-heatmaps`: camcal's maps and those of other methods on one network, against boxes that people drew."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+
+from models.bundle import GROUPS
+from models.classifier import LongTailClassifier
+from tests.benchmarks.heatmaps import comparison, gallery, report, speed
+from tests.benchmarks.heatmaps.boxes import BoxedImages, load_boxes, unpack
+from tests.benchmarks.heatmaps.comparison import Draw
+from tests.benchmarks.heatmaps.localisation import Ints
+from tests.benchmarks.training import hardware
+from training import pipeline
+from training.config import load_recipe
+from training.data.sources import preprocessing_of
+from training.run import Run, load_network
+
+ROOT = Path(__file__).resolve().parents[3]
+RECIPE = "tiny-imagenet100-lt"
+ARCHIVE = ROOT.parent / "shared" / "data" / "tiny_imagenet100_lt_boxes.tar.xz"
+SEED = 0
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+def trained(data: Path, out: Path, overrides: list[str]) -> Run:
+    """The finished run of the recipe in `out`, trained first where that is still to be done."""
+    run = Run(out)
+    if not (run.bundle / "manifest.json").is_file():
+        pipeline.train(load_recipe(RECIPE, [f"data.root={data}", *overrides]), run, Console())
+    return run
+
+
+def probes(data: BoxedImages, per_group: int) -> Ints:
+    """The first images of each group."""
+    parts = [index[:per_group] for group, index in data.positions().items() if group != "all"]
+    return np.concatenate(parts)
+
+
+def measure(
+    run: Run,
+    without: Run | None,
+    boxes: Path,
+    peers: Mapping[str, Draw],
+    *,
+    per_group: int,
+    perturbed: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """Everything that the page shows.
+
+    Args:
+        run: of the network to explain.
+        without: the same recipe's run without CAMC.
+        boxes: the folder with photographs and boxes.
+        peers: other methods on the network of `run`.
+        per_group: how many photographs of each group; 0 for all.
+        perturbed: for how many of them to compute ROAD, insertion and deletion; 0 for none.
+        rounds: of the measurement of speed; 0 for none.
+    """
+    network, recipe, meta = load_network(run.network)
+    rule = preprocessing_of(recipe.data)
+    data = load_boxes(boxes, meta["classes"], meta["train_counts"], rule, per_group, SEED)
+    say(f"{len(data.labels)} photographs")
+    other = None if without is None else load_network(without.network)[0]
+    found = comparison.compare(network, other, data, peers, probes(data, perturbed), say)
+    return {
+        "setup": {
+            "images": {group: len(index) for group, index in data.positions().items()},
+            "probes": len(found.probes),
+            "seed": SEED,
+            "backbone": recipe.model.backbone,
+            "input_size": rule.input_size,
+            "grid": list(network.features(torch.zeros(1, rule.input_size, rule.input_size, 3)).shape[2:]),
+            "recipe": recipe.name,
+            "epochs": meta["epoch"],
+            "hardware": hardware(torch.device("cpu")),
+            "load_before": round(os.getloadavg()[0], 2),
+            "torch": torch.__version__.split("+")[0],
+            "grad_cam": version("grad-cam"),
+        },
+        "accuracy": comparison.accuracy(found),
+        "order_changed": found.order_changed,
+        "localisation": comparison.localise(found),
+        "leads": comparison.leads(found),
+        "faithfulness": comparison.bear(network, found, say) if perturbed else {},
+        "speed": timed(run, network, data, peers, rounds) if rounds else {},
+    }
+
+
+def version(package: str) -> str:
+    """Of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def timed(
+    run: Run, network: LongTailClassifier, data: BoxedImages, peers: Mapping[str, Draw], rounds: int
+) -> dict[str, Any]:
+    """The speed of each method, on photographs of all groups."""
+    contenders: dict[str, speed.Contender] = {
+        speed.OURS: speed.served(run.bundle),
+        "camcal_torch": speed.in_torch(network),
+        "forward": speed.forward(network),
+    }
+    contenders |= {name: speed.peer(draw) for name, draw in peers.items()}
+    say("measuring speed")
+    images = data.images[np.random.default_rng(SEED).permutation(len(data.images))]
+    methods = speed.measure(contenders, images, rounds)
+    return {"rounds": rounds, "threads": torch.get_num_threads(), "methods": methods}
+
+
+@app.command()
+def table(
+    archive: Annotated[Path, typer.Option(help="Photographs and boxes; packed, or the folder.")] = ARCHIVE,
+    runs: Annotated[Path, typer.Option(help="Folder of the two trained networks; trains them where missing.")] = ROOT
+    / "runs",
+    work: Annotated[Path, typer.Option(help="Folder to unpack into.")] = ROOT / ".venv-bench",
+    per_group: Annotated[int, typer.Option(help="Photographs of each group; 0: all.")] = 500,
+    perturbed: Annotated[int, typer.Option(help="Of these, for ROAD, insertion and deletion; 0: none.")] = 50,
+    rounds: Annotated[int, typer.Option(help="Of the measurement of speed; 0: none.")] = 50,
+    methods: Annotated[str, typer.Option(help="Peers to draw; empty for none.")] = ",".join(report.PEERS),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key of the recipe.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for heatmaps.json and heatmaps-benchmark.md.")] = ROOT / "docs",
+) -> None:
+    """Train, measure, and write benchmarks/heatmaps.json and heatmaps-benchmark.md."""
+    from tests.benchmarks.heatmaps.peers import Peer  # needs pytorch-grad-cam
+
+    boxes = archive if archive.is_dir() else unpack(archive, work)
+    overrides = set_ or []
+    run = trained(boxes, runs / RECIPE, overrides)
+    without = trained(boxes, runs / f"{RECIPE}-without-camc", [*overrides, "model.camc=off"])
+    network, _, _ = load_network(run.network)
+    peers = {name: Peer(name, network) for name in methods.split(",") if name}
+    result = measure(run, without, boxes, peers, per_group=per_group, perturbed=perturbed, rounds=rounds)
+    (out / "benchmarks").mkdir(parents=True, exist_ok=True)
+    (out / "benchmarks" / "heatmaps.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "heatmaps-benchmark.md").write_text(report.markdown(result))
+    say(f"written to {out}")
+
+
+@app.command("gallery")
+def draw_gallery(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, whose test part is shown.")],
+    each: Annotated[int, typer.Option(help="Photographs from each group.")] = 4,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = ROOT / "docs/images/heatmap-gallery.jpg",
+) -> None:
+    """Draw image, plain map, calibrated map and Grad-CAM of photographs from each group, chosen by lot."""
+    from tests.benchmarks.heatmaps.peers import Peer
+
+    network, recipe, meta = load_network(Run(run).network)
+    test = pipeline.load(recipe, Console(stderr=True)).test
+    chosen = gallery.choose(test.labels.numpy(), meta["train_counts"], each, SEED)
+    images, labels = test.subset(chosen).images.numpy(), test.labels.numpy()[chosen]
+    gallery.draw(network, images, labels, meta["classes"], Peer("gradcam", network)).save(out, quality=85)
+    say(f"written to {out}: {each} of each of {', '.join(GROUPS)}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,200 @@
+"""One network's maps by every method for the same images: how well they find the object and bear on the prediction.
+
+N images, P pairs of an image and a class, S side in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.classifier import LongTailClassifier
+from tests.benchmarks.heatmaps import faithfulness, localisation, maps
+from tests.benchmarks.heatmaps.boxes import BoxedImages
+from tests.benchmarks.heatmaps.localisation import Ints, Maps, Statistics
+
+RULES = ("true", "raw", "calibrated")
+"""Which class is explained: the label, the plain prediction or the calibrated one."""
+
+OURS, PLAIN, DRAWN, OFF, WITHOUT, CENTRE = "calibrated", "plain", "drawn", "camc_off", "without_camc", "centre"
+CORRECT = "correct"  # the images whose calibrated prediction is right
+Draw = Callable[[NDArray[np.uint8], Ints], Maps]
+"""A peer: from P images and the class to explain of each to P maps in [0, 1]."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What was found on N images.
+
+    classes: N under each rule.
+    statistics: of each method under each rule.
+    probes: the images whose maps are kept.
+    kept: each method's maps of these for the calibrated prediction.
+    order_changed: the largest difference between the plain and the calibrated map of one class, both in [0, 1].
+    """
+
+    data: BoxedImages
+    classes: dict[str, Ints]
+    statistics: dict[str, dict[str, Statistics]]
+    probes: Ints
+    kept: dict[str, Maps]
+    order_changed: float
+
+
+def compare(
+    network: LongTailClassifier,
+    trained_without: LongTailClassifier | None,
+    data: BoxedImages,
+    peers: Mapping[str, Draw],
+    probes: Ints,
+    say: Say,
+) -> Comparison:
+    """Draw and score all maps.
+
+    Args:
+        network: with CAMC or without.
+        trained_without: a network of the same recipe without CAMC, explained by its own predictions; None for none.
+        peers: what else to draw, by name.
+        probes: the images whose maps to keep.
+    """
+    classes = maps.answer(network, data.images).classes(data.labels)
+    statistics: dict[str, dict[str, Statistics]] = {rule: {} for rule in RULES}
+    kept: dict[str, Maps] = {}
+    ours: dict[str, Maps] = {}
+    changed = 0.0
+    for name, rule, result in _all_maps(network, trained_without, data, peers, classes):
+        say(f"scoring {name}, {rule} class")
+        statistics[rule][name] = localisation.statistics(result, data.boxes)
+        if rule == "calibrated" and name != WITHOUT:
+            kept[name] = result[probes]
+        if name == OURS:
+            ours[rule] = result
+        elif name == PLAIN:
+            changed = max(changed, float(np.abs(result - ours.pop(rule)).max()))
+    return Comparison(
+        data=data, classes=classes, statistics=statistics, probes=probes, kept=kept, order_changed=changed
+    )
+
+
+def _all_maps(
+    network: LongTailClassifier,
+    trained_without: LongTailClassifier | None,
+    data: BoxedImages,
+    peers: Mapping[str, Draw],
+    classes: Mapping[str, Ints],
+) -> Iterator[tuple[str, str, Maps]]:
+    """The maps of each method under each rule, as (method, rule, N×S×S)."""
+    side = data.images.shape[1]
+    every = np.arange(len(data.labels))
+    on, off = (maps.answer(n, data.images) for n in (network, maps.without_camc(network)))
+    for rule, chosen in classes.items():
+        yield OURS, rule, maps.scaled(on.calibrated_maps[every, chosen], side)
+        yield PLAIN, rule, maps.scaled(on.maps[every, chosen], side)
+        yield DRAWN, rule, maps.drawn(on.calibrated_maps[every, chosen], side)
+        yield OFF, rule, maps.scaled(off.maps[every, chosen], side)
+        yield CENTRE, rule, localisation.centre(len(every), side)
+    if trained_without is not None:
+        other = maps.answer(trained_without, data.images)
+        for rule, chosen in other.classes(data.labels).items():
+            yield WITHOUT, rule, maps.scaled(other.calibrated_maps[every, chosen], side)
+    for name, draw in peers.items():
+        for rule, result in draw_each(draw, data.images, classes).items():
+            yield name, rule, result
+
+
+def draw_each(draw: Draw, images: NDArray[np.uint8], classes: Mapping[str, Ints]) -> dict[str, Maps]:
+    """A peer's maps under each rule; a class that several rules choose for an image is drawn once."""
+    pairs = np.concatenate([np.stack([np.arange(len(images)), chosen], axis=1) for chosen in classes.values()])
+    unique, place = np.unique(pairs, axis=0, return_inverse=True)
+    result = draw(images[unique[:, 0]], unique[:, 1])
+    places = place.reshape(len(classes), len(images))
+    return {rule: result[of_image] for rule, of_image in zip(classes, places, strict=True)}
+
+
+def accuracy(found: Comparison) -> dict[str, dict[str, float]]:
+    """The share of images whose plain, and whose calibrated, prediction is right."""
+    return {
+        rule: {
+            group: float((found.classes[rule] == found.data.labels)[index].mean())
+            for group, index in found.data.positions().items()
+        }
+        for rule in ("raw", "calibrated")
+    }
+
+
+def localise(found: Comparison) -> dict[str, Any]:
+    """The measures under each rule, of each method, over all images, those of each group and the correct ones."""
+    positions = found.data.positions()
+    correct = np.flatnonzero(found.classes["calibrated"] == found.data.labels)
+    if len(correct):
+        positions[CORRECT] = correct
+    return {
+        rule: {
+            name: {group: localisation.measures(statistics, index) for group, index in positions.items()}
+            for name, statistics in of_method.items()
+        }
+        for rule, of_method in found.statistics.items()
+    }
+
+
+def leads(found: Comparison) -> dict[str, Any]:
+    """How far the mean of our calibrated maps, class by calibrated prediction, is ahead of others, with its interval.
+
+    The others explain what is predicted without calibration; the network trained without CAMC, its own calibrated
+    prediction.
+    """
+    ours = found.statistics["calibrated"][OURS]
+    return {
+        name: {
+            group: localisation.lead(ours, found.statistics["calibrated" if name == WITHOUT else "raw"][name], index)
+            for group, index in found.data.positions().items()
+        }
+        for name in found.statistics["raw"]
+        if name not in (OURS, DRAWN)
+    }
+
+
+def bear(network: LongTailClassifier, found: Comparison, say: Say) -> dict[str, dict[str, dict[str, float]]]:
+    """ROAD, insertion and deletion of each method's map of the calibrated prediction, over the probes and by group."""
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in found.kept}
+    for count, place in enumerate(found.probes):
+        say(f"perturbing image {count + 1} of {len(found.probes)}")
+        for name, drawn in found.kept.items():
+            label = int(found.classes["calibrated"][place])
+            rows[name].append(bears(network, found.data.images[place], drawn[count], label))
+    groups = np.array(found.data.groups)[found.probes]
+    chosen = {"all": np.arange(len(groups))} | {name: np.flatnonzero(groups == name) for name in np.unique(groups)}
+    return {
+        name: {
+            str(group): {key: float(np.mean([values[i][key] for i in index])) for key in values[0]}
+            for group, index in chosen.items()
+        }
+        for name, values in rows.items()
+    }
+
+
+def bears(
+    network: LongTailClassifier, image: NDArray[np.uint8], map_SS: NDArray[np.float32], label: int
+) -> dict[str, float]:
+    """ROAD, insertion and deletion of one map, by the calibrated probability of the class."""
+
+    @torch.no_grad()
+    def judge(images: NDArray[np.float32]) -> NDArray[np.float64]:
+        calibrated_BK = network.calibrate(network(torch.from_numpy(images))) / network.temperature
+        probabilities: NDArray[np.float64] = calibrated_BK.double().softmax(dim=1)[:, label].numpy()
+        return probabilities
+
+    random = np.random.default_rng(0)
+    order = faithfulness.by_relevance(map_SS, random)
+    pixels = image.astype(np.float32)
+    return {
+        "road": faithfulness.road(pixels, order, judge, random),
+        "insertion": faithfulness.insertion(pixels, order, judge),
+        "deletion": faithfulness.deletion(pixels, order, judge, network.mean.flatten().double().numpy()),
+    }

@@ -1,0 +1,164 @@
+"""The result as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from models.bundle import GROUPS
+from tests.benchmarks.heatmaps.comparison import CENTRE, CORRECT, DRAWN, OFF, OURS, PLAIN, RULES, WITHOUT
+from tests.benchmarks.heatmaps.localisation import MEASURES
+
+TITLES = {
+    OURS: "**camcal, calibrated**",
+    PLAIN: "camcal, plain",
+    DRAWN: "camcal, calibrated, as drawn",
+    OFF: "camcal, the same network, CAMC switched off",
+    WITHOUT: "camcal, trained without CAMC",
+    "cam": "CAM",
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "layercam": "LayerCAM",
+    "eigencam": "EigenCAM",
+    "scorecam": "Score-CAM",
+    CENTRE: "centre baseline",
+}
+PEERS = ("cam", "gradcam", "gradcam++", "layercam", "eigencam", "scorecam")
+SPEED_TITLES = {
+    "camcal": "camcal, as served (ONNX Runtime)",
+    "camcal_torch": "camcal, PyTorch",
+    "forward": "the network alone, PyTorch",
+}
+TARGETS = {"gradcam": 20, "scorecam": 100}
+
+DEFINITIONS = Path(__file__).with_name("definitions.md")
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The page made from the JSON."""
+    setup = result["setup"]
+    counts = ", ".join(f"{setup['images'][group]} {group}" for group in GROUPS if group in setup["images"])
+    lines = [
+        "# Heatmaps against boxes",
+        "",
+        f"{setup['images']['all']} validation photographs of Tiny ImageNet ({counts}) with one box each, drawn at "
+        f"random with seed {setup['seed']}; {setup['backbone']}, {setup['input_size']} px, maps of "
+        f"{setup['grid'][0]}×{setup['grid'][1]}, trained by the recipe `{setup['recipe']}` for {setup['epochs']} "
+        f"epochs. On {setup['hardware']}; PyTorch {setup['torch']}, pytorch-grad-cam {setup['grad_cam']}. "
+        "Written by `make bench-heatmaps`.",
+        "",
+        f"The photographs' accuracy is {_by_group(result['accuracy']['raw'])} before calibration and "
+        f"{_by_group(result['accuracy']['calibrated'])} after it (all; {', '.join(GROUPS)}).",
+        "",
+        "## The maps that each method gives by itself",
+        "",
+        "The class is the calibrated prediction for camcal's calibrated maps and the plain prediction for all others.",
+        "",
+        *_own_classes(result),
+        "",
+        *_leads(result["leads"]),
+        "",
+        "## Which effect is which",
+        "",
+        "The mean of the four measures when all methods explain the same class. Down a column the class is the same "
+        "and the map changes: that is CAMC, and the method. Along a row the map is the same and the class changes: "
+        "that is calibration. The plain and the calibrated map of one class are one map in two units, as ω > 0: the "
+        f"largest difference found between the two after scaling is {result['order_changed']:.1e}.",
+        "",
+        *_effects(result["localisation"]),
+        "",
+        *(_faithfulness(result) if result.get("faithfulness") else []),
+        *(_speed(result) if result.get("speed") else []),
+        DEFINITIONS.read_text(encoding="utf-8"),
+    ]
+    return "\n".join(lines)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(header)} |",
+        f"|---|{'---:|' * (len(header) - 1)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _by_group(values: dict[str, float]) -> str:
+    parts = " / ".join(f"{_percent(values[group])} %" for group in GROUPS if group in values)
+    return f"{_percent(values['all'])} % ({parts})"
+
+
+def _own_rule(name: str) -> str:
+    return "calibrated" if name in (OURS, DRAWN, WITHOUT) else "raw"
+
+
+def _groups_of(result: dict[str, Any]) -> list[str]:
+    return [group for group in GROUPS if group in result["setup"]["images"]]
+
+
+def _own_classes(result: dict[str, Any]) -> list[str]:
+    rows = []
+    groups = _groups_of(result) + [CORRECT] * (CORRECT in result["localisation"]["raw"][OURS])
+    for name, title in TITLES.items():
+        if name not in result["localisation"]["raw"]:
+            continue
+        of_group = result["localisation"][_own_rule(name)][name]
+        values = [of_group["all"][key] for key in (*MEASURES, "mean")] + [of_group[group]["mean"] for group in groups]
+        rows.append([title, *map(_percent, values)])
+    header = ["maps, %", "pointing", "energy", "MaxBoxAccV2", "PxAP", "mean", *(f"mean, {group}" for group in groups)]
+    return _table(header, rows)
+
+
+def _leads(leads: dict[str, Any]) -> list[str]:
+    groups = list(next(iter(leads.values())))
+    rows = []
+    for name, title in TITLES.items():
+        if name in leads:
+            found = [leads[name][group] for group in groups]
+            rows.append([title, *(f"{100 * d:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" for d, low, high in found)])
+    words = (
+        "Points by which the mean of camcal's calibrated maps is ahead, with the 95 % interval of a paired bootstrap"
+    )
+    return [f"{words} over the images:", "", *_table(["ahead of", *groups], rows)]
+
+
+def _effects(localisation: dict[str, Any]) -> list[str]:
+    rows = [
+        [title, *(_percent(localisation[rule][name]["all"]["mean"]) for rule in RULES)]
+        for name, title in TITLES.items()
+        if name in localisation["true"]
+    ]
+    return _table(["maps, mean of the measures, %", "true class", "plain prediction", "calibrated prediction"], rows)
+
+
+def _faithfulness(result: dict[str, Any]) -> list[str]:
+    found = result["faithfulness"]
+    groups = _groups_of(result)
+    rows = []
+    for name, title in TITLES.items():
+        if name in found:
+            values = [found[name]["all"][key] for key in ("road", "insertion", "deletion")]
+            values += [found[name][group]["road"] for group in groups if group in found[name]]
+            rows.append([title, *(f"{100 * value:.2f}" for value in values)])
+    header = ["maps, %", "ROAD", "insertion", "deletion", *(f"ROAD, {group}" for group in groups)]
+    words = f"On {result['setup']['probes']} of the photographs, as many of each group."
+    return ["## What the prediction depends on", "", words, "", *_table(header, rows), ""]
+
+
+def _speed(result: dict[str, Any]) -> list[str]:
+    found = result["speed"]
+    titles = SPEED_TITLES | TITLES
+    rows = [
+        [titles[name], f"{value['ms']:.2f}", f"{value['ratio']:.1f}×", f"≥ {TARGETS[name]}×" if name in TARGETS else ""]
+        for name, value in sorted(found["methods"].items(), key=lambda item: float(item[1]["ms"]))
+    ]
+    words = (
+        f"One image, one map, the network's forward pass included, {found['threads']} threads: medians of "
+        f"{found['rounds']} rounds in which all take turns on the same image, in random order, and medians of the "
+        "ratio in each round."
+    )
+    return ["## Milliseconds an image", "", words, "", *_table(["", "ms", "against camcal", "target"], rows), ""]
