@@ -82,7 +82,7 @@ class Manifest(_Strict):
     """`manifest.json`: everything a server needs to know about `model.onnx`, and the checksum of every file.
 
     prior: the class frequencies expected in use, where the operator gave some: K positive numbers that sum to one.
-        Calibrated probabilities are for the balanced prior; times these, and normalised, they are for this one.
+        See `Calibration.prior_temperatures`.
     """
 
     schema_version: Literal[1]

@@ -79,7 +79,7 @@ def main(
     path = out / "serving.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"models": {}}
     results |= {"commit": commit(), "hardware": hardware(), "decoder": decoder}
-    bench = rounds.Bench(work, camcal, names)
+    bench = rounds.Bench(work, camcal, [CAMCAL.name] if growth else names)
     results["generator"] = bench.generator(min(seconds or 5, 5))
     for model in chosen:
         folder = _bundle(model, bundle, work)
