@@ -57,23 +57,24 @@ class Admission:
         """A request's place, to be used as a context manager: leaving it gives everything back."""
         return Ticket(self)
 
+    def check(self) -> None:
+        """To be called before a body is read. Raises QueueFullError when reading it would be in vain."""
+        if self.depth >= self.patient and (wait_s := self.wait_s()) > self.queue_s:
+            raise QueueFullError(
+                f"{self.depth} requests are waiting and will take about {wait_s:.1f} s; the limit is "
+                f"{self.queue_s:g} s (CAMCAL_QUEUE_S)",
+                reason="queue_full",
+                retry_after_s=_whole(wait_s),
+            )
+        self._check_depth()
+
     def wait_s(self) -> float:
         """Seconds until today's queue is served, at the rate measured while somebody waited; 0 before any was."""
         return self.depth * sum(self._gaps) / max(len(self._gaps), 1)
 
     def retry_after_s(self) -> int:
         """Whole seconds until today's queue is served, from 1 to 60."""
-        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self.wait_s())))
-
-    def _enter(self) -> None:
-        if self.depth >= self.patient and (wait_s := self.wait_s()) > self.queue_s:
-            raise QueueFullError(
-                f"{self.depth} requests are waiting and will take about {wait_s:.1f} s; the limit is "
-                f"{self.queue_s:g} s (CAMCAL_QUEUE_S)",
-                reason="queue_full",
-                retry_after_s=self.retry_after_s(),
-            )
-        self._check_depth()
+        return _whole(self.wait_s())
 
     def _reserve(self, nbytes: int) -> None:
         if self.nbytes + nbytes > self.queue_bytes:
@@ -121,10 +122,6 @@ class Ticket:
         self.leave()
         self._admission.nbytes -= self._nbytes
 
-    def enter(self) -> None:
-        """To be called before the body is read. Raises QueueFullError when reading it would be in vain."""
-        self._admission._enter()
-
     def reserve(self, nbytes: int) -> None:
         """Hold `nbytes` more. Raises QueueFullError when all bodies together would exceed the limit."""
         self._admission._reserve(nbytes)
@@ -140,3 +137,7 @@ class Ticket:
         if self._waiting:
             self._waiting = False
             self._admission._leave()
+
+
+def _whole(wait_s: float) -> int:
+    return min(MAX_RETRY_AFTER_S, max(1, math.ceil(wait_s)))

@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from service import errors
 from service.inference_protocol import InferenceRequest
 from service.metrics import Metrics
-from service.middleware import RequestMiddleware
+from service.middleware import AdmissionMiddleware, RequestMiddleware
 from service.model import Model
 from service.routes import batch, cam, health, metrics, model, page, predict, v2
 from service.runtime import Runtime
@@ -58,6 +58,8 @@ def create_app(settings: Settings | None = None, *sessions: Session) -> FastAPI:
     app.state.settings = settings
     app.state.sessions = sessions
     app.state.metrics = Metrics()
+    queued = [route for module in (predict, batch, v2) for route in module.router.routes]
+    app.add_middleware(AdmissionMiddleware, metrics=app.state.metrics, routes=queued)
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics, access_log=settings.access_log)
     errors.install(app, app.state.metrics)
     for module in (predict, batch, cam, model, health, metrics, page, v2):

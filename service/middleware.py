@@ -1,18 +1,21 @@
-"""Round every request: an id, the metrics, safe headers, and an answer even to what nobody foresaw."""
+"""Round every request: an id, the metrics, safe headers, an answer even to what nobody foresaw, and quick refusals."""
 
 from __future__ import annotations
 
 import logging
 import re
 import time
+from collections.abc import Sequence
 from random import getrandbits
 
 import orjson
 from opentelemetry import trace
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import problem_of
+from service.admission import QueueFullError
+from service.errors import problem_of, refused
 from service.logs import request_id
 from service.metrics import Metrics
 from service.runtime import running
@@ -97,3 +100,30 @@ class _Exchange:
             if runtime and runtime.draining:
                 headers["Connection"] = "close"  # let clients that keep connections find another replica
         await self._send(message)
+
+
+class AdmissionMiddleware:
+    """Refuses what no queue has room for before FastAPI looks at it: under overload, refusals are most of the work.
+
+    Args:
+        app: the rest.
+        metrics: count what is refused.
+        routes: whose requests wait for the model. Their other checks, of the API key too, come after this one.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, routes: Sequence[BaseRoute]):
+        self.app = app
+        self.metrics = metrics
+        self.routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and (runtime := running(scope["app"])):
+            try:
+                runtime.admission.check()
+            except QueueFullError as error:
+                for route in self.routes:
+                    if route.matches(scope)[0] is Match.FULL:
+                        scope["route"] = route
+                        await refused(error, self.metrics).response(scope)(scope, receive, send)
+                        return
+        await self.app(scope, receive, send)

@@ -57,7 +57,6 @@ async def predict_batch(
     content_type = request.headers.get("content-type", "")
     require_form(content_type)
     with runtime.admission.ticket() as held, ExitStack() as stack:
-        held.enter()
         body = await read_body(
             request,
             max_bytes=settings.max_body_bytes,

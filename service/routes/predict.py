@@ -82,7 +82,6 @@ async def predict(
     others = checked_cam_classes(model, cam_classes, cam)
     settings = runtime.settings
     with runtime.admission.ticket() as ticket:
-        ticket.enter()
         upload = await read_upload(
             request, max_bytes=settings.max_bytes, timeout_s=settings.body_timeout_s, reserve=ticket.reserve
         )

@@ -158,7 +158,6 @@ async def infer(
     if (coding := request.headers.get("content-encoding", "identity")) != "identity":
         raise Problem("unsupported-format", f"the body is compressed ({coding[:20]}); send it as it is")
     with runtime.admission.ticket() as held, ExitStack() as stack:
-        held.enter()
         body = await read_body(
             request,
             max_bytes=settings.max_body_bytes,

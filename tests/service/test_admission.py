@@ -77,30 +77,30 @@ def test_nobody_enters_for_a_long_wait_unless_few_are_there() -> None:
         ticket.leave()
     newcomer = admission.ticket()
     with pytest.raises(QueueFullError, match=r"5 requests .* about 5.0 s; the limit is 2.5 s ") as caught:
-        newcomer.enter()
+        admission.check()
     assert (caught.value.reason, caught.value.retry_after_s) == ("queue_full", 5)
     newcomer.join()  # whose body has come is not sent away
     for ticket in (newcomer, *waiting[3:5]):
         ticket.leave()
-    admission.ticket().enter()
+    admission.check()
     clock.now += 30
     waiting[5].leave()
     waiting[6].join()
     assert admission.depth == 3 and admission.wait_s() > 2.5
     with pytest.raises(QueueFullError):
-        admission.ticket().enter()
+        admission.check()
     waiting[6].leave()
-    admission.ticket().enter()  # two are few
+    admission.check()  # two are few
 
 
 def test_nobody_enters_a_full_queue() -> None:
     admission = Admission(queue_limit=1, queue_bytes=100)
     with admission.ticket() as first:
-        first.enter()
+        admission.check()
         first.join()
         with pytest.raises(QueueFullError, match="1 requests are waiting; the limit is 1"):
-            admission.ticket().enter()
-    admission.ticket().enter()
+            admission.check()
+    admission.check()
 
 
 def test_retry_after_is_bounded() -> None:
