@@ -43,7 +43,7 @@ RUN ?= runs/caltech100
 HEATMAPS = TQDM_DISABLE=1 PYTHONPATH=.venv-bench/heatmaps .venv-dev/bin/python -m tests.benchmarks.heatmaps
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test bench-training bench-serving bench-heatmaps heatmap-gallery format openapi results lock clean
+.PHONY: help serve test bench-training bench-serving bench-heatmaps heatmap-gallery pictures format openapi results lock clean
 
 help: ## List these tasks
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -87,6 +87,9 @@ bench-heatmaps: .venv-dev/.ready .venv-bench/heatmaps/.ready ## Measure heatmaps
 
 heatmap-gallery: .venv-dev/.ready .venv-bench/heatmaps/.ready ## Draw heatmaps of photographs chosen by lot (RUN=runs/caltech100)
 	$(HEATMAPS) gallery $(RUN) $(ARGS)
+
+pictures: .venv-dev/.ready ## Draw the service's pictures in docs/images anew (needs Chromium)
+	.venv-dev/bin/python -m tests.benchmarks.pictures models/pretrained/caltech100
 
 clean: ## Remove the virtual environments, caches and build leftovers
 	rm -rf .venv .venv-dev .venv-lock .venv-bench build dist camcal.egg-info
