@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
-from torchvision.models import get_model
+from torch import hub, nn
+from torchvision.models import get_model, get_model_weights
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from models.resnet_cifar import CifarResNet
@@ -22,12 +23,19 @@ def _cifar(depth: int, weights: str | None) -> Backbone:
 
 def _torchvision(name: str, weights: str | None) -> Backbone:
     """A torchvision ResNet without its pooling and classifier; the map is 32 times smaller than the image."""
+    known = get_model_weights(name)
     try:
-        network = get_model(name, weights=weights)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{name} has no weights {weights!r}: {error}") from None
-    except OSError as error:
-        raise ValueError(f"the weights {weights!r} of {name} cannot be fetched: {error}") from None
+        chosen = known.verify(weights)
+    except KeyError:
+        raise ValueError(f"{name} has no weights {weights!r}; known: {', '.join(known.__members__)}") from None
+    try:
+        network = get_model(name, weights=chosen)
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:  # KeyError: a file of zeros
+        reason = str(error).partition("\n")[0]
+        where = f"{hub.get_dir()}/checkpoints"
+        raise ValueError(
+            f"the weights {weights!r} of {name} cannot be fetched into {where} or read from there: {reason}"
+        ) from None
     assert isinstance(network, ResNet)
     width: int = network.fc.in_features
     return nn.Sequential(*list(network.children())[:-2]), width
@@ -80,7 +88,7 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
         weights: torchvision's name of pretrained weights, such as `IMAGENET1K_V1`; None starts from scratch.
 
     Raises:
-        ValueError: if the name or the weights are unknown, or the weights cannot be fetched.
+        ValueError: if the name or the weights are unknown, or the weights cannot be fetched or read.
     """
     if name not in _BUILDERS:
         raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")

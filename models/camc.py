@@ -104,11 +104,17 @@ class CAMC(nn.Module):
         weights_BHW = attention_BHW / attention_BHW.sum(dim=(1, 2), keepdim=True)
         attended_BC = functional.normalize((features_BCHW * weights_BHW.unsqueeze(1)).sum(dim=(2, 3)), dim=1)
         sums_KC = torch.zeros_like(self.prototypes).index_add_(0, labels_B, attended_BC.to(self.prototypes.dtype))
-        present_K1 = certain_BK.sum(dim=0).unsqueeze(1) > 0
+        number_K1 = certain_BK.sum(dim=0).unsqueeze(1).to(sums_KC.dtype)
+        sums_KC, number_K1 = self.gather(torch.cat([sums_KC, number_K1], dim=1)).split([sums_KC.shape[1], 1], dim=1)
+        present_K1 = number_K1 > 0
         fresh_K1 = self.prototypes.abs().sum(dim=1, keepdim=True) == 0
         keep_K1 = torch.where(fresh_K1, 0.0, self.momentum)
         moved_KC = keep_K1 * self.prototypes + (1 - keep_K1) * functional.normalize(sums_KC, dim=1)
         self.prototypes.copy_(torch.where(present_K1, moved_KC, self.prototypes))
+
+    def gather(self, evidence: Tensor) -> Tensor:
+        """What a batch tells of all classes; its sum over the processes where several train together."""
+        return evidence
 
 
 def contrast(rows_KC: Tensor) -> Tensor:

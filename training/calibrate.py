@@ -59,18 +59,17 @@ class _Cache:
         self.classes = len(data.classes)
         self.counts_K = data.train.labels.bincount(minlength=self.classes).numpy()
         self.held_labels = data.holdout.labels
-        self.held_NK = self._trained(data.holdout)
-
-    def _trained(self, part: Images, augment: Augment | None = None) -> Tensor:
-        return self.network.rescale.undo(predict_logits(self.network, part, augment))
+        self.held_NK = predict_logits(self.network, data.holdout, trained=True)
 
     @cached_property
     def train_NK(self) -> Tensor:
         """One block of rows a pass; see `train_labels`."""
         recipe, device = self.recipe, self.network.mean.device
         augment = Augment(recipe.augment, torch.Generator(device).manual_seed(recipe.seed))
-        passes = range(recipe.calibrate.passes)
-        return torch.cat([self._trained(self.data.train, augment) for _ in passes])
+        passes = [
+            predict_logits(self.network, self.data.train, augment, trained=True) for _ in range(recipe.calibrate.passes)
+        ]
+        return torch.cat(passes) if len(passes) > 1 else passes[0]
 
     @property
     def train_labels(self) -> Tensor:
@@ -137,7 +136,7 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fit
         },
         logit_prior=prior_K.tolist(),
         penalty=penalty,
-        omega_at_bound=int((network.marc.omega <= MIN_OMEGA).sum()),
+        omega_at_bound=int((network.marc.omega <= 1.01 * MIN_OMEGA).sum()),
         train_accuracy=cache.train_accuracy(),
         warnings=_warnings(recipe, prior_K, cache.counts_K, len(cache.held_labels)),
     )
@@ -154,11 +153,20 @@ def other_priors(recipe: Recipe, data: Dataset) -> dict[str, Floats]:
 
 @torch.no_grad()
 def predict_logits(
-    network: LongTailClassifier, part: Images, augment: Augment | None = None, batch_size: int = 256
+    network: LongTailClassifier,
+    part: Images,
+    augment: Augment | None = None,
+    batch_size: int = 256,
+    *,
+    trained: bool = False,
 ) -> Tensor:
-    """Logits z, N×K in fp32 on the CPU, of a part of the data; the network is used in the mode it is in."""
-    batches = part.batches(torch.arange(len(part)).split(batch_size), network.mean.device, augment)
-    return torch.cat([network(images_BHWC).float().cpu() for images_BHWC, _ in batches])
+    """Logits z, or z° as trained, N×K in fp32 on the CPU, of a part of the data, by the network in its present mode."""
+    indices = torch.arange(len(part)).split(batch_size)
+    logits_NK = torch.empty(len(part), len(network.rescale.scale))  # filled in place: it may be most of the memory
+    for index_B, (images_BHWC, _) in zip(indices, part.batches(indices, network.mean.device, augment), strict=True):
+        logits_BK = network(images_BHWC).float()
+        logits_NK[index_B] = (network.rescale.undo(logits_BK) if trained else logits_BK).cpu()
+    return logits_NK
 
 
 def fit_scale(
@@ -170,8 +178,10 @@ def fit_scale(
     L(a) + (log a)²/(2σ²·n) is least, where L is the weighted mean and n = (Σw)²/Σw² the effective number of samples.
     Some hundreds of samples overrule it; of a few dozen, whose best factor is mostly chance, it keeps a near 1.
 
-    A golden-section search over log a in [-4, 4] finds it to 1e-6.
+    A golden-section search over log a in [-4, 4] finds it to 1e-6; without samples it is 1.
     """
+    if not len(labels_N):
+        return 1.0
     logits_NK, weights_N = logits_NK.double(), weights_N.double()
     offset_K = logits_NK.new_zeros(()) if offset_K is None else offset_K
     pull = 1 / (2 * spread**2 * float(weights_N.sum() ** 2 / weights_N.square().sum()))

@@ -72,14 +72,17 @@ def calibrate(
     run: RunFolder,
     overrides: Overrides = None,
 ) -> None:
-    """Fit scalar, margins and temperature again, with other settings of the recipe's calibrate section if wanted."""
+    """Fit scalar, margins and temperature again, with other settings of the recipe's calibrate section if wanted.
+
+    --set data.root=PATH says where data that has moved lies now.
+    """
     with _spoken_errors():
         from training import pipeline
         from training.config import RecipeError
         from training.run import Run
 
-        if wrong := [o for o in overrides or () if not o.strip().startswith("calibrate.")]:
-            raise RecipeError(f"--set {wrong[0]}: only calibrate.… can change after training")
+        if wrong := [o for o in overrides or () if not o.strip().startswith(("calibrate.", "data.root="))]:
+            raise RecipeError(f"--set {wrong[0]}: only calibrate.… and data.root can change after training")
         recipe = pipeline.recipe_of(Run(run), overrides or ())
         pipeline.calibrate_run(Run(run), recipe, None, console)
 

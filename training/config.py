@@ -164,6 +164,7 @@ class LossConfig(_Section):
 class FitConfig(_Section):
     """The optimisation: SGD with Nesterov momentum, a linear warm-up, then a cosine to zero.
 
+    milestones: instead of the cosine, the epochs from which on the rate is a tenth of what it was before.
     batch_size: of all processes together.
     sampler: how often a class is seen; see `training.samplers`.
     precision: `bf16` runs the network under autocast; head, maps and loss stay in fp32.
@@ -174,6 +175,7 @@ class FitConfig(_Section):
     batch_size: int = Field(default=128, ge=2)
     lr: float = Field(default=0.1, gt=0)
     warmup_epochs: float = Field(default=5.0, ge=0)
+    milestones: list[float] = []
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
     sampler: Literal["instance", "class_balanced", "square_root", "progressive"] = "instance"

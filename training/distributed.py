@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from models.camc import CAMC
+
 
 @dataclass(frozen=True)
 class Group:
@@ -29,14 +31,6 @@ class Group:
         """This process's part of a batch; parts differ in length by at most one."""
         return batch_B[self.rank :: self.size]
 
-    def weight(self, batch: int) -> float:
-        """What the mean loss over this process's part of a batch of that size must be multiplied by.
-
-        DistributedDataParallel averages the gradients over the processes; with these weights the average is the
-        gradient of the mean loss over the whole batch, even where the parts are not equally long.
-        """
-        return self.size * len(range(self.rank, batch, self.size)) / batch
-
     def total(self, values: Tensor) -> Tensor:
         """The sum of a tensor over the processes."""
         if self.size > 1:
@@ -44,14 +38,16 @@ class Group:
         return values
 
     def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network for training: gradients, batch statistics and buffers are those of all processes together.
+        """The network for training: gradients, batch statistics and prototypes are those of all processes together.
 
-        Buffers that are not batch statistics, such as CAMC's prototypes, follow the leading process and its part of
-        each batch. The network itself is changed only in that its batch normalisations are replaced by synchronised
-        ones of the same parameters and names.
+        Gradients are averaged: a process's loss must be `size` times its share of the batch's. The network itself is
+        changed only in that batch normalisations and CAMC become synchronised ones of the same parameters and names.
         """
         if self.size == 1:
             return network
+        for module in network.modules():
+            if type(module) is CAMC:
+                module.__class__ = SyncedCAMC
         if device.type == "cuda":
             return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(network), device_ids=[device])
         for module in network.modules():
@@ -106,6 +102,14 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         self.running_mean.lerp_(mean_C, self.momentum)
         self.running_var.lerp_(variance_C, self.momentum)
         self.num_batches_tracked.add_(1)
+
+
+class SyncedCAMC(CAMC):
+    """CAMC whose prototypes gather evidence from the parts of all processes."""
+
+    def gather(self, evidence: Tensor) -> Tensor:
+        distributed.all_reduce(evidence)
+        return evidence
 
 
 @contextmanager

@@ -49,12 +49,19 @@ def evaluate(
     groups_K: list[str] = [group_of(int(count)) for count in counts_K]
     labels_N = data.test.labels.numpy()
     raw_prior_K = logit_prior(recipe, np.bincount(data.train.labels.cpu().numpy(), minlength=len(counts_K)))
+    even_K = np.full_like(raw_prior_K, 1 / len(raw_prior_K))
+    # τ-norm and learned weight scaling are chosen to balance the classes: their logits are for the even prior.
+    step_priors = {"trained": raw_prior_K, "scalar": raw_prior_K if recipe.calibrate.rescale == "off" else even_K}
+    step_priors["adjusted"] = even_K
     logits = _steps(network, predict_logits(network.eval(), data.test), raw_prior_K)
+    held = _steps(network, predict_logits(network, data.holdout), raw_prior_K)
     probabilities = {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
     priors = other_priors(recipe, data)
     prior_K = priors["train"]
     weights_N = prior_weights(labels_N, prior_K)
-    under_prior = {step: shift_prior(probabilities[step], prior_K / raw_prior_K) for step in ("trained", "scalar")}
+    under_prior = {
+        step: shift_prior(probabilities[step], prior_K / step_priors[step]) for step in ("trained", "scalar")
+    }
     for_prior = {
         name: shift_prior(metrics.softmax((logits["marc"] / temperatures[name]).numpy()), wanted_K)
         for name, wanted_K in priors.items()
@@ -78,7 +85,10 @@ def evaluate(
         "test_under_train_prior": {
             step: metrics.figures(p, labels_N, groups_K, weights_N) for step, p in under_prior.items()
         },
-        "temperature_only": _temperatures(network, data, recipe, logits, raw_prior_K, groups_K),
+        "temperature_only": {
+            step: _temperature_only(recipe, data, held[step], logits[step], step_priors[step], groups_K)
+            for step in ("scalar", "adjusted")
+        },
         "rank_groups": _rank_groups(counts_K, probabilities, labels_N),
         "reliability": {
             step: metrics.top_label_reliability(p, labels_N, np.ones(len(labels_N)))
@@ -96,7 +106,7 @@ def evaluate(
             "calibrated": metrics.figures(for_prior["given"], labels_N, groups_K, given_N)
         }
     if isinstance(network.head, WeightNormHead):
-        report["scalar_curve"] = _scalar_curve(network, logits["scalar"], data, raw_prior_K)
+        report["scalar_curve"] = _scalar_curve(network.scalar, data, logits["scalar"], held["scalar"], raw_prior_K)
     return report
 
 
@@ -127,36 +137,24 @@ def _margins(
     return result
 
 
-def _temperatures(
-    network: LongTailClassifier,
-    data: Dataset,
-    recipe: Recipe,
-    logits: dict[str, Tensor],
-    raw_prior_K: metrics.Floats,
-    groups_K: list[str],
+def _temperature_only(
+    recipe: Recipe, data: Dataset, held_NK: Tensor, logits_NK: Tensor, raw_prior_K: metrics.Floats, groups_K: list[str]
 ) -> dict[str, Any]:
-    """What a temperature makes of the same network without MARC: of its logits as they are, and of adjusted ones.
+    """What a temperature makes of logits for the class prior q, without MARC.
 
     Fitted as after MARC, by class-balanced likelihood on the held-out part, and once more for the training prior.
     """
-    held = _steps(network, predict_logits(network, data.holdout), raw_prior_K)
-    held_labels, labels_N = data.holdout.labels, data.test.labels.numpy()
-    weights_N = 1 / held_labels.bincount(minlength=len(data.classes))[held_labels].double()
-    spread, prior_K = recipe.calibrate.spread, other_priors(recipe, data)["train"]
-    under_prior_N = prior_weights(labels_N, prior_K)
-    even_K = np.full_like(prior_K, 1 / len(prior_K))
-    result: dict[str, Any] = {}
-    for step, step_prior_K in (("scalar", raw_prior_K), ("adjusted", even_K)):
-        factor = fit_scale(held[step], held_labels, weights_N, spread)
-        figures = metrics.figures(metrics.softmax((factor * logits[step]).numpy()), labels_N, groups_K)
-        temperature = fit_temperature(held[step], held_labels, prior_K, spread, step_prior_K)
-        shifted_NK = shift_prior(metrics.softmax((logits[step] / temperature).numpy()), prior_K / step_prior_K)
-        result[step] = {
-            "temperature": 1 / factor,
-            "test": figures,
-            "test_under_train_prior": metrics.figures(shifted_NK, labels_N, groups_K, under_prior_N),
-        }
-    return result
+    labels_N, spread = data.test.labels.numpy(), recipe.calibrate.spread
+    even_K, prior_K = np.full_like(raw_prior_K, 1 / len(raw_prior_K)), other_priors(recipe, data)["train"]
+    weights_N = torch.from_numpy(prior_weights(data.holdout.labels.numpy(), even_K))
+    factor = fit_scale(held_NK, data.holdout.labels, weights_N, spread)
+    temperature = fit_temperature(held_NK, data.holdout.labels, prior_K, spread, raw_prior_K)
+    shifted_NK = shift_prior(metrics.softmax((logits_NK / temperature).numpy()), prior_K / raw_prior_K)
+    return {
+        "temperature": 1 / factor,
+        "test": metrics.figures(metrics.softmax((factor * logits_NK).numpy()), labels_N, groups_K),
+        "test_under_train_prior": metrics.figures(shifted_NK, labels_N, groups_K, prior_weights(labels_N, prior_K)),
+    }
 
 
 def _rank_groups(
@@ -173,15 +171,15 @@ def _rank_groups(
 
 
 def _scalar_curve(
-    network: LongTailClassifier, logits_NK: Tensor, data: Dataset, raw_prior_K: metrics.Floats
+    scalar: float, data: Dataset, logits_NK: Tensor, held_NK: Tensor, raw_prior_K: metrics.Floats
 ) -> list[dict[str, float]]:
     """`scalar_curve` of the test part, and of the held-out part under the names `holdout_…`, class-balanced both."""
-    balanced_K = np.full(len(data.classes), 1 / len(data.classes))
+    even_K = np.full_like(raw_prior_K, 1 / len(raw_prior_K))
     curves = []
-    for part, z_NK in ((data.test, logits_NK), (data.holdout, predict_logits(network, data.holdout))):
+    for part, z_NK in ((data.test, logits_NK), (data.holdout, held_NK)):
         labels_N = part.labels.numpy()
-        cosines_NK = z_NK.double().numpy() / network.scalar
-        curves.append(scalar_curve(cosines_NK, labels_N, prior_weights(labels_N, balanced_K), raw_prior_K))
+        cosines_NK = z_NK.double().numpy() / scalar
+        curves.append(scalar_curve(cosines_NK, labels_N, prior_weights(labels_N, even_K), raw_prior_K))
     return [
         test | {f"holdout_{name}": value for name, value in held.items() if name != "scalar"}
         for test, held in zip(*curves, strict=True)
@@ -234,6 +232,9 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     console.print(_table("balanced test, balanced prior", d["groups"], balanced))
     under_train = {STEPS[step]: figures for step, figures in report["test_under_train_prior"].items()}
     console.print(_table("test weighted to the training frequencies, training prior", d["groups"], under_train))
+    if given := report.get("test_under_given_prior"):
+        under_given = {STEPS[step]: figures for step, figures in given.items()}
+        console.print(_table("test weighted to the given prior, probabilities for it", d["groups"], under_given))
 
 
 def _table(title: str, groups: dict[str, int], rows: dict[str, dict[str, Any]]) -> Table:

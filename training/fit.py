@@ -62,7 +62,7 @@ def fit(
             losses = _epoch(model, optimizer, criterion, recipe, data, epoch, device, group)
             for step, (loss, hits, size) in enumerate(losses, start=1):
                 seen += size
-                total[:2] += torch.stack([loss * size, hits])
+                total[:2] += torch.stack([loss, hits])
                 if step % read_every == 0 or step == steps:
                     label = f"epoch {epoch + 1}/{recipe.fit.epochs}  loss {float(total[0]) / seen:.3f}"
                     rate = group.size * seen / (time.perf_counter() - began)
@@ -103,7 +103,8 @@ def _epoch(
     device: torch.device,
     group: Group = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """One pass in the sampler's order: yields the loss, number of hits and size of this process's part of each batch.
+    """One pass in the sampler's order: yields the summed loss, number of hits and size of this process's part of each
+    batch; the loss is what the part adds to the batch's mean, times the batch's size.
 
     The generators are seeded by (seed, epoch), so that an interrupted run continues as if it had not been. All
     processes of a group draw the same order, and each its own augmentations.
@@ -115,30 +116,33 @@ def _epoch(
     own_seed = seed + group.rank * 1_000_000_007
     augment = Augment(recipe.augment, torch.Generator(device).manual_seed(own_seed))
     mix = Mix(recipe.augment, own_seed)
-    batches = [index for index in order.split(config.batch_size) if len(index) >= group.size]
+    # Batch statistics want two images at least.
+    batches = [index for index in order.split(config.batch_size) if len(index) >= max(2, group.size)]
     parts = data.train.batches([group.part(index) for index in batches], device, augment)
-    progressed = partial(criterion, progress=progress)
     network.train()
-    for step, (images_BHWC, labels_B) in enumerate(parts):
+    for step, (index, (images_BHWC, labels_B)) in enumerate(zip(batches, parts, strict=True)):
+        whole_labels = data.train.labels[index].to(device) if group.size > 1 else None
         mixed = mix(images_BHWC, labels_B)
         for settings in optimizer.param_groups:
             settings["lr"] = learning_rate(config, epoch + step / len(batches))
         torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
             logits = network(mixed.images_BHWC, mixed.labels_B)
-        loss = mixed.loss(progressed, logits)
+        loss = mixed.loss(partial(criterion, progress=progress, whole_labels=whole_labels), logits)
         optimizer.zero_grad(set_to_none=True)
-        (loss * group.weight(len(batches[step]))).backward()
+        (loss * group.size).backward()
         optimizer.step()
         logits_BK = logits if logits.ndim == 2 else logits.sum(dim=1)
-        yield loss.detach(), (logits_BK.argmax(dim=1) == mixed.labels_B).sum(), len(labels_B)
+        yield loss.detach() * len(index), (logits_BK.argmax(dim=1) == mixed.labels_B).sum(), len(labels_B)
 
 
 def learning_rate(config: FitConfig, epoch: float) -> float:
-    """Linear warm-up over `warmup_epochs`, then a cosine to zero at `epochs`; `epoch` may be fractional."""
+    """Linear warm-up over `warmup_epochs`, then a cosine to zero at `epochs`, or steps; `epoch` may be fractional."""
     warmup = min(config.warmup_epochs, config.epochs / 2)
     if epoch < warmup:
         return config.lr * (epoch + 0.05) / (warmup + 0.05)
+    if config.milestones:
+        return config.lr * 0.1 ** sum(epoch >= milestone for milestone in config.milestones)
     return config.lr * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (config.epochs - warmup)))
 
 
@@ -181,8 +185,10 @@ def _resume(run: Run, recipe: Recipe, network: LongTailClassifier, optimizer: SG
 
 
 def _same_recipe(run: Run, recipe: Recipe, found: dict[str, Any]) -> None:
-    """What decides the trained weights must not change half way; calibration settings may."""
-    wanted, found = recipe.model_dump(mode="json"), recipe_in(found, run.checkpoint).model_dump(mode="json")
+    """What decides the trained weights must not change half way; calibration settings, and the data's place, may."""
+    place = {"data": {"root"}}
+    wanted = recipe.model_dump(mode="json", exclude=place)
+    found = recipe_in(found, run.checkpoint).model_dump(mode="json", exclude=place)
     for section in ("seed", "data", "augment", "model", "loss", "fit"):
         if wanted[section] == found.get(section):
             continue

@@ -6,6 +6,7 @@ B batch, R branches, K classes; n_k the training images of class k, N their sum.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -111,23 +112,35 @@ class Criterion:
         self.log_prior_K = log_prior(config, counts_K).to(device)
         self.margins_K = ldam_margins(counts_K, config.margin).to(device)
         self.smoothing_K = smoothing(config, counts_K).to(device)
-        self.members_RK = branch_members(config, counts_K).to(device)
+        self.counts_K = counts_K
 
-    def __call__(self, logits: Tensor, labels_B: Tensor, progress: float = 1.0) -> Tensor:
+    @cached_property
+    def members_RK(self) -> Tensor:
+        """Of ResLT's branches; see `branch_members`."""
+        return branch_members(self.config, self.counts_K).to(self.weights_K.device)
+
+    def __call__(
+        self, logits: Tensor, labels_B: Tensor, progress: float = 1.0, whole_labels: Tensor | None = None
+    ) -> Tensor:
         """The loss of logits B×K, or of ResLT's branches B×R×K, in fp32.
 
         Args:
             progress: the epochs done over all epochs.
+            whole_labels: of the whole batch of which these samples are a part; the losses of all parts then sum to the
+                loss of the whole.
         """
         weights_K = self.weights_K if progress >= self.config.reweight_from else torch.ones_like(self.weights_K)
-        weight_B = weights_K[labels_B]
+        whole_labels = labels_B if whole_labels is None else whole_labels
+        weight_B, whole_B = weights_K[labels_B], weights_K[whole_labels]
         if logits.ndim == 2:
-            return (weight_B * self._losses(logits, labels_B)).sum() / weight_B.sum()
+            return (weight_B * self._losses(logits, labels_B)).sum() / whole_B.sum()
         # ResLT: β·L_ice + (1-β)·L(H+M+T); L_ice is the mean over all pairs of a branch and a sample it learns from.
         branch_weight_BR = weight_B.unsqueeze(1) * self.members_RK[:, labels_B].T
         branch_loss_BR = torch.stack([self._losses(logits[:, r], labels_B) for r in range(BRANCHES)], dim=1)
-        apart = (branch_weight_BR * branch_loss_BR).sum() / branch_weight_BR.sum()
-        together = (weight_B * self._losses(logits.sum(dim=1), labels_B)).sum() / weight_B.sum()
+        apart = (branch_weight_BR * branch_loss_BR).sum() / (
+            whole_B * self.members_RK[:, whole_labels].sum(dim=0)
+        ).sum()
+        together = (weight_B * self._losses(logits.sum(dim=1), labels_B)).sum() / whole_B.sum()
         return self.config.branch_beta * apart + (1 - self.config.branch_beta) * together
 
     def _losses(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:

@@ -107,11 +107,14 @@ def _posterior_mode(
 ) -> MARC:
     """The minimum of `fit_marc`'s penalised loss, over ω and the offsets β_k‖W_k‖, in fp64."""
     logits_NK, weights_K, start_K = logits_NK.double(), weights_K.double(), start_K.double()
-    omega_K, offset_K = nn.Parameter(torch.ones_like(start_K)), nn.Parameter(start_K.clone())
-    optimizer = torch.optim.LBFGS([omega_K, offset_K], max_iter=200, history_size=20, line_search_fn="strong_wolfe")
+    # ω = MIN_OMEGA + log(1 + exp v), which is 1 at first and never below its bound.
+    raw_K = nn.Parameter(torch.full_like(start_K, math.log(math.expm1(1 - MIN_OMEGA))))
+    offset_K = nn.Parameter(start_K.clone())
+    optimizer = torch.optim.LBFGS([raw_K, offset_K], max_iter=1000, history_size=20, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimizer.zero_grad(set_to_none=True)
+        omega_K = MIN_OMEGA + functional.softplus(raw_K)
         loss = functional.cross_entropy(omega_K * logits_NK + offset_K, labels_N, weight=weights_K)
         loss = loss + pull_K @ ((omega_K - 1).square() + (offset_K - start_K).square())
         loss.backward()
@@ -120,6 +123,6 @@ def _posterior_mode(
     optimizer.step(closure)
     marc = MARC(len(start_K))
     with torch.no_grad():
-        marc.omega.copy_(omega_K.clamp(min=MIN_OMEGA))
+        marc.omega.copy_(MIN_OMEGA + functional.softplus(raw_K))
         marc.beta.copy_(offset_K / weight_norms_K)
     return marc

@@ -18,11 +18,14 @@ def logit_prior(recipe: Recipe, counts_K: NDArray[np.int64]) -> Floats:
     A network learns the posterior under the prior r_k ∝ (share of class k among the samples drawn)·(weight of class k).
     Where log-priors τ·log π are added while training, they have taken their part of it: q_k ∝ r_k/π_k^τ. Plain
     cross-entropy gives q = π, balanced softmax an even q. LDAM's margins and focal loss shift no prior by a rule and
-    count as cross-entropy. The last epoch decides.
+    count as cross-entropy. ResLT's branches for rarer classes move the logits away from π by no rule either; they are
+    taken as in its paper, for the even prior. The last epoch decides.
 
     Args:
         counts_K: of the images trained on.
     """
+    if recipe.model.reslt != "off":
+        return np.full(len(counts_K), 1 / len(counts_K))
     progress = 1 - 1 / recipe.fit.epochs
     prior_K = class_shares(recipe.fit.sampler, counts_K, progress)
     if progress >= recipe.loss.reweight_from:
@@ -47,7 +50,7 @@ def shift_prior(probabilities_NK: Floats, ratio_K: Floats) -> Floats:
 
 def prior_weights(labels_N: NDArray[np.int64], prior_K: Floats) -> Floats:
     """Weights under which these samples have the class frequencies `prior_K`, as far as a class has samples."""
-    shares = np.bincount(labels_N, minlength=len(prior_K)) / len(labels_N)
+    shares = np.bincount(labels_N, minlength=len(prior_K)) / max(len(labels_N), 1)
     return np.asarray((prior_K / np.where(shares > 0, shares, 1))[labels_N])
 
 

@@ -116,7 +116,7 @@ def _steps(report: Report) -> str:
     balanced.append(row("− log prior", report["test"]["adjusted"], "aside"))
     balanced.append(row("− log prior, temperature", alone["adjusted"]["test"], "aside"))
     prior = [row(STEPS[step], f) for step, f in report["test_under_train_prior"].items()]
-    return (
+    text = (
         "<h2>Step by step</h2><p>The test part as it is, every class equally likely. Accuracies and calibration errors "
         "in percent; many-shot classes have more than 100 training images, few-shot ones fewer than 20, and a group's "
         "accuracy is the mean over its classes. The grey rows leave MARC out: a temperature alone, and the logarithm "
@@ -125,6 +125,10 @@ def _steps(report: Report) -> str:
         + "<p>The same images weighted to the training frequencies, and probabilities for that prior: what to expect "
         "where the world is as unbalanced as the training data.</p>" + _table(columns, prior)
     )
+    if given := report.get("test_under_given_prior"):
+        rows = [row(STEPS[step], f) for step, f in given.items()]
+        text += "<p>And weighted to the prior that the recipe gives, probabilities for it.</p>" + _table(columns, rows)
+    return text
 
 
 def _classes(report: Report) -> str:
@@ -223,7 +227,8 @@ def _scalar(report: Report) -> str:
     x = plots.log_axis("scalar (logarithmic)", [point["scalar"] for point in curve])
     figures = []
     for column, name, plain in (("accuracy", "Accuracy", False), ("ece", "Calibration error", True)):
-        shown = [("calibrated", f"adjusted_{column}")] + [("trained", column)] * plain
+        shown = [("calibrated", f"adjusted_{column}"), ("held-out", f"holdout_adjusted_{column}")]
+        shown += [("trained", column)] * plain
         series = [
             Series(
                 style=style,
@@ -236,12 +241,13 @@ def _scalar(report: Report) -> str:
         ]
         y = plots.linear_axis(f"{name.lower()}, %", [0.0, *(p.y for one in series for p in one.points)])
         svg = plots.lines(f"{name} against the scalar", x, y, series, mark=report["calibration"]["scalar"])
-        words = "With the class prior taken out" + (" (filled), and as it is (hollow)." if plain else ".")
+        words = "With the class prior taken out: test (filled) and held-out part (dashed)"
+        words += "; as it is: test (hollow)." if plain else "."
         figures.append(_figure(name, words, svg))
     return (
         "<h2>The scalar</h2><p>A normalised classifier needs a number to multiply its cosines with. It alone changes "
         "how sure a prediction is, not which; with the class prior taken out of the logits it decides both. The dashed "
-        "line is the one that was selected on held-out training images; the curve is that of the test part, for "
+        "line is the one that was selected on held-out training images; the curves of the test part are for "
         f'information alone.</p><div class="plots">{"".join(figures)}</div>'
     )
 

@@ -42,10 +42,11 @@ def result_of(report: dict[str, Any], method: str, calibrated: str | None = None
     ratio = data["largest_class"] / data["smallest_class"]
     rows = []
     if plain:
-        rows.append(_plain_row(report, method))
-        # Logits for an even prior (balanced softmax) have nothing to be taken out.
-        if max(prior := report["calibration"]["logit_prior"]) > (1 + 1e-6) * min(prior):
-            rows.append(_adjusted_row(report, f"{method} + logit adjustment"))
+        rows.append(_plain_row(report, "scalar", method))
+        # Logits for an even prior (balanced softmax) have nothing to be taken out, rescaled ones have lost it already.
+        prior, rescale = report["calibration"]["logit_prior"], recipe["calibrate"]["rescale"]
+        if rescale == "off" and max(prior) > (1 + 1e-6) * min(prior):
+            rows.append(_plain_row(report, "adjusted", f"{method} + logit adjustment"))
     if recipe["calibrate"]["marc"]:
         rows.append(_marc_row(report, calibrated or f"{method} + MARC"))
     return {
@@ -73,15 +74,12 @@ def describe_augmentation(augment: dict[str, Any]) -> str:
     return ", ".join(words) or "none"
 
 
-def _plain_row(report: dict[str, Any], method: str) -> Row:
-    """The network as trained; `calibrated` figures are after a temperature, and no MARC."""
-    ranks, alone = report["rank_groups"]["test"]["scalar"], report["temperature_only"]["scalar"]
-    return _row(method, alone["test"], ranks, report["test"]["trained"]["ece"], alone["test_under_train_prior"])
-
-
-def _adjusted_row(report: dict[str, Any], method: str) -> Row:
-    ranks, alone = report["rank_groups"]["test"]["adjusted"], report["temperature_only"]["adjusted"]
-    return _row(method, alone["test"], ranks, report["test"]["adjusted"]["ece"], alone["test_under_train_prior"])
+def _plain_row(report: dict[str, Any], step: str, method: str) -> Row:
+    """A step without MARC; `calibrated` figures are after a temperature."""
+    ranks, alone = report["rank_groups"]["test"][step], report["temperature_only"][step]
+    # The selected scalar changes how sure a prediction is; its error as trained is that before it.
+    before = "trained" if step == "scalar" and report["settings"]["calibrate"]["rescale"] == "off" else step
+    return _row(method, alone["test"], ranks, report["test"][before]["ece"], alone["test_under_train_prior"])
 
 
 def _marc_row(report: dict[str, Any], method: str) -> Row:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from training.data.operations import FILL
 from training.data.sources import preprocessing_of
 from training.fit import _epoch
 from training.losses import Criterion
+from training.provenance import hardware
 from training.run import build_network
 
 SIZE = 32
@@ -204,20 +204,7 @@ def measure(images: int, repeats: int, workers: int) -> dict[str, Any]:
         "images_per_s": {name: round(len(part) / median, 1) for name, median in medians.items()},
         "ratio": {name: round(medians["usual"] / median, 2) for name, median in medians.items()},
         "hardware": hardware(device),
-        "torch": torch.__version__.split("+")[0],
     }
-
-
-def hardware(device: torch.device) -> str:
-    """The device, in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.machine()
-    return f"{len(os.sched_getaffinity(0))} cores, {name}"
 
 
 ROWS = {
@@ -233,7 +220,7 @@ def markdown(result: dict[str, Any]) -> str:
         "# Training speed",
         "",
         f"One epoch of ResNet-32 over {result['images']:,} images of 32×32 pixels, batch {result['batch_size']},",
-        f"with crop, flip, AutoAugment and Cutout, on {result['hardware']}, PyTorch {result['torch']}.",
+        f"with crop, flip, AutoAugment and Cutout, on {result['hardware']}.",
         f"Medians of {len(result['epoch_s']['usual'])} epochs each, in turns; the usual loop has {result['workers']} "
         "worker processes. Written by `make bench-training`.",
         "",

@@ -34,6 +34,11 @@ def test_scale_is_the_optimum_that_scipy_finds(spread: float) -> None:
     assert abs(fit_scale(logits, labels, weights, spread) / expected - 1) < 1e-4
 
 
+def test_without_samples_nothing_is_scaled() -> None:
+    nothing = torch.empty(0)
+    assert fit_scale(torch.empty(0, 5), nothing.long(), nothing) == 1
+
+
 def test_few_samples_move_the_scale_less_than_many() -> None:
     logits, labels = _problem()
     free = fit_scale(logits, labels, torch.ones(400))

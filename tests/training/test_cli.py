@@ -34,7 +34,7 @@ def test_a_finished_run_is_not_trained_again(run: Run) -> None:
 
 
 def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
-    assert _camcal("calibrate", run.path, "--set", "calibrate.marc=false").exit_code == 0
+    assert _camcal("calibrate", run.path, "--set", "calibrate.marc=false", "--set", "data.root=moved").exit_code == 0
     result = _camcal("evaluate", run.path)
     assert result.exit_code == 0 and "cwECE" in result.output
     report = json.loads(run.report.read_text())
@@ -68,7 +68,10 @@ def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
         ),
         (["train", "digits", "--out", "FILE"], "File exists"),
         (["calibrate", "OUT"], "checkpoint.safetensors is missing: has `camcal train` finished"),
-        (["calibrate", "OUT", "--set", "fit.lr=1"], "--set fit.lr=1: only calibrate.… can change after training"),
+        (
+            ["calibrate", "OUT", "--set", "fit.lr=1"],
+            "--set fit.lr=1: only calibrate.… and data.root can change",
+        ),
         (["evaluate", "OUT"], "network.safetensors is missing"),
         (["export", "OUT"], "network.safetensors is missing"),
         (["results", "--from", "OUT"], "no folder of results at"),

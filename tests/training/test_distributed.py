@@ -24,14 +24,16 @@ from training.run import Run, load_tensors
 
 CPU = torch.device("cpu")
 # One batch of all images, which two processes cannot share evenly; nothing random but the initial weights.
-ONE_STEP = ["augment.shift=0", "fit.epochs=1", "fit.batch_size=99", "fit.warmup_epochs=0", "model.camc=off"]
+ONE_STEP = ["augment.shift=0", "fit.epochs=1", "fit.batch_size=99", "fit.warmup_epochs=0"]
 
 
-def _noise() -> tuple[Recipe, Dataset]:
-    recipe = load_recipe("digits", ONE_STEP)
+def _noise(overrides: list[str]) -> tuple[Recipe, Dataset]:
+    recipe = load_recipe("digits", [*ONE_STEP, *overrides])
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (33, 32, 32, 3), dtype=torch.uint8, generator=generator)
-    part = LabelledImages(images=images, labels=torch.arange(33) % 10)
+    labels = (torch.randn(33, generator=generator).abs() * 4).long().clamp(max=9)
+    labels[:10] = torch.arange(10)
+    part = LabelledImages(images=images, labels=labels)
     preprocessing = preprocessing_of(recipe.data)
     return recipe, Dataset(classes=list("0123456789"), preprocessing=preprocessing, train=part, holdout=part, test=part)
 
@@ -42,10 +44,10 @@ def _smooth(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(functional, "relu", functional.softplus)
 
 
-def _fit_as_one_of_two(rank: int, port: int, folder: str) -> None:
+def _fit_as_one_of_two(rank: int, port: int, folder: str, overrides: list[str]) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
     torch.set_num_threads(1)
-    (recipe, data), run = _noise(), Run(Path(folder))
+    (recipe, data), run = _noise(overrides), Run(Path(folder))
     with pytest.MonkeyPatch.context() as patch, process_group(CPU) as (group, device):
         _smooth(patch)
         assert (group.rank, group.size, device) == (rank, 2, CPU)
@@ -60,22 +62,33 @@ def _free_port() -> int:
         return port
 
 
-def test_two_processes_give_the_gradients_and_batch_statistics_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.camc=off"],
+        ["model.camc=off", "loss.weights=grw"],
+        ["model.camc=off", "model.reslt=cifar", "loss.weights=class_balanced"],
+        ["model.camc=prototypes", "fit.epochs=2"],  # the second step has prototypes that the first one gathered
+    ],
+    ids=["plain", "weighted", "reslt", "camc"],
+)
+def test_two_processes_give_the_gradients_and_statistics_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
     _smooth(monkeypatch)
-    recipe, data = _noise()
+    recipe, data = _noise(overrides)
     (tmp_path / "two").mkdir()
     fit(recipe, data, Run(tmp_path / "one"), Console(file=io.StringIO()), CPU)
-    start_processes(_fit_as_one_of_two, (_free_port(), str(tmp_path / "two")), nprocs=2, start_method="spawn")
+    arguments = (_free_port(), str(tmp_path / "two"), overrides)
+    start_processes(_fit_as_one_of_two, arguments, nprocs=2, start_method="spawn")
     one, _ = load_tensors(Run(tmp_path / "one").checkpoint)
     two, _ = load_tensors(Run(tmp_path / "two").checkpoint)
-    # After a single step from rest, a momentum is the gradient plus the decay of the initial weight.
+    # After a step from rest, a momentum is the gradient plus the decay of the initial weight.
     assert one.keys() == two.keys() and len([name for name in one if name.startswith("momentum")]) > 20
     for name, tensor in one.items():
         assert (two[name] - tensor).double().norm() <= 1e-4 * tensor.double().norm() + 1e-7, name
     ranks = [torch.load(tmp_path / "two" / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1)]
-    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0] if "prototypes" not in name)
+    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
 
 
 def test_torchrun_trains_together_and_the_leader_alone_writes_and_speaks(tmp_path: Path) -> None:
@@ -96,14 +109,10 @@ def test_torchrun_trains_together_and_the_leader_alone_writes_and_speaks(tmp_pat
 
 
 @pytest.mark.parametrize("batch", [2, 7, 64])
-def test_parts_make_up_the_batch_and_their_weights_its_mean(batch: int) -> None:
-    losses = torch.rand(batch, generator=torch.Generator().manual_seed(0))
+def test_parts_make_up_the_batch(batch: int) -> None:
+    images = torch.arange(batch)
     for size in (1, 2):
-        groups = [Group(rank, size) for rank in range(size)]
-        parts = [group.part(losses) for group in groups]
-        assert torch.cat(parts).sort().values.equal(losses.sort().values)
-        average = sum(part.mean() * group.weight(batch) for part, group in zip(parts, groups, strict=True)) / size
-        torch.testing.assert_close(torch.as_tensor(average), losses.mean())
+        assert torch.cat([Group(rank, size).part(images) for rank in range(size)]).sort().values.equal(images)
 
 
 def test_a_process_that_is_alone_changes_nothing() -> None:

@@ -3,6 +3,7 @@ import io
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -81,6 +82,21 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe: Recipe, data: Data
         _fit(short.model_copy(update={"seed": 1}), data, tmp_path)
 
 
+def test_data_that_has_moved_is_no_other_recipe(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    _fit(recipe, data, tmp_path)
+    moved = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": tmp_path / "elsewhere"})})
+    assert "continuing after epoch 3 of 3" in _fit(moved, data, tmp_path)
+
+
+def test_a_last_batch_of_one_image_is_left_out(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    """At 32 px a torchvision ResNet's map is 1×1, and batch statistics of one value do not exist."""
+    part = data.train.subset(np.concatenate([np.flatnonzero(data.train.labels == k)[: 3 - k] for k in (0, 1)]))
+    five = Dataset(classes=["a", "b"], preprocessing=data.preprocessing, train=part, holdout=part, test=part)
+    model = recipe.model.model_copy(update={"backbone": "resnet18", "camc": "off"})
+    pairs = recipe.model_copy(update={"model": model, "fit": FitConfig(epochs=1, batch_size=4, warmup_epochs=0)})
+    assert "epoch 1/1" in _fit(pairs, five, tmp_path)
+
+
 def test_a_run_of_an_earlier_version_goes_on(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
     """Their recipes had label smoothing under `fit` and fewer keys, their networks nothing outside of the head."""
     _fit(recipe, data, tmp_path)
@@ -116,6 +132,12 @@ def test_the_learning_rate_warms_up_and_then_follows_a_cosine() -> None:
     assert rates[0] < 0.01
     assert rates[1] == pytest.approx(0.2, rel=0.02)
     assert rates[2:] == [pytest.approx(0.4), pytest.approx(0.2), pytest.approx(0, abs=1e-12)]
+
+
+def test_the_learning_rate_may_fall_in_steps() -> None:
+    config = FitConfig(epochs=200, lr=0.1, warmup_epochs=5, milestones=[160, 180])
+    rates = [learning_rate(config, epoch) for epoch in (5, 159.9, 160, 179.9, 180, 199.9)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
 def test_a_warm_up_longer_than_the_run_is_cut_to_half() -> None:

@@ -30,6 +30,7 @@ def _recipe(*overrides: str) -> Recipe:
         (["loss.weights=grw", "loss.reweight_from=1"], PI),
         (["loss.name=balanced_softmax", "fit.sampler=class_balanced"], 1 / PI),
         (["fit.sampler=progressive", "fit.epochs=4"], 0.25 * PI + 0.75 / 3),
+        (["model.reslt=cifar"], EVEN),
     ],
 )
 def test_the_prior_that_trained_logits_are_for(overrides: list[str], wanted: Floats) -> None:

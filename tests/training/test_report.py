@@ -115,7 +115,14 @@ def test_a_class_without_test_images_and_a_perfect_network_are_drawn(report: dic
 
 
 def test_the_curve_of_the_scalar_is_drawn_where_there_is_one(report: dict[str, Any]) -> None:
-    names = ("accuracy", "ece", "adjusted_accuracy", "adjusted_ece")
+    names = (
+        "accuracy",
+        "ece",
+        "adjusted_accuracy",
+        "adjusted_ece",
+        "holdout_adjusted_accuracy",
+        "holdout_adjusted_ece",
+    )
     report["scalar_curve"] = [{"scalar": s} | dict.fromkeys(names, 1 / s) for s in (1.0, 4.0, 16.0)]
     html = page(report)
     assert "<h2>The scalar</h2>" in html and "scalar 16: 6.2 %" in html
@@ -123,6 +130,6 @@ def test_the_curve_of_the_scalar_is_drawn_where_there_is_one(report: dict[str, A
         html.split(f'aria-label="{name} against the scalar"')[1].split("</svg>")[0]
         for name in ("Accuracy", "Calibration error")
     )
-    assert (accuracy.count("<circle"), error.count("<circle")) == (3, 6)
+    assert (accuracy.count("<circle"), error.count("<circle")) == (6, 9)
     del report["scalar_curve"]
     assert "<h2>The scalar</h2>" not in page(report)

@@ -76,6 +76,13 @@ def test_rows_can_be_named_and_left_out(report: dict[str, Any]) -> None:
     assert [r["method"] for r in result_of(report, "a")["rows"]] == ["a"]
 
 
+def test_a_rescaled_head_is_judged_as_rescaled(report: dict[str, Any]) -> None:
+    report["settings"]["calibrate"] |= {"marc": False, "rescale": "tau"}
+    report["test"]["scalar"]["ece"], report["test"]["trained"]["ece"] = 0.125, 0.5
+    (row,) = result_of(report, "tau-norm")["rows"]
+    assert (row["method"], row["ece"]) == ("tau-norm", 0.125)
+
+
 def test_a_result_is_small_and_names_no_folder(report: dict[str, Any], tmp_path: Path) -> None:
     save_json(tmp_path / "x.json", result_of(report, "cosine"))
     text = (tmp_path / "x.json").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections import deque
@@ -66,9 +67,13 @@ class ListedImages:
         crop = None if augment is None else RandomCrop(augment.config, self.preprocessing, augment.draw_seed())
         pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
         started: deque[tuple[Tensor, list[Future[Pixels]]]] = deque()
+        draws = itertools.count()
         try:
             for index_B in indices:
-                started.append((index_B, [pool.submit(self._read, i, crop) for i in index_B.tolist()]))
+                futures = [
+                    pool.submit(self._read, i, crop, draw) for i, draw in zip(index_B.tolist(), draws, strict=False)
+                ]
+                started.append((index_B, futures))
                 if len(started) > AHEAD:
                     yield self._finish(*started.popleft(), device, augment)
             while started:
@@ -76,12 +81,12 @@ class ListedImages:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _read(self, position: int, crop: RandomCrop | None) -> Pixels:
+    def _read(self, position: int, crop: RandomCrop | None, draw: int) -> Pixels:
         path = self.root / self.names[position]
         try:
             with Image.open(path) as image:
                 if crop is not None:
-                    return crop(image, position)
+                    return crop(image, draw)
                 return self.preprocessing.apply(ImageOps.exif_transpose(image).convert("RGB"))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{path} cannot be read: {error}") from None
@@ -107,10 +112,10 @@ class RandomCrop:
     preprocessing: Preprocessing
     seed: int
 
-    def __call__(self, image: Image.Image, position: int) -> Pixels:
-        """Open image to pixels, S×S×3; (seed, position) decides the crop, whatever thread draws it."""
+    def __call__(self, image: Image.Image, draw: int) -> Pixels:
+        """Open image to pixels, S×S×3; seed and number of the draw decide the crop, whatever thread makes it."""
         size = self.preprocessing.input_size
-        left, top, right, bottom = self.box(*image.size, position)
+        left, top, right, bottom = self.box(*image.size, draw)
         # Decode no more than is needed: a JPEG at 1/2, 1/4 or 1/8, as long as the crop keeps `size` pixels a side.
         scale = min(1.0, size / max(1.0, min(right - left, bottom - top)))
         full_width, full_height = image.size
@@ -120,12 +125,12 @@ class RandomCrop:
         resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box)
         return np.asarray(ImageOps.exif_transpose(_with_orientation(resized, image)))
 
-    def box(self, width: int, height: int, position: int) -> tuple[float, float, float, float]:
+    def box(self, width: int, height: int, draw: int) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the crop in a picture of this size."""
         c = self.config
         if c.area == (1.0, 1.0) and c.aspect == (1.0, 1.0):
             return self.preprocessing.box(width, height)
-        random = np.random.default_rng((self.seed, position))
+        random = np.random.default_rng((self.seed, draw))
         for _ in range(10):
             area = random.uniform(*c.area) * width * height
             aspect = math.exp(random.uniform(math.log(c.aspect[0]), math.log(c.aspect[1])))

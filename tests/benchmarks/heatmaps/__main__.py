@@ -21,10 +21,10 @@ from tests.benchmarks.heatmaps import comparison, gallery, report, speed
 from tests.benchmarks.heatmaps.boxes import BoxedImages, load_boxes, unpack
 from tests.benchmarks.heatmaps.comparison import Draw
 from tests.benchmarks.heatmaps.localisation import Ints
-from tests.benchmarks.training import hardware
 from training import pipeline
 from training.config import load_recipe
 from training.data.sources import preprocessing_of
+from training.provenance import hardware
 from training.run import Run, load_network
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -92,7 +92,6 @@ def measure(
             "epochs": meta["epoch"],
             "hardware": hardware(torch.device("cpu")),
             "load_before": round(os.getloadavg()[0], 2),
-            "torch": torch.__version__.split("+")[0],
             "grad_cam": version("grad-cam"),
         },
         "accuracy": comparison.accuracy(found),

@@ -45,7 +45,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"{setup['images']['all']} validation photographs of Tiny ImageNet ({counts}) with one box each, drawn at "
         f"random with seed {setup['seed']}; {setup['backbone']}, {setup['input_size']} px, maps of "
         f"{setup['grid'][0]}×{setup['grid'][1]}, trained by the recipe `{setup['recipe']}` for {setup['epochs']} "
-        f"epochs. On {setup['hardware']}; PyTorch {setup['torch']}, pytorch-grad-cam {setup['grad_cam']}. "
+        f"epochs. On {setup['hardware']}, pytorch-grad-cam {setup['grad_cam']}. "
         "Written by `make bench-heatmaps`.",
         "",
         f"The photographs' accuracy is {_by_group(result['accuracy']['raw'])} before calibration and "

@@ -76,6 +76,13 @@ def test_each_pass_draws_other_crops(root: Path) -> None:
     assert not torch.equal(first, second)
 
 
+def test_an_image_drawn_twice_gives_two_crops(root: Path) -> None:
+    augment = Augment(AugmentConfig(area=(0.1, 0.3)), torch.Generator().manual_seed(0))
+    batches = [images for images, _ in _train(root).batches([torch.tensor([0, 0]), torch.tensor([0])], CPU, augment)]
+    crops = torch.cat(batches)
+    assert not any(torch.equal(crops[i], crops[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
 def test_a_small_part_can_be_had_as_one_tensor(root: Path) -> None:
     test = load(root, "train.txt", "test.txt", PREPROCESSING)[2]
     assert test.images.shape == (3, 32, 32, 3) and test.images.dtype == torch.uint8

@@ -3,11 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from tests.training.data.test_cifar import _packed
-from training.config import DataConfig
-from training.data import DataError, load_dataset
+from tests.training.data.test_cifar import _dump, _packed, _planes
+from training.config import DataConfig, load_recipe
+from training.data import DataError, Dataset, load_dataset
 
 
 def test_digits_have_a_long_tail_and_a_balanced_test() -> None:
@@ -30,13 +31,83 @@ def test_digits_have_one_size() -> None:
         load_dataset(DataConfig(source="digits", resize=64, input_size=64), seed=0)
 
 
-def test_cifar_is_cut_to_its_profile(tmp_path: Path) -> None:
-    labels = np.repeat(np.arange(10), 500)
-    images = np.zeros((5000, 32, 32, 3), dtype=np.uint8)
-    images[:, 0, 0, 0], images[:, 0, 0, 1] = labels, np.tile(np.arange(500) // 2, 10)
-    packed = _packed(tmp_path / "c.npz", train_images=images, train_labels=labels)
-    with pytest.raises(DataError, match="class 0 has 500 training images; this imbalance needs 5000"):
-        load_dataset(DataConfig(source="cifar10", root=packed), seed=0)
+def _numbered(count: int) -> NDArray[np.uint8]:
+    """Noise, each image's own number in its first two bytes."""
+    images = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.divmod(np.arange(count), 256)
+    return images
+
+
+def _counts_at_100(largest: int, classes: int) -> list[int]:
+    return [int(largest * 0.01 ** (k / (classes - 1))) for k in range(classes)]
+
+
+def _shuffled_labels(counts: list[int]) -> NDArray[np.int64]:
+    """Two more of each class than counted."""
+    return np.random.default_rng(1).permutation(np.repeat(np.arange(len(counts)), np.array(counts) + 2))
+
+
+def _trained_on(data: Dataset) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images and labels of the training part, the held-out ones included, by the images' numbers."""
+    images = torch.cat([data.train.images, data.holdout.images]).numpy()
+    labels = torch.cat([data.train.labels, data.holdout.labels]).numpy()
+    order = np.argsort(images[:, 0, 0, 0].astype(int) * 256 + images[:, 0, 0, 1])
+    return images[order], labels[order]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "largest", "classes", "total"), [("cifar10-lt", 5000, 10, 12406), ("cifar100-lt", 500, 100, 10847)]
+)
+def test_packed_cifar_is_cut_to_the_first_images_of_each_class(
+    recipe: str, largest: int, classes: int, total: int, tmp_path: Path
+) -> None:
+    counts = _counts_at_100(largest, classes)
+    labels = _shuffled_labels(counts)
+    images, test_images, test_labels = _numbered(len(labels)), _numbered(300), np.arange(300)[::-1] % classes
+    packed = _packed(
+        tmp_path / "c.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        class_names=np.array([f"class {k}" for k in range(classes)]),
+    )
+    data = load_dataset(load_recipe(recipe, [f"data.root={packed}"]).data, seed=5)
+
+    kept = np.sort(np.concatenate([np.flatnonzero(labels == k)[:n] for k, n in enumerate(counts)]))
+    found, found_labels = _trained_on(data)
+    assert data.train_counts().tolist() == counts and len(found) == total
+    assert np.array_equal(found, images[kept]) and np.array_equal(found_labels, labels[kept])
+    assert np.array_equal(data.test.images.numpy(), test_images)
+    assert np.array_equal(data.test.labels.numpy(), test_labels)
+
+
+def test_torchvision_s_cifar_is_shuffled_once_and_then_cut(tmp_path: Path) -> None:
+    counts = _counts_at_100(500, 100)
+    labels = _shuffled_labels(counts)
+    images, test_images, test_labels = _numbered(len(labels)), _numbered(300), np.arange(300)[::-1] % 100
+    _dump(tmp_path / "train", {"data": _planes(images), "fine_labels": labels.tolist()})
+    _dump(tmp_path / "test", {"data": _planes(test_images), "fine_labels": test_labels.tolist()})
+    _dump(tmp_path / "meta", {"fine_label_names": [f"class {k}" for k in range(100)]})
+    data = load_dataset(load_recipe("cifar100-lt", [f"data.root={tmp_path}"]).data, seed=5)
+
+    random = np.random.RandomState(0)
+    kept: list[int] = []
+    for k, n in enumerate(counts):
+        of_class = [i for i, label in enumerate(labels) if label == k]
+        random.shuffle(of_class)
+        kept += of_class[:n]
+    kept.sort()
+    found, found_labels = _trained_on(data)
+    assert data.train_counts().tolist() == counts
+    assert np.array_equal(found, images[kept]) and np.array_equal(found_labels, labels[kept])
+    assert np.array_equal(data.test.images.numpy(), test_images)
+    assert np.array_equal(data.test.labels.numpy(), test_labels)
+
+
+def test_too_few_cifar_images_for_the_profile_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="class 0 has 2 training images; this imbalance needs 5000"):
+        load_dataset(DataConfig(source="cifar10", root=_packed(tmp_path / "c.npz")), seed=0)
 
 
 def test_a_folder_without_a_test_part_gets_one(tmp_path: Path) -> None:
