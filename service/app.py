@@ -58,6 +58,7 @@ def create_app(settings: Settings | None = None, *sessions: Session) -> FastAPI:
     app.state.settings = settings
     app.state.sessions = sessions
     app.state.metrics = Metrics()
+    app.state.openapi = None
     queued = [route for module in (predict, batch, v2) for route in module.router.routes]
     app.add_middleware(AdmissionMiddleware, metrics=app.state.metrics, routes=queued)
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics, access_log=settings.access_log)
@@ -72,7 +73,9 @@ def create_app(settings: Settings | None = None, *sessions: Session) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     sessions = app.state.sessions or await asyncio.to_thread(load_sessions, settings)
+    app.state.sessions = ()  # the model is the runtime's alone, which a reload frees
     app.state.runtime = runtime = Runtime(settings, Model(tuple(sessions)), app.state.metrics)
+    del sessions
     watch = asyncio.create_task(runtime.watch()) if settings.watch else None
     try:
         yield
@@ -84,7 +87,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _openapi_json(request: Request) -> Response:
-    return Response(orjson.dumps(openapi(request.app)), media_type="application/json")
+    state = request.app.state
+    if state.openapi is None:  # 50 ms of work, once
+        state.openapi = orjson.dumps(await asyncio.to_thread(openapi, request.app))
+    return Response(state.openapi, media_type="application/json")
 
 
 def openapi(app: FastAPI) -> dict[str, object]:

@@ -185,7 +185,6 @@ class Batcher:
         error = work.exception()
         if error:
             log.error("the model failed on a batch of %d", len(batch), exc_info=error)
-        self._on_batch(BatchReport(size=len(batch), inference_s=inference_s))
         for row, entry in enumerate(batch):
             if entry.future.done():  # its client went while the model was at work
                 continue
@@ -197,6 +196,7 @@ class Batcher:
                 queue_s = started - entry.arrived
                 answer = Answer(outputs=work.result(), row=row, queue_s=queue_s, inference_s=inference_s)
                 entry.future.set_result(answer)
+        self._on_batch(BatchReport(size=len(batch), inference_s=inference_s))
 
 
 def _expire(entry: _Entry) -> None:

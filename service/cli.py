@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands, so that `--help` is quick and 
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ def serve(
     device: DeviceOption = None,
 ) -> None:
     """Serve a bundle over HTTP. Every CAMCAL_ variable of the environment applies; options win."""
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reload yet
     with spoken_errors():
         from service.session import load_sessions
 

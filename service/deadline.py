@@ -13,6 +13,7 @@ TimeoutMs = Annotated[
     Header(
         alias="X-Request-Timeout-Ms",
         ge=1,
+        le=10**9,
         description="The client waits this many milliseconds from the request's arrival: 504.",
     ),
 ]

@@ -26,7 +26,9 @@ AS_IT_CAME_BYTES = 128 * 1024  # and this one is kept as the picture itself, whi
 # A JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves so many pixels for each that the network sees. At 2, the best
 # class stayed the same for all but the share of photographs that docs/serving.md gives.
 OVERSAMPLING = 2
-BYTES_PER_PIXEL = 12  # at most, while a picture is decoded: RGBA as Pillow keeps it, its copy on white, its mask
+# At most, while a picture is decoded: a JPEG as libjpeg and as Pillow keep it; others with alpha, a copy on white, a
+# mask. A progressive JPEG has all its coefficients in memory, of the full size however small it is decoded.
+JPEG_BYTES, COEFFICIENT_BYTES, OTHER_BYTES = 12, 6, 20  # a pixel
 
 # The limits below are ours and exact; Pillow's own warnings (size, odd EXIF) would only reach the operator's log.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -113,7 +115,7 @@ def decode(
         with plugin(io.BytesIO(data)) as image:
             _check_pixels(*image.size, limits.max_pixels)
             shrink = _shrink(image, preprocessing, picture)
-            with hold(BYTES_PER_PIXEL * image.width * image.height // shrink**2):
+            with hold(_memory(image, shrink)):
                 return _decode(data, image, shrink, preprocessing, picture)
     except (ImageTooLargeError, TimeoutError):
         raise
@@ -123,6 +125,15 @@ def decode(
         ) from None
     except Exception as error:  # damaged files make Pillow raise nearly anything, from OSError to struct.error
         raise UndecodableImageError(f"the image is damaged or truncated: {_reason(error)}") from None
+
+
+def _memory(image: ImageFile.ImageFile, shrink: int) -> int:
+    """Bytes that decoding takes at most."""
+    pixels = image.width * image.height
+    if image.format != "JPEG":
+        return OTHER_BYTES * pixels
+    coefficients = COEFFICIENT_BYTES * pixels if "progressive" in image.info else 0
+    return JPEG_BYTES * pixels // shrink**2 + coefficients
 
 
 def _decode(

@@ -145,6 +145,8 @@ def encode(image: Image.Image, format: PictureFormat) -> bytes:
 def read_picture(picture: bytes, size: tuple[int, int]) -> Image.Image:
     """The JPEG that is kept beside the maps, RGB, in width and height `size`."""
     image: Image.Image = Image.open(io.BytesIO(picture), formats=["JPEG"])
+    if image.mode != "RGB":  # a grey photograph that was kept as it came
+        image = image.convert("RGB")
     if image.size == size:
         return image
     # Shrinking needs no more than bilinear weights, and takes half as long with them.

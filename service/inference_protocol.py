@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from models.bundle import OUTPUTS, Manifest
 from service.settings import sentence
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON_BYTES = 8 * 2**20  # numbers take up to 30 times the memory of their JSON
+MAX_DIMENSIONS = 8
 DATATYPES = {"top_classes": "INT64"}  # of outputs; the others are FP32
 
 
@@ -31,7 +32,7 @@ class RequestTensor(BaseModel):
     """One input. Its values are in `data`, flat or nested, or `parameters.binary_data_size` bytes after the JSON."""
 
     name: str
-    shape: list[NonNegativeInt] = Field(max_length=8)
+    shape: list[Annotated[int, Field(ge=1, le=2**31)]] = Field(max_length=MAX_DIMENSIONS)
     datatype: str
     parameters: dict[str, Any] = {}
     data: list[Any] | None = None
@@ -94,9 +95,15 @@ def parse(body: bytearray, header_length: str | None, input_size: int, max_image
     Raises:
         ProtocolError: with a sentence for the client.
     """
-    length = len(body) if header_length is None else int(header_length) if header_length.isdecimal() else -1
+    length = -1
+    if header_length is None:
+        length = len(body)
+    elif header_length.isdecimal() and len(header_length) < 12:
+        length = int(header_length)
     if not 0 <= length <= len(body):
-        raise ProtocolError(f"{HEADER_LENGTH} is {header_length!r}; expected at most the body's {len(body)} bytes")
+        raise ProtocolError(
+            f"{HEADER_LENGTH} is {(header_length or '')[:100]!r}; expected at most the body's {len(body)} bytes"
+        )
     if length > MAX_JSON_BYTES:
         raise ProtocolError(f"the JSON has {length} bytes; the limit is {MAX_JSON_BYTES}: send binary tensors")
     try:
@@ -169,17 +176,25 @@ def _tensors(request: InferenceRequest, tail: memoryview) -> dict[str, NDArray[A
 
 def _from_json(tensor: RequestTensor, dtype: type[np.integer[Any]]) -> NDArray[Any]:
     try:
-        values = np.array(tensor.data)
+        # NumPy would give every string the length of the longest.
+        values = np.array(tensor.data if _are_whole(tensor.data) else None)
     except ValueError:  # rows of unequal length
         values = np.array(None)
     limits = np.iinfo(dtype)
-    whole = not values.size or values.dtype.kind == "i" and limits.min <= values.min() <= values.max() <= limits.max
+    whole = values.size and values.dtype.kind == "i" and limits.min <= values.min() <= values.max() <= limits.max
     if not whole or values.size != math.prod(tensor.shape):
         raise ProtocolError(
             f"the data of {tensor.name!r} must be {math.prod(tensor.shape)} whole numbers from {limits.min} to "
             f"{limits.max}, as its shape {tensor.shape} says"
         )
     return values.reshape(tensor.shape)
+
+
+def _are_whole(values: Any, depth: int = 0) -> bool:
+    """Whether there are whole numbers and nothing else in a list, or in lists of such lists."""
+    if not isinstance(values, list):
+        return type(values) is int
+    return depth < MAX_DIMENSIONS and all(_are_whole(value, depth + 1) for value in values)
 
 
 def _from_bytes(tensor: RequestTensor, dtype: type[np.integer[Any]], data: memoryview) -> NDArray[Any]:

@@ -100,9 +100,16 @@ def shortened(text: str, font: Font, room_px: float) -> str:
     return f"{line.rstrip()}…"
 
 
+# Letters and marks that are no plain one with an accent.
+_PLAIN = str.maketrans(
+    {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"}
+    | {"ð": "d", "þ": "th", "ı": "i", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"'}
+)
+
+
 def latin(text: str) -> str:
     """`text` without accents, and with `?` for each letter that Pillow's font does not have."""
-    letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    letters = (c for c in unicodedata.normalize("NFKD", text.translate(_PLAIN)) if not unicodedata.combining(c))
     return "".join(letters).encode("ascii", "replace").decode()
 
 

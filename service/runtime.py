@@ -20,6 +20,7 @@ from service.decoding import Limits
 from service.errors import Problem
 from service.metrics import Metrics
 from service.model import Model, load_model, stamp
+from service.session import DeviceError
 from service.settings import Settings
 from service.stores import MapStore
 from service.stores.memory import MemoryStore
@@ -38,7 +39,9 @@ class Runtime:
     """
 
     def __init__(self, settings: Settings, model: Model, metrics: Metrics):
-        self.settings = settings
+        first = model.sessions[0]
+        # Fixed for good: what a reload loads must fit this batcher, whatever CPUs the process is left by then.
+        self.settings = settings.model_copy(update={"intra_threads": first.threads, "max_batch": first.max_batch})
         self.model = model
         self.metrics = metrics
         self.limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
@@ -54,6 +57,11 @@ class Runtime:
         self.threads = ThreadPoolExecutor(
             settings.decode_threads or usable_cpus(), thread_name_prefix="decode", initializer=yield_to_event_loop
         )
+        self.drawings = Admission(
+            queue_limit=settings.queue_limit, queue_bytes=0, queue_s=settings.queue_s, patient=PATIENT
+        )
+        # One thread of its own: many large heatmaps must not hold up decoding, for which the model waits.
+        self.render = ThreadPoolExecutor(1, thread_name_prefix="render", initializer=yield_to_event_loop)
         memory = MemoryStore(settings.cam_max_bytes, lambda reason: metrics.store_evictions.labels(reason).inc())
         self.decoding = Budget(settings.decode_bytes)
         self.store: MapStore = memory
@@ -76,7 +84,10 @@ class Runtime:
         async with self._reloading:
             old = self.model.label
             try:
-                self.model = await asyncio.to_thread(load_model, self.settings)
+                model = await asyncio.to_thread(load_model, self.settings)
+                if len(model.runs) != len(self.model.runs):
+                    raise DeviceError(f"the device is now {model.sessions[0].provider}; restart to serve there")
+                self.model = model
             except Exception as error:  # whatever a bad bundle can cause must not end a service that works
                 log.error("the bundle was not reloaded, %s stays: %s", old, error)
                 self.metrics.reloads.labels("failed").inc()
@@ -94,11 +105,27 @@ class Runtime:
         self.draining = True
         await self.batcher.close()
         self.threads.shutdown()
+        self.render.shutdown()
         await self.store.close()
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run `work` in one of the decode threads; it is never started if the caller has gone before."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+        """Run `work` in one of the decode threads; it is never started, or kept, if the caller has gone before."""
+        held = [work]  # a cancelled item stays in the executor's queue, with all that it holds
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.threads, lambda: held[0]())
+        finally:
+            held.clear()
+
+    async def draw(self, request: Request, work: Callable[[], T]) -> T:
+        """Run `work` in the thread that draws heatmaps, unless the client of `request` leaves before.
+
+        Raises:
+            QueueFullError: if too many wait for it.
+        """
+        self.drawings.check()
+        with self.drawings.ticket() as ticket:
+            ticket.join()
+            return await unless_gone(request, asyncio.get_running_loop().run_in_executor(self.render, work))
 
     async def watch(self, period_s: float = 1.0) -> None:
         """Reload whenever the files of the bundle's folder have changed, and then stayed the same for a period."""

@@ -63,12 +63,13 @@ class DrainingServer(uvicorn.Server):
 
 
 def serve(settings: Settings, sessions: list[Session]) -> None:
-    """Serve the model of `sessions`, one a device, until a signal comes."""
+    """Serve the model of `sessions`, one a device, until a signal comes. Empties the list: a reload frees the model."""
     logs.configure(settings.log_format)
     manifest = sessions[0].bundle.manifest
     log.info("model %s %s, %d classes", manifest.name, manifest.version, len(manifest.classes))
     log.info("device %s, %s", sessions[0].provider, "API key required" if settings.api_key else "no API key")
     app = create_app(settings, *sessions)
+    sessions.clear()
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -80,11 +80,12 @@ class Session:
         self._session, self.fallback = _open(bundle, device, threads, gpu)
         self.provider: str = self._session.get_providers()[0]
         on_cpu = self.provider == CPU
-        self.lanes = min(threads, MAX_LANES) if on_cpu else 1
+        self.threads = threads
+        self._pad = not on_cpu if pad is None else pad
+        self.lanes = min(threads, MAX_LANES) if on_cpu and not self._pad else 1
         self._narrow = _create(bundle, threads // self.lanes, [CPU]) if self.lanes > 1 else self._session
         self.max_batch = max_batch = max_batch or (8 if on_cpu else 32)
         powers = (1 << power for power in range(max_batch.bit_length()))
-        self._pad = not on_cpu if pad is None else pad
         self._buckets: list[int] = sorted({*(powers if self._pad else range(1, max_batch)), max_batch})
         size = bundle.manifest.preprocessing.input_size
         self._input = np.zeros((max_batch, size, size, 3), dtype=np.uint8)  # of padded runs, which use its head

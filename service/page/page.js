@@ -260,6 +260,18 @@ for (const id of ["top-k", "prior"]) $(id).addEventListener("change", () => { sh
 for (const id of ["colormap", "versus", "common"]) $(id).addEventListener("change", show);
 document.querySelectorAll("input[name=score]").forEach((radio) => radio.addEventListener("change", show));
 $("alpha").addEventListener("input", later);
+// Following a link sends no key.
+for (const link of document.querySelectorAll("a.keyed")) {
+  link.addEventListener("click", async (event) => {
+    if (!$("key").value) return;
+    event.preventDefault();
+    try {
+      window.open(URL.createObjectURL(await (await ask(link.getAttribute("href"))).blob()));
+    } catch (error) {
+      say("", error.message);
+    }
+  });
+}
 $("key").addEventListener("change", () => { say(""); start(); predict(); });
 $("form").addEventListener("submit", (event) => event.preventDefault());
 $("copy").addEventListener("click", copy);

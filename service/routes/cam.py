@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from service.colormaps import Colormap
@@ -34,7 +35,11 @@ _MEDIA_TYPES: dict[Format, str] = {
     "json": "application/json",
     "npy": "application/octet-stream",
 }
-_HEADERS = {"ETag": header("Of this very picture."), "Cache-Control": header("Private, to the end of its life.")}
+_HEADERS = {
+    "ETag": header("Of this very picture."),
+    "Cache-Control": header("Private, to the end of its life."),
+    "Server-Timing": header("Milliseconds of render."),
+}
 _BINARY = binary("image/png", "image/webp", "image/jpeg", "application/octet-stream")
 
 
@@ -70,6 +75,7 @@ class CamOptions(BaseModel):
 
 
 async def cam(
+    request: Request,
     runtime: Running,
     id: str,
     options: Annotated[CamOptions, Query()],
@@ -86,13 +92,14 @@ async def cam(
     if if_none_match and _matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)
 
-    def draw() -> bytes:
+    def draw() -> tuple[bytes, float]:
         started = time.perf_counter()
-        body = _body(explanation, place, versus, options)
-        runtime.metrics.stage_seconds.labels("render").observe(time.perf_counter() - started)
-        return body
+        return _body(explanation, place, versus, options), time.perf_counter() - started
 
-    return Response(await runtime.in_thread(draw), headers=headers, media_type=_MEDIA_TYPES[options.format])
+    body, render_s = await runtime.draw(request, draw)
+    runtime.metrics.stage_seconds.labels("render").observe(render_s)
+    headers["Server-Timing"] = f"render;dur={1000 * render_s:.3f}"
+    return Response(body, headers=headers, media_type=_MEDIA_TYPES[options.format])
 
 
 router.get(
@@ -102,7 +109,7 @@ router.get(
     responses={
         200: {"description": "The heatmap, in the `format` asked for.", "headers": _HEADERS, "content": _BINARY},
         304: {"description": "The copy whose ETag came in If-None-Match is still good."},
-        **problems(401, 404, 422, 500, 503),
+        **problems(401, 404, 422, 429, 500, 503),
     },
     summary="Draw a heatmap",
 )(cam)
@@ -160,7 +167,7 @@ def _matches(if_none_match: str, etag: str) -> bool:
 def _body(explanation: Explanation, place: int, versus: int | None, options: CamOptions) -> bytes:
     contributions = explanation.contributions(place, options.calibrated, versus)
     if options.format == "json":
-        return _numbers(explanation, place, versus, options.calibrated)
+        return _numbers(explanation, place, versus, options.calibrated, contributions)
     if options.format == "npy":
         buffer = io.BytesIO()
         np.save(buffer, contributions)
@@ -178,8 +185,9 @@ def _body(explanation: Explanation, place: int, versus: int | None, options: Cam
     return render(contributions, scale, explanation.picture, explanation.picture_size, view, caption)
 
 
-def _numbers(explanation: Explanation, place: int, versus: int | None, calibrated: bool) -> bytes:
-    contributions = explanation.contributions(place, calibrated, versus)
+def _numbers(
+    explanation: Explanation, place: int, versus: int | None, calibrated: bool, contributions: NDArray[np.float32]
+) -> bytes:
     body = {
         **_name(explanation, place),
         "calibrated": calibrated,

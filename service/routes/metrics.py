@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -19,4 +21,4 @@ router = APIRouter()
 async def metrics(request: Request) -> Response:
     """Counters, gauges and histograms in Prometheus's text format."""
     found: Metrics = request.app.state.metrics
-    return Response(found.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return Response(await asyncio.to_thread(found.render), headers={"Content-Type": CONTENT_TYPE_LATEST})

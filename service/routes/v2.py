@@ -188,9 +188,12 @@ async def infer(
         return compose(inference, model.manifest, _rows(answers, top_k))
 
     content, json_bytes = await runtime.in_thread(finish)
+    slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
+    timing = f"queue;dur={1000 * slowest.queue_s:.3f}, inference;dur={1000 * slowest.inference_s:.3f}"
     if json_bytes is None:
-        return Response(content, media_type="application/json")
-    return Response(content, headers={HEADER_LENGTH: str(json_bytes)}, media_type="application/octet-stream")
+        return Response(content, headers={"Server-Timing": timing}, media_type="application/json")
+    headers = {"Server-Timing": timing, HEADER_LENGTH: str(json_bytes)}
+    return Response(content, headers=headers, media_type="application/octet-stream")
 
 
 def _model(runtime: Runtime, name: str, version: str | None) -> Model:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from tests.service.conftest import ClientFactory, GatedSession, TestClient, encoded, picture, png
+from tests.service.test_live import wait_for
 from tests.service.test_predict import RAW, problem
 
 
@@ -43,8 +46,19 @@ def test_bad_image_fails_alone(client_factory: ClientFactory) -> None:
 def test_images_share_runs(client_factory: ClientFactory, gated: GatedSession) -> None:
     client = client_factory(gated, decode_threads=1)
     gated.sizes.clear()
+    gated.close()
+    batcher = client.app.state.runtime.batcher  # type: ignore[attr-defined]  # any ASGI app
+
+    def let_go() -> None:
+        assert gated.waiting.acquire(timeout=10)
+        wait_for(lambda: len(batcher._waiting) == 19)
+        gated.open()
+
+    opener = threading.Thread(target=let_go)
+    opener.start()
     assert len(client.post("/predict/batch", files=files(*map(png, range(20)))).json()["results"]) == 20
-    assert sum(gated.sizes) == 20
+    opener.join(10)
+    assert sum(gated.sizes) == 20 and gated.sizes[0] == 1 and len(gated.sizes) < 20
 
 
 def test_failing_model_fails_each_image(

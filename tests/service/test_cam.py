@@ -22,12 +22,19 @@ from service.heatmap import fit
 from service.legend import MIN_SIZE
 from service.session import Session
 from service.settings import Settings
-from tests.service.conftest import ClientFactory, TestClient, png
+from tests.service.conftest import ClientFactory, TestClient, encoded, picture, png
 from tests.service.test_predict import RAW, problem
 
 
-def predict(client: TestClient, query: str = "", seed: int = 0, size: tuple[int, int] = (60, 40)) -> dict[str, Any]:
-    body: dict[str, Any] = client.post(f"/predict?{query}", content=png(seed, size), headers=RAW).json()
+def predict(
+    client: TestClient,
+    query: str = "",
+    seed: int = 0,
+    size: tuple[int, int] = (60, 40),
+    kind: tuple[str, str] = ("PNG", "RGB"),
+) -> dict[str, Any]:
+    data = encoded(picture(seed, size, kind[1]), kind[0])
+    body: dict[str, Any] = client.post(f"/predict?{query}", content=data, headers=RAW).json()
     return body
 
 
@@ -252,6 +259,34 @@ def test_store_that_fails_is_a_lost_heatmap(client: TestClient, monkeypatch: pyt
     assert 'camcal_cam_store_failures_total{operation="put"} 1.0' in text
 
 
+@pytest.mark.parametrize("format", ["png", "webp", "jpeg"])
+def test_grey_photograph_has_a_heatmap_in_colour(client: TestClient, bundle: Bundle, format: str) -> None:
+    side = bundle.manifest.preprocessing.input_size  # square: the file is kept as it came
+    url = predict(client, size=(side, side), kind=("JPEG", "L"))["cam"]["url"]
+    drawn = client.get(url, params={"format": format, "alpha": 1})
+    assert drawn.status_code == 200, drawn.text
+    with Image.open(io.BytesIO(drawn.content)) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert np.ptp(pixels, axis=2).max() > 50
+
+
+def test_drawing_says_how_long_it_took(client: TestClient) -> None:
+    drawn = client.get(predict(client)["cam"]["url"])
+    assert 0 < float(drawn.headers["server-timing"].removeprefix("render;dur=")) < 5000
+
+
+def test_too_many_drawings_are_refused(client_factory: ClientFactory) -> None:
+    client = client_factory(queue_limit=1)
+    url = predict(client)["cam"]["url"]
+    with client.app.state.runtime.drawings.ticket() as ticket:  # type: ignore[attr-defined]  # any ASGI app
+        ticket.join()
+        refused = client.get(url)
+        assert "1 requests are waiting; the limit is 1" in problem(refused, 429, "queue-full")
+        assert refused.headers["retry-after"] == "1"
+        assert predict(client)["predictions"]  # predictions have a queue of their own
+    assert client.get(url).status_code == 200
+
+
 @pytest.fixture(scope="module")
 def shared(session: Session) -> Iterator[TestClient]:
     with TestClient(create_app(Settings(bundle=session.bundle.path, max_batch=session.max_batch), session)) as client:
@@ -275,6 +310,8 @@ OPTIONS = st.fixed_dictionaries(
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    kind=st.tuples(st.just("JPEG"), st.sampled_from(["L", "RGB", "CMYK"]))
+    | st.tuples(st.just("PNG"), st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])),
     prior=st.sampled_from(["balanced", "train"]),
     top_k=st.integers(1, 10),
     others=st.lists(st.integers(0, 9), max_size=3),
@@ -286,6 +323,7 @@ def test_every_map_is_exact_and_every_picture_as_asked(
     shared: TestClient,
     seed: int,
     shape: tuple[int, int],
+    kind: tuple[str, str],
     prior: str,
     top_k: int,
     others: list[int],
@@ -293,7 +331,7 @@ def test_every_map_is_exact_and_every_picture_as_asked(
     data: st.DataObject,
 ) -> None:
     query = urlencode({"top_k": top_k, "prior": prior, "logits": "all", "cam_classes": others}, doseq=True)
-    body = predict(shared, query, seed, shape)
+    body = predict(shared, query, seed, shape, kind)
     url, kept = body["cam"]["url"], body["cam"]["classes"]
     assert set(kept) == {p["class_id"] for p in body["predictions"]} | set(others)
     choice: dict[str, Any] = {"class": data.draw(st.sampled_from(kept), label="class")}

@@ -228,6 +228,22 @@ def test_large_jpeg_is_decoded_small(size: tuple[int, int], with_picture: bool, 
         assert max(result.picture_size) == 512 or shrunk == 1
 
 
+def test_memory_is_reckoned_with_what_the_format_needs() -> None:
+    image, held = photograph((1600, 1000)), []
+
+    def hold(nbytes: int) -> nullcontext[None]:
+        held.append(nbytes / (1600 * 1000))
+        return nullcontext()
+
+    for data in (
+        encoded(image, "JPEG"),
+        encoded(image, "JPEG", progressive=True),  # its coefficients stay, however small it is decoded
+        encoded(image, "WEBP"),
+    ):
+        decode(data, WHOLE, LARGE, picture=False, hold=hold)
+    assert held == [12 / 64, 12 / 64 + 6, 20]
+
+
 def test_reduced_jpeg_is_turned_upright() -> None:
     image = photograph((800, 400))
     exif = image.getexif()

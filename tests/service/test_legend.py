@@ -60,4 +60,5 @@ def test_long_titles_are_cut() -> None:
 def test_letters_that_the_font_does_not_have() -> None:
     assert latin("Löwe, café") == "Lowe, cafe"
     assert latin("狐 fox") == "? fox"
+    assert latin("straße, łódź – “Ærø”") == 'strasse, lodz - "AEro"'
     with_legend((400, 300), 400, Caption(title="狐\u202e\x00", detail=""))

@@ -158,7 +158,8 @@ def test_client_says_how_long_it_waits(live: Live, gated: GatedSession) -> None:
 
 def test_deadline_passes_before_decoding(live: Live, gated: GatedSession) -> None:
     url = live(gated, timeout_s=1e-9)
-    problem(post(url), 504, "deadline-passed")
+    broken = httpx.post(f"{url}/predict", content=b"no image", headers=RAW)  # nobody finds out
+    problem(broken, 504, "deadline-passed")
 
 
 def test_client_that_leaves_is_skipped(live: Live, gated: GatedSession) -> None:
@@ -296,6 +297,19 @@ def process(bundle: Bundle | Path, **environment: str) -> Iterator[tuple[subproc
             log = iter(child.stderr.readline, "")
             url = next(found[0] for line in log if (found := re.search(r"http://[\d.:]+", line)))
             yield child, url
+        finally:
+            child.kill()
+
+
+def test_sighup_before_the_service_is_up_does_no_harm(bundle: Bundle) -> None:
+    command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle.path), "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stderr is not None
+            status = Path(f"/proc/{child.pid}/status")
+            wait_for(lambda: re.search(r"SigIgn:\s*\w+[13579bdf]\b", status.read_text()) is not None)
+            child.send_signal(signal.SIGHUP)
+            assert any("http://" in line for line in iter(child.stderr.readline, ""))
         finally:
             child.kill()
 

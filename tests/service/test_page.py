@@ -261,6 +261,11 @@ def test_key_is_asked_for(chromium: Tab, session: Session, photo: Path) -> None:
         chromium.drop("#drop", photo)
         chromium.wait(SHOWN)
         assert "-H 'X-API-Key: …'" in chromium.text("#curl")
+        chromium.run("window.open = (url) => { window.opened = url; }")
+        for link in ("#open", "a[href=model]"):  # following a link sends no key
+            chromium.run("window.opened = null")
+            chromium.click(link)
+            assert str(chromium.wait("window.opened")).startswith("blob:")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

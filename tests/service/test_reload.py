@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,8 +20,9 @@ import pytest
 from onnx import helper
 
 from models.bundle import MODEL_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
+from service import runtime, session
 from service.app import create_app
-from service.model import load_model
+from service.model import Model, load_model
 from service.settings import Settings
 from tests.service.conftest import TestClient, png
 from tests.service.test_live import metric, process, running, wait_for
@@ -195,3 +198,44 @@ def test_map_outlives_a_model_with_more_classes(client: TestClient, bundle: Bund
         params = {"format": "json", "class": row["class_id"]}
         numbers = client.get(body["cam"]["url"], params=params).json()
         assert numbers["label"] == row["label"]
+
+
+def test_reload_keeps_to_the_cpus_of_the_start(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "usable_cpus", lambda: 2)
+    app = create_app(Settings(bundle=bundle.path))
+    with TestClient(app) as client:
+        before = app.state.runtime.model
+        monkeypatch.setattr(session, "usable_cpus", lambda: 1)
+        assert client.portal is not None
+        client.portal.call(app.state.runtime.reload)
+        after = app.state.runtime.model
+        assert after is not before and len(after.runs) == len(before.runs) == 2
+        assert predict(client, 0)
+
+
+def test_reload_to_another_device_is_refused(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(Settings(bundle=bundle.path, intra_threads=2))
+    with TestClient(app) as client:
+        before = app.state.runtime.model
+
+        def padded(settings: Settings) -> Model:  # as on a GPU: one lane
+            return Model((session.Session(bundle, device="cpu", pad=True, max_batch=settings.max_batch),))
+
+        monkeypatch.setattr(runtime, "load_model", padded)
+        assert client.portal is not None
+        client.portal.call(app.state.runtime.reload)
+        assert app.state.runtime.model is before and "restart to serve there" in caplog.text
+        assert predict(client, 0)
+
+
+def test_reload_frees_the_first_model(bundle: Bundle) -> None:
+    sessions = [session.Session(bundle, device="cpu", max_batch=1)]
+    first = weakref.ref(sessions[0])
+    app = create_app(Settings(bundle=bundle.path, max_batch=1), sessions.pop())
+    with TestClient(app) as client:
+        assert client.portal is not None and first() is not None
+        client.portal.call(app.state.runtime.reload)
+        gc.collect()
+        assert first() is None

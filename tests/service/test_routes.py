@@ -233,7 +233,7 @@ def test_openapi_documents_bodies_and_errors() -> None:
     predict, cam = document["paths"]["/predict"]["post"], document["paths"]["/cam/{id}"]["get"]
     assert set(predict["requestBody"]["content"]) == {"multipart/form-data", "image/*"}
     assert set(predict["responses"]) == set("200 400 401 408 413 415 422 429 500 503 504".split())
-    assert set(cam["responses"]) == set("200 304 401 404 422 500 503".split())
+    assert set(cam["responses"]) == set("200 304 401 404 422 429 500 503".split())
     images = {"image/png", "image/webp", "image/jpeg", "application/octet-stream", "application/json"}
     assert set(cam["responses"]["200"]["content"]) == images
     for operation in (predict, cam):

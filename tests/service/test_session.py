@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.bundle import MODEL_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
-from service.session import DeviceError, Session, load_session, load_sessions
+from service.session import DeviceError, Images, Outputs, Session, load_session, load_sessions
 from service.settings import Settings
 
 
@@ -71,10 +71,22 @@ def test_runs_alone_and_side_by_side_agree(bundle: Bundle) -> None:
             np.testing.assert_allclose(beside.maps, alone.maps, rtol=1e-4, atol=1e-5)
 
 
-def test_load_session_warms_up(bundle: Bundle) -> None:
-    session = load_session(Settings(bundle=bundle.path, max_batch=4, intra_threads=1))
+@pytest.mark.parametrize("threads", [1, 2])
+def test_load_session_warms_up(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    runs: list[tuple[int, bool]] = []
+    run = Session.run
+
+    def noted(self: Session, images: Images, top_k: int, alone: bool = True) -> Outputs:
+        runs.append((len(images), alone))
+        return run(self, images, top_k, alone)
+
+    monkeypatch.setattr(Session, "run", noted)
+    session = load_session(Settings(bundle=bundle.path, max_batch=4, intra_threads=threads))
     assert session.provider == "CPUExecutionProvider"
     assert session.fallback is None
+    checked, *warmed = runs
+    assert checked == (1, True)
+    assert set(warmed) == {(size, alone) for size in (1, 4) for alone in {True, session.lanes == 1}}
 
 
 def test_what_pads_a_batch_is_left_from_another_and_changes_nothing(bundle: Bundle) -> None:

@@ -125,6 +125,14 @@ def test_flat_data_and_default_top_k(client: TestClient, bundle: Bundle) -> None
         np.testing.assert_allclose(one["data"], other["data"], rtol=1e-3, atol=1e-3)
 
 
+def nested(depth: int) -> list[Any]:
+    """A number in so many lists."""
+    values: list[Any] = [0]
+    for _ in range(depth - 1):
+        values = [values]
+    return values
+
+
 ZEROS = np.zeros((1, SIZE, SIZE, 3), dtype=np.uint8)
 TOP_K = {"name": "top_k", "shape": [1], "datatype": "INT64", "data": [2]}
 
@@ -137,14 +145,21 @@ TOP_K = {"name": "top_k", "shape": [1], "datatype": "INT64", "data": [2]}
         ({"inputs": []}, "the input 'images' is missing"),
         ({"inputs": [TOP_K]}, "the input 'images' is missing"),
         ({"inputs": [{"name": "images"}]}, "inputs.0.shape: Field required"),
-        ({"inputs": [tensor(ZEROS, shape=[-1])]}, "inputs.0.shape.0: it should be greater than or equal to 0"),
+        ({"inputs": [tensor(ZEROS, shape=[-1])]}, "inputs.0.shape.0: it should be greater than or equal to 1"),
+        ({"inputs": [tensor(ZEROS[:0])]}, "inputs.0.shape.0: it should be greater than or equal to 1"),
+        ({"inputs": [tensor(ZEROS, shape=[0, 2**40, 2**40], data=[])]}, "inputs.0.shape.0: it should be"),
+        ({"inputs": [tensor(ZEROS, shape=[2**63])]}, "inputs.0.shape.0: it should be less than"),
+        ({"inputs": [tensor(ZEROS, data=[])]}, "3072 whole numbers"),
+        ({"inputs": [tensor(ZEROS, data=["x" * 100_000] + [""] * 3071)]}, "3072 whole numbers"),
+        ({"inputs": [tensor(ZEROS, data=[True] * 3072)]}, "3072 whole numbers"),
+        ({"inputs": [tensor(ZEROS, data=nested(200))]}, "3072 whole numbers"),
         ({"inputs": [tensor(ZEROS, name="pixels")]}, "the input 'pixels' is unknown"),
         ({"inputs": [tensor(ZEROS), tensor(ZEROS)]}, "the input 'images' is unknown or twice there"),
         ({"inputs": [tensor(ZEROS, datatype="FP32")]}, "the input 'images' is 'FP32'; expected UINT8"),
         ({"inputs": [tensor(ZEROS, shape=[2, SIZE, SIZE, 3])]}, "6144 whole numbers from 0 to 255"),
         ({"inputs": [tensor(ZEROS, shape=[10**9] * 8)]}, "whole numbers"),
         ({"inputs": [tensor(ZEROS, shape=[3072])]}, "has shape [3072]; expected [N, 32, 32, 3]"),
-        ({"inputs": [tensor(ZEROS[:0])]}, "with N from 1 to 64"),
+        ({"inputs": [tensor(np.repeat(ZEROS, 65, axis=0))]}, "with N from 1 to 64"),
         ({"inputs": [tensor(ZEROS, data=[256] * 3072)]}, "whole numbers from 0 to 255"),
         ({"inputs": [tensor(ZEROS, data=[0.5] * 3072)]}, "whole numbers"),
         ({"inputs": [tensor(ZEROS, data=[[0], [0, 1]])]}, "whole numbers"),
@@ -169,6 +184,7 @@ def test_bad_requests(client: TestClient, bundle: Bundle, request_: Any, said: s
     [
         ("x", 3072, f"{HEADER_LENGTH} is 'x'"),
         ("999999", 3072, "expected at most the body's"),
+        ("9" * 5000, 3072, "expected at most the body's"),
         (None, 3071, "has 3071 bytes; its shape [1, 32, 32, 3] needs 3072"),
         (None, 99999, "within the 3072 bytes that follow"),
         (None, 0, "3072 bytes at the end belong to no input"),
