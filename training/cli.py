@@ -145,7 +145,8 @@ def bench_table(
     table: Annotated[Path, typer.Argument(help="A TOML file with rows, data sets and seeds.")],
     out: Annotated[Path, typer.Option(help="Folder for the results, one JSON a run; runs/ in it holds the networks.")],
     data: Annotated[
-        list[str] | None, typer.Option(metavar="SOURCE=PATH", help="Where data lies; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="SOURCE=PATH", help="Where data lies, by source or recipe; may be repeated."),
     ] = None,
     only: Annotated[str, typer.Option(help="Only rows whose name contains this text.")] = "",
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes [1, or up to 8 on a GPU].")] = None,

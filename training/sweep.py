@@ -84,7 +84,8 @@ def load_table(path: Path, roots: Sequence[str] = (), only: str = "", overrides:
     """The jobs of a table, data set by data set, and in each all rows with one seed before the next seed.
 
     Args:
-        roots: where data lies, as `SOURCE=PATH`, such as `cifar100=data/cifar100.npz`.
+        roots: where data lies, as `SOURCE=PATH`, such as `cifar100=data/cifar100.npz`; or, where several recipes read
+            the same kind of source, `RECIPE=PATH`, which wins.
         only: take jobs alone whose name contains this.
         overrides: what changes in every row, as `section.key=value`; it wins over the table.
 
@@ -139,11 +140,12 @@ def _draft(table: str, data: TableData, row: TableRow, seed: int, overrides: lis
 
 def _with_root(job: Job, roots: dict[str, str]) -> Job:
     source = job.recipe.data.source
-    if source not in roots:
+    root = roots.get(job.recipe.name, roots.get(source))
+    if root is None:
         if job.recipe.data.root == Path("."):
             raise RecipeError(f"{job.name} needs data: pass --data {source}=PATH")
         return job
-    data = job.recipe.data.model_copy(update={"root": Path(roots[source])})
+    data = job.recipe.data.model_copy(update={"root": Path(root)})
     return Job(name=job.name, row=job.row, recipe=job.recipe.model_copy(update={"data": data}))
 
 

@@ -107,11 +107,17 @@ def test_jobs_come_seed_by_seed() -> None:
 
 @pytest.mark.parametrize("table", sorted(TABLES.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_shipped_tables_are_valid(table: Path) -> None:
-    jobs = load_table(table, ["cifar100=a", "cifar10=b"])
+    jobs = load_table(table, ["cifar100=a", "cifar10=b", "folder=c"])
     trainings = {job.training for job in jobs if job.row.plain}
     assert len(trainings) == sum(job.row.plain for job in jobs)
     # A row that only calibrates again must find its training among the others.
     assert {job.training for job in jobs} == trainings
+
+
+def test_data_of_one_kind_of_source_may_lie_in_two_places() -> None:
+    jobs = load_table(TABLES / "camc.toml", ["cifar100=a", "cifar10=b", "folder=c", "tiny-imagenet100-lt=d"])
+    roots = {job.recipe.name: str(job.recipe.data.root) for job in jobs}
+    assert roots == {"cifar100-lt": "a", "cifar10-lt": "b", "caltech100": "c", "tiny-imagenet100-lt": "d"}
 
 
 @pytest.mark.parametrize(
