@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,7 +36,8 @@ class Fitted:
     that was tried, with accuracy and negative log-likelihood of held-out images, class-balanced. temperature: for the
     balanced prior; prior_temperatures: for the others that probabilities may be asked for, by name. logit_prior: the
     class prior that the trained logits are for. penalty: λ of the margins. omega_at_bound: classes whose ω met its
-    lower bound. train_accuracy: of the cached training logits, where MARC or LWS used them. warnings: in sentences.
+    lower bound. train_accuracy: of the cached training logits, where MARC or LWS used them. logits_s, fits_s:
+    seconds that went into computing logits, and into all else. warnings: in sentences.
     """
 
     trained_scalar: float
@@ -48,6 +50,8 @@ class Fitted:
     penalty: float
     omega_at_bound: int
     train_accuracy: float | None
+    logits_s: float
+    fits_s: float
     warnings: list[str]
 
 
@@ -59,16 +63,21 @@ class _Cache:
         self.classes = len(data.classes)
         self.counts_K = data.train.labels.bincount(minlength=self.classes).numpy()
         self.held_labels = data.holdout.labels
-        self.held_NK = predict_logits(self.network, data.holdout, trained=True)
+        self.logits_s = 0.0
+        self.held_NK = self._predict(data.holdout)
+
+    def _predict(self, part: Images, augment: Augment | None = None) -> Tensor:
+        began = time.perf_counter()
+        logits_NK = predict_logits(self.network, part, augment, trained=True)
+        self.logits_s += time.perf_counter() - began
+        return logits_NK
 
     @cached_property
     def train_NK(self) -> Tensor:
         """One block of rows a pass; see `train_labels`."""
         recipe, device = self.recipe, self.network.mean.device
         augment = Augment(recipe.augment, torch.Generator(device).manual_seed(recipe.seed))
-        passes = [
-            predict_logits(self.network, self.data.train, augment, trained=True) for _ in range(recipe.calibrate.passes)
-        ]
+        passes = [self._predict(self.data.train, augment) for _ in range(recipe.calibrate.passes)]
         return torch.cat(passes) if len(passes) > 1 else passes[0]
 
     @property
@@ -103,6 +112,7 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fit
     cached logits of augmented training images, the frozen network in evaluation mode, or on the held-out part as well:
     then the temperatures are fitted on held-out logits that were calibrated by margins which never saw them.
     """
+    began = time.perf_counter()
     network.eval()
     network.rescale.load_state_dict(Rescale(len(data.classes)).state_dict())
     cache = _Cache(network, data, recipe)
@@ -138,6 +148,8 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fit
         penalty=penalty,
         omega_at_bound=int((network.marc.omega <= 1.01 * MIN_OMEGA).sum()),
         train_accuracy=cache.train_accuracy(),
+        logits_s=round(cache.logits_s, 2),
+        fits_s=round(time.perf_counter() - began - cache.logits_s, 2),
         warnings=_warnings(recipe, prior_K, cache.counts_K, len(cache.held_labels)),
     )
 
@@ -264,31 +276,33 @@ def _fit_margins(
     rescale.load_state_dict(network.rescale.state_dict())
     held_NK, everything = rescale(cache.held_NK), torch.arange(len(cache.held_labels))
 
-    def fit(held: Tensor, penalty: float) -> MARC:
+    def fit(held: Tensor, penalty: float, near: MARC | None = None) -> MARC:
         if not config.marc:
             marc = MARC(cache.classes)
             marc.beta.data = start_K / norms_K
             return marc
         logits_NK, labels_N, counts_K = cache.samples(held)
         logits_NK = rescale(logits_NK)
-        return fit_marc(logits_NK, labels_N, norms_K, counts_K, config, cache.recipe.seed, start_K, penalty)
+        return fit_marc(logits_NK, labels_N, norms_K, counts_K, config, cache.recipe.seed, start_K, penalty, near)
 
-    def unseen(penalty: float) -> Tensor:
-        """Each half, alternating within each class, calibrated by margins from the other."""
+    def unseen(penalties: Sequence[float]) -> dict[float, Tensor]:
+        """For each penalty, each half, alternating within each class, calibrated by margins from the other."""
         half_N = torch.empty_like(everything)
         half_N[cache.held_labels.argsort(stable=True)] = everything % 2
-        calibrated_NK = torch.empty_like(held_NK)
+        found = {penalty: torch.empty_like(held_NK) for penalty in penalties}
         for half in (0, 1):
-            marc = fit(everything[half_N != half], penalty)
-            calibrated_NK[half_N == half] = marc(held_NK[half_N == half], norms_K).detach()
-        return calibrated_NK
+            marc = None
+            for penalty in sorted(penalties, reverse=True):  # the strongest is the quickest, and leads to the next
+                marc = fit(everything[half_N != half], penalty, marc)
+                found[penalty][half_N == half] = marc(held_NK[half_N == half], norms_K).detach()
+        return found
 
     def unlikeliness(logits_NK: Tensor) -> float:
         return _nll(fit_scale(logits_NK, cache.held_labels, weights_N) * logits_NK, cache.held_labels, weights_N)
 
     penalty = config.penalty or 0.0
     if not published:
-        candidates = {p: unseen(p) for p in (PENALTIES if config.penalty is None else (config.penalty,))}
+        candidates = unseen(PENALTIES if config.penalty is None else (config.penalty,))
         penalty = min(candidates, key=lambda p: unlikeliness(candidates[p]))
     marc = fit(everything, penalty)
     network.marc.load_state_dict(marc.state_dict())

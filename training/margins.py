@@ -31,6 +31,7 @@ def fit_marc(
     seed: int,
     start_K: Tensor | None = None,
     penalty: float = 0.0,
+    near: MARC | None = None,
 ) -> MARC:
     """ω and β of MARC on cached logits, by re-weighted cross-entropy, L = Σ w_y·ℓ/Σ w_y.
 
@@ -47,12 +48,13 @@ def fit_marc(
         counts_K: images a class among the samples, each counted once however often it was augmented.
         start_K: where the offsets β_k‖W_k‖ start; zeros by default.
         penalty: λ.
+        near: a solution for another penalty, where the search for this one begins; it decides the time alone.
     """
     start_K = torch.zeros_like(weight_norms_K) if start_K is None else start_K
     weights_K = grw_weights(counts_K, config.exponent)
     if penalty:
         pull_K = penalty / (2 * len(counts_K) * torch.from_numpy(np.maximum(counts_K, 1)).double())
-        return _posterior_mode(logits_NK, labels_N, weight_norms_K, weights_K, start_K, pull_K)
+        return _posterior_mode(logits_NK, labels_N, weight_norms_K, weights_K, start_K, pull_K, near)
     marc = MARC(logits_NK.shape[1])
     with torch.no_grad():
         marc.beta.copy_(start_K / weight_norms_K)
@@ -103,13 +105,20 @@ def _descend(
 
 
 def _posterior_mode(
-    logits_NK: Tensor, labels_N: Tensor, weight_norms_K: Tensor, weights_K: Tensor, start_K: Tensor, pull_K: Tensor
+    logits_NK: Tensor,
+    labels_N: Tensor,
+    weight_norms_K: Tensor,
+    weights_K: Tensor,
+    start_K: Tensor,
+    pull_K: Tensor,
+    near: MARC | None,
 ) -> MARC:
     """The minimum of `fit_marc`'s penalised loss, over ω and the offsets β_k‖W_k‖, in fp64."""
     logits_NK, weights_K, start_K = logits_NK.double(), weights_K.double(), start_K.double()
-    # ω = MIN_OMEGA + log(1 + exp v), which is 1 at first and never below its bound.
-    raw_K = nn.Parameter(torch.full_like(start_K, math.log(math.expm1(1 - MIN_OMEGA))))
-    offset_K = nn.Parameter(start_K.clone())
+    # ω = MIN_OMEGA + log(1 + exp v) is never below its bound; close to it the slope vanishes, so nothing begins there.
+    first_K = torch.ones_like(start_K) if near is None else near.omega.detach().double().clamp(min=0.1)
+    raw_K = nn.Parameter((first_K - MIN_OMEGA).expm1().log())
+    offset_K = nn.Parameter(start_K.clone() if near is None else near.beta.detach().double() * weight_norms_K)
     optimizer = torch.optim.LBFGS([raw_K, offset_K], max_iter=1000, history_size=20, line_search_fn="strong_wolfe")
 
     def closure() -> float:

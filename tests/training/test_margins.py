@@ -73,6 +73,18 @@ def test_the_penalised_fit_is_the_minimum_that_scipy_finds(penalty: float, sign:
     np.testing.assert_allclose(offset, wanted, atol=1e-1 if penalty < 1 else 1e-3)
 
 
+def test_where_the_search_begins_changes_nothing() -> None:
+    logits, labels = _problem()
+    near = fit_marc(-logits, labels, NORMS, COUNTS, CalibrateConfig(), seed=0, penalty=0.1)  # ω at its bound
+    for penalty in (0.1, 1.0):
+        fits = [
+            fit_marc(logits, labels, NORMS, COUNTS, CalibrateConfig(), seed=0, penalty=penalty, near=begin)
+            for begin in (None, near)
+        ]
+        torch.testing.assert_close(fits[0].omega, fits[1].omega, rtol=0, atol=1e-3)
+        torch.testing.assert_close(fits[0].beta, fits[1].beta, rtol=0, atol=1e-2)
+
+
 def test_a_strong_penalty_leaves_margins_where_they_start() -> None:
     logits, labels = _problem()
     start = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
