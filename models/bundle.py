@@ -118,6 +118,11 @@ class Manifest(_Strict):
             raise ValueError("class names are not unique")
         return self
 
+    @property
+    def priors(self) -> tuple[Prior, ...]:
+        """Those that calibrated probabilities may be asked for."""
+        return ("balanced", "train") if self.prior is None else ("balanced", "train", "given")
+
     def train_counts(self) -> NDArray[np.int64]:
         """Training images per class, K values."""
         return np.array([c.train_count for c in self.classes], dtype=np.int64)

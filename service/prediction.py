@@ -48,7 +48,7 @@ class Ranker:
         self._temperatures: dict[Prior, float] = {
             prior: calibration.prior_temperatures.get(prior, calibration.temperature) for prior in self._log_priors
         }
-        self.priors: tuple[Prior, ...] = ("balanced", *self._log_priors)
+        self.priors = manifest.priors
 
     def check_top_k(self, top_k: int | None) -> int:
         """How many classes to show; min(5, K) by default. Raises ValueError outside 1..K."""

@@ -108,11 +108,14 @@ class Runtime:
         self.render.shutdown()
         await self.store.close()
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run `work` in one of the decode threads; it is never started, or kept, if the caller has gone before."""
+    async def in_thread(self, work: Callable[[], T], threads: ThreadPoolExecutor | None = None) -> T:
+        """Run `work` in one of `threads`, by default those that decode.
+
+        It is never started, or kept, if the caller has gone before.
+        """
         held = [work]  # a cancelled item stays in the executor's queue, with all that it holds
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.threads, lambda: held[0]())
+            return await asyncio.get_running_loop().run_in_executor(threads or self.threads, lambda: held[0]())
         finally:
             held.clear()
 
@@ -125,7 +128,7 @@ class Runtime:
         self.drawings.check()
         with self.drawings.ticket() as ticket:
             ticket.join()
-            return await unless_gone(request, asyncio.get_running_loop().run_in_executor(self.render, work))
+            return await unless_gone(request, self.in_thread(work, self.render))
 
     async def watch(self, period_s: float = 1.0) -> None:
         """Reload whenever the files of the bundle's folder have changed, and then stayed the same for a period."""

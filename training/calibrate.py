@@ -117,7 +117,8 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fit
     network.rescale.load_state_dict(Rescale(len(data.classes)).state_dict())
     cache = _Cache(network, data, recipe)
     prior_K = logit_prior(recipe, cache.counts_K)
-    weights_N = 1 / cache.held_labels.bincount(minlength=cache.classes)[cache.held_labels].double()
+    even_K = np.full(cache.classes, 1 / cache.classes)
+    weights_N = torch.from_numpy(prior_weights(cache.held_labels.numpy(), even_K))
     tau_curve: list[dict[str, float]] = []
     tau = None
     if isinstance(network.head, WeightNormHead):
@@ -133,7 +134,7 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fit
         network.rescale.scale.copy_(scale_K)
     calibrated_NK, penalty = _fit_margins(network, cache, prior_K, weights_N)
     spread = recipe.calibrate.spread
-    network.temperature.fill_(1 / fit_scale(calibrated_NK, cache.held_labels, weights_N, spread))
+    network.temperature.fill_(fit_temperature(calibrated_NK, cache.held_labels, even_K, spread))
     return Fitted(
         trained_scalar=network.head.scalar.item(),
         scalar=network.scalar,

@@ -16,7 +16,7 @@ from models.bundle import GROUPS, group_of
 from models.classifier import LongTailClassifier
 from models.normalized import WeightNormHead
 from training import metrics
-from training.calibrate import fit_scale, fit_temperature, other_priors, predict_logits
+from training.calibrate import fit_temperature, other_priors, predict_logits
 from training.config import Recipe
 from training.curves import scalar_curve
 from training.data import Dataset
@@ -86,7 +86,9 @@ def evaluate(
             step: metrics.figures(p, labels_N, groups_K, weights_N) for step, p in under_prior.items()
         },
         "temperature_only": {
-            step: _temperature_only(recipe, data, held[step], logits[step], step_priors[step], groups_K)
+            step: _temperature_only(
+                data, held[step], logits[step], step_priors[step], prior_K, recipe.calibrate.spread, groups_K
+            )
             for step in ("scalar", "adjusted")
         },
         "rank_groups": _rank_groups(counts_K, probabilities, labels_N),
@@ -138,21 +140,25 @@ def _margins(
 
 
 def _temperature_only(
-    recipe: Recipe, data: Dataset, held_NK: Tensor, logits_NK: Tensor, raw_prior_K: metrics.Floats, groups_K: list[str]
+    data: Dataset,
+    held_NK: Tensor,
+    logits_NK: Tensor,
+    raw_prior_K: metrics.Floats,
+    prior_K: metrics.Floats,
+    spread: float,
+    groups_K: list[str],
 ) -> dict[str, Any]:
     """What a temperature makes of logits for the class prior q, without MARC.
 
-    Fitted as after MARC, by class-balanced likelihood on the held-out part, and once more for the training prior.
+    Fitted as after MARC, by class-balanced likelihood on the held-out part, and once more for the training prior π.
     """
-    labels_N, spread = data.test.labels.numpy(), recipe.calibrate.spread
-    even_K, prior_K = np.full_like(raw_prior_K, 1 / len(raw_prior_K)), other_priors(recipe, data)["train"]
-    weights_N = torch.from_numpy(prior_weights(data.holdout.labels.numpy(), even_K))
-    factor = fit_scale(held_NK, data.holdout.labels, weights_N, spread)
-    temperature = fit_temperature(held_NK, data.holdout.labels, prior_K, spread, raw_prior_K)
-    shifted_NK = shift_prior(metrics.softmax((logits_NK / temperature).numpy()), prior_K / raw_prior_K)
+    labels_N, held_labels = data.test.labels.numpy(), data.holdout.labels
+    balanced = fit_temperature(held_NK, held_labels, np.full_like(prior_K, 1 / len(prior_K)), spread)
+    shifted = fit_temperature(held_NK, held_labels, prior_K, spread, raw_prior_K)
+    shifted_NK = shift_prior(metrics.softmax((logits_NK / shifted).numpy()), prior_K / raw_prior_K)
     return {
-        "temperature": 1 / factor,
-        "test": metrics.figures(metrics.softmax((factor * logits_NK).numpy()), labels_N, groups_K),
+        "temperature": balanced,
+        "test": metrics.figures(metrics.softmax((logits_NK / balanced).numpy()), labels_N, groups_K),
         "test_under_train_prior": metrics.figures(shifted_NK, labels_N, groups_K, prior_weights(labels_N, prior_K)),
     }
 

@@ -18,6 +18,7 @@ from service.errors import Problem, bad_parameter
 from service.explanation import Explanation
 from service.heatmap import View, render
 from service.legend import MIN_SIZE
+from service.metrics import server_timing
 from service.prediction import is_index
 from service.routes.documented import binary, header, problems
 from service.runtime import Key, Running, Runtime, log
@@ -98,7 +99,7 @@ async def cam(
 
     body, render_s = await runtime.draw(request, draw)
     runtime.metrics.stage_seconds.labels("render").observe(render_s)
-    headers["Server-Timing"] = f"render;dur={1000 * render_s:.3f}"
+    headers["Server-Timing"] = server_timing({"render": render_s})
     return Response(body, headers=headers, media_type=_MEDIA_TYPES[options.format])
 
 

@@ -6,7 +6,6 @@ import orjson
 from fastapi import APIRouter, Response
 
 from models.bundle import GROUPS, Bundle
-from service.prediction import Ranker
 from service.routes.documented import problems
 from service.runtime import Key, Running
 from service.schemas import ModelDescription
@@ -39,7 +38,7 @@ def describe(bundle: Bundle) -> dict[str, object]:
             for k, info in enumerate(manifest.classes)
         ],
         "groups": {group: groups.count(group) for group in GROUPS},
-        "calibration": {**manifest.calibration.model_dump(), "priors": Ranker(manifest).priors},
+        "calibration": {**manifest.calibration.model_dump(), "priors": manifest.priors},
         "preprocessing": manifest.preprocessing.model_dump(),
         "grid": manifest.grid,
         "figures": manifest.figures,

@@ -21,6 +21,7 @@ from service.deadline import TimeoutMs, latest
 from service.decoding import Data, Decoded, decode
 from service.errors import bad_parameter
 from service.explanation import explain
+from service.metrics import server_timing
 from service.model import Model
 from service.prediction import Ranking
 from service.routes.documented import binary, header, problems
@@ -96,8 +97,7 @@ async def predict(
             deadline=min(wish, time.monotonic() + settings.timeout_s),
         )
         body, stages = await unless_gone(request, answer_image(runtime, model, upload.image, wanted, ticket))
-    timing = ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items())
-    return Response(body, headers={"Server-Timing": timing}, media_type="application/json")
+    return Response(body, headers={"Server-Timing": server_timing(stages)}, media_type="application/json")
 
 
 def checked_top_k(model: Model, top_k: int | None) -> int:

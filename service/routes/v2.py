@@ -26,6 +26,7 @@ from service.inference_protocol import (
     output_metadata,
     parse,
 )
+from service.metrics import server_timing
 from service.model import Model
 from service.routes.documented import binary, protocol_errors
 from service.routes.predict import observe
@@ -189,10 +190,10 @@ async def infer(
 
     content, json_bytes = await runtime.in_thread(finish)
     slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
-    timing = f"queue;dur={1000 * slowest.queue_s:.3f}, inference;dur={1000 * slowest.inference_s:.3f}"
+    headers = {"Server-Timing": server_timing({"queue": slowest.queue_s, "inference": slowest.inference_s})}
     if json_bytes is None:
-        return Response(content, headers={"Server-Timing": timing}, media_type="application/json")
-    headers = {"Server-Timing": timing, HEADER_LENGTH: str(json_bytes)}
+        return Response(content, headers=headers, media_type="application/json")
+    headers[HEADER_LENGTH] = str(json_bytes)
     return Response(content, headers=headers, media_type="application/octet-stream")
 
 

@@ -63,12 +63,13 @@ def compare(
         peers: what else to draw, by name.
         probes: the images whose maps to keep.
     """
-    classes = maps.answer(network, data.images).classes(data.labels)
+    on = maps.answer(network, data.images)
+    classes = on.classes(data.labels)
     statistics: dict[str, dict[str, Statistics]] = {rule: {} for rule in RULES}
     kept: dict[str, Maps] = {}
     ours: dict[str, Maps] = {}
     changed = 0.0
-    for name, rule, result in _all_maps(network, trained_without, data, peers, classes):
+    for name, rule, result in _all_maps(network, on, trained_without, data, peers, classes):
         say(f"scoring {name}, {rule} class")
         statistics[rule][name] = localisation.statistics(result, data.boxes)
         if rule == "calibrated" and name != WITHOUT:
@@ -84,6 +85,7 @@ def compare(
 
 def _all_maps(
     network: LongTailClassifier,
+    on: maps.Answers,
     trained_without: LongTailClassifier | None,
     data: BoxedImages,
     peers: Mapping[str, Draw],
@@ -92,7 +94,7 @@ def _all_maps(
     """The maps of each method under each rule, as (method, rule, N×S×S)."""
     side = data.images.shape[1]
     every = np.arange(len(data.labels))
-    on, off = (maps.answer(n, data.images) for n in (network, maps.without_camc(network)))
+    off = maps.answer(maps.without_camc(network), data.images)
     for rule, chosen in classes.items():
         yield OURS, rule, maps.scaled(on.calibrated_maps[every, chosen], side)
         yield PLAIN, rule, maps.scaled(on.maps[every, chosen], side)
