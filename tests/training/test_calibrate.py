@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from models.classifier import LongTailClassifier
 from training.calibrate import PENALTIES, TAUS, Fitted, calibrate, fit_scale, fit_temperature, predict_logits
 from training.config import Recipe, load_recipe
 from training.data import Dataset, LabelledImages, load_dataset
-from training.priors import logit_prior
+from training.priors import Floats, logit_prior
 from training.run import Run, build_network, load_network
 
 
@@ -89,6 +90,38 @@ def _calibrated(digits_run: Run, digits: Dataset, *overrides: str) -> tuple[Long
     """The trained network of the session's run, calibrated anew with other settings."""
     network, _, _ = load_network(digits_run.checkpoint)
     return network, calibrate(network, digits, load_recipe("digits", ["calibrate.iterations=300", *overrides]))
+
+
+def _best_factor(z: Floats, labels: NDArray[np.int64], prior: Floats, offset: Floats) -> float:
+    """The posterior mode of a for softmax(a·z + offset), classes weighted to `prior`, by NumPy and SciPy alone."""
+    weights = (prior / np.bincount(labels, minlength=len(prior)).clip(min=1))[labels]
+    effective = weights.sum() ** 2 / (weights**2).sum()
+
+    def loss(t: float) -> float:
+        scores = np.exp(t) * z + offset
+        losses = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(z)), labels]
+        return float(weights @ losses / weights.sum() + t**2 / (2 * 0.3**2 * effective))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded", options={"xatol": 1e-8}).x))
+
+
+def test_scalar_and_temperatures_are_each_the_optimum_for_their_prior(digits_run: Run, digits: Dataset) -> None:
+    network, fitted = _calibrated(digits_run, digits)
+    trained, _, _ = load_network(digits_run.checkpoint)
+    held = digits.holdout
+    labels, z = held.labels.numpy(), predict_logits(trained, held).double().numpy()
+    seen = np.bincount(digits.train.labels.numpy())
+    counts = digits.train_counts()
+    even, nothing = np.full(10, 0.1), np.zeros(10)
+    factor = _best_factor(z, labels, seen / seen.sum(), nothing)  # plain cross-entropy: the prior of what it saw
+    assert fitted.scalar / fitted.trained_scalar == pytest.approx(factor, rel=1e-4)
+    omega, beta = network.marc.omega.detach().double().numpy(), network.marc.beta.detach().double().numpy()
+    margins = omega * factor * z + beta * network.weight_norms().detach().double().numpy()
+    assert 1 / fitted.temperature == pytest.approx(_best_factor(margins, labels, even, nothing), rel=1e-3)
+    prior = counts / counts.sum()
+    expected = _best_factor(margins, labels, prior, np.log(prior))
+    assert 1 / fitted.prior_temperatures["train"] == pytest.approx(expected, rel=1e-3)
+    assert abs(fitted.temperature / fitted.prior_temperatures["train"] - 1) > 0.01
 
 
 def test_a_selected_scalar_changes_logits_by_its_factor_and_nothing_else(digits_run: Run, digits: Dataset) -> None:
