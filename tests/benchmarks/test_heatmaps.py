@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from models.preprocessing import Preprocessing
-from tests.benchmarks.heatmaps import comparison, faithfulness, gallery, localisation, maps, report, speed
+from tests.benchmarks.heatmaps import comparison, faithfulness, gallery, localisation, maps, mosaics, report, speed
 from tests.benchmarks.heatmaps.__main__ import measure
-from tests.benchmarks.heatmaps.boxes import is_usable, load_boxes, scaled, unpack
-from training.data import DataError
+from tests.benchmarks.heatmaps.boxes import BoxedImages, is_usable, load_boxes, scaled, unpack
+from training.data import DataError, load_dataset
 from training.run import Run, load_network
 
 RULE = Preprocessing(fit="stretch", resize=32, input_size=32, mean=(0, 0, 0), std=(1, 1, 1))
@@ -247,6 +248,71 @@ def test_our_maps_sum_to_the_logits_and_calibration_keeps_their_order(digits_run
     assert np.abs(maps.scaled(off.maps[:, 4], 32) - plain).max() > 0.01
 
 
+def test_a_map_leans_to_its_class_by_a_part_that_sums_to_zero(digits_run: Run) -> None:
+    network = maps.without_camc(load_network(digits_run.network)[0])
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    labels, every = np.array([1, 7, 7]), np.arange(3)
+    found = maps.answer(network, images)
+    plain, half, along = (maps.leaning(network, images, labels, lean) for lean in (1, 0.5, 0))
+    assert plain == pytest.approx(found.maps[every, labels], abs=1e-4)
+    assert half == pytest.approx((plain + along) / 2, abs=1e-4)
+    for kind in (plain, half, along):
+        assert kind.sum(axis=(1, 2)) == pytest.approx(found.logits[every, labels], rel=1e-3, abs=1e-3)
+    # Two classes of one image: without leaning, the same map in two units.
+    other = maps.leaning(network, images, np.array([2, 2, 2]), 0)
+    assert abs(np.corrcoef(other[0].ravel(), along[0].ravel())[0, 1]) == pytest.approx(1, abs=1e-4)
+    # Grad-CAM's weights, the gradient of a normalised classifier, are at right angles to the mean: the leaning alone.
+    features = network.features(torch.from_numpy(images)).detach().requires_grad_()
+    logits = network.rescale(network.head(features.mean(dim=(2, 3))))
+    logits[torch.arange(3), torch.from_numpy(labels)].sum().backward()
+    assert features.grad is not None
+    gradcam = (features.grad.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1).detach().numpy()
+    assert plain - along == pytest.approx(gradcam, rel=1e-3, abs=1e-4)
+
+
+def test_mosaics_are_of_four_classes_that_are_recognised() -> None:
+    labels = np.repeat(np.arange(6), 5)
+    logits = (np.eye(6)[labels] * np.linspace(1, 9, 30)[:, None]).astype(np.float32)
+    logits[labels == 5] = np.eye(6)[0]  # never recognised
+    found = maps.Answers(logits, logits, logits, logits)
+    chosen = mosaics.choose(found, labels, 50, seed=0)
+    assert chosen.shape == (50, 4) and len(np.unique(chosen)) > 15
+    assert all(len(set(row)) == 4 and 5 not in row for row in labels[chosen])
+    assert np.array_equal(chosen, mosaics.choose(found, labels, 50, seed=0))
+    with pytest.raises(ValueError, match="only 1 classes are recognised; a mosaic needs 4"):
+        mosaics.choose(found, np.zeros(30, dtype=np.int64), 5, seed=0)
+
+
+def test_our_maps_know_which_of_four_digits_is_asked_for(digits_run: Run) -> None:
+    network, recipe, _ = load_network(digits_run.network)
+    test = load_dataset(recipe.data, recipe.seed).test
+    labels = test.labels.numpy()
+    groups = ["many" if label < 5 else "few" for label in labels]
+    data = BoxedImages(images=test.images.numpy(), labels=labels, boxes=np.zeros((len(labels), 4), int), groups=groups)
+
+    def corner(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> localisation.Maps:
+        return np.repeat(peaked(0, 0, images.shape[1]), len(labels), axis=0)
+
+    found = mosaics.compare(network, data, {"gradcam": corner}, 20, seed=0)
+    shares = found["shares"]
+    assert found["asked"]["all"] == 80 == found["asked"]["many"] + found["asked"]["few"]
+    # Always the upper left corner is right for one of four. The centre has a quarter of everything.
+    assert shares["gradcam"]["all"] == 0.25 and shares["centre"]["all"] == pytest.approx(0.25, abs=1e-3)
+    assert shares["calibrated"]["all"] > 0.35 < shares["drawn"]["all"]
+    page = "\n".join(report._mosaics(found))
+    assert "| maps, % | all (80) | many (" in page and "| Grad-CAM | 25.0 |" in page
+
+
+def test_mosaics_stand_two_above_two_and_maps_are_judged_in_their_own_quarter() -> None:
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), dtype=np.uint8)
+    (picture,) = mosaics.compose(images, np.array([[4, 1, 2, 3]]))
+    assert picture[::2, ::2, 0].tolist() == [[4, 1], [2, 3]] and picture.shape == (4, 4, 3)
+    given = np.array([picture[..., 0], 0 * picture[..., 0]], dtype=np.float32)
+    given[0, 3, 3] = -7  # what speaks against the class is left out
+    found = [mosaics.shares(given, place).tolist() for place in range(4)]
+    assert found == [[16 / 37, 0], [4 / 37, 0], [8 / 37, 0], [9 / 37, 0]]
+
+
 def test_drawn_maps_start_at_the_median_where_that_is_positive() -> None:
     given = np.array([[[1.0, 1.0], [1.0, 3.0]], [[-5.0, -5.0], [-5.0, 1.0]]], dtype=np.float32)
     pixels = maps.drawn(given, 2)
@@ -283,15 +349,15 @@ def test_the_whole_benchmark_on_a_small_network(digits_run: Run, boxed: Path) ->
         return np.repeat(peaked(0, 0, 32), len(labels), axis=0)
 
     peers = {"gradcam": corner}
-    result = measure(digits_run, digits_run, boxed, peers, per_group=2, perturbed=1, rounds=1)
+    result = measure(digits_run, digits_run, boxed, peers, per_group=2, perturbed=1, mosaic=0, rounds=1)
     json.dumps(result)
     assert result["setup"]["grid"] == [8, 8] and result["setup"]["probes"] == len(result["setup"]["images"]) - 1
     assert result["order_changed"] < 1e-3
-    everywhere = {"calibrated", "plain", "drawn", "camc_off", "without_camc", "centre", "gradcam"}
+    everywhere = {"calibrated", "plain", "drawn", "half", "along", "camc_off", "with_camc", "centre", "gradcam"}
     assert all(set(of_method) == everywhere for of_method in result["localisation"].values())
     assert result["localisation"]["raw"]["gradcam"]["all"]["pointing"] == 0
-    # The same network stands for the one trained without CAMC, so it cannot be ahead of itself.
-    assert result["leads"]["without_camc"]["all"] == (0, 0, 0)
+    # The same network stands for the one trained with CAMC, so it cannot be ahead of itself.
+    assert result["leads"]["with_camc"]["all"] == (0, 0, 0)
     assert set(result["speed"]["methods"]) == {"camcal", "camcal_torch", "forward", "gradcam"}
 
     page = report.markdown(json.loads(json.dumps(result)))

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from models.bundle import GROUPS
 from models.classifier import LongTailClassifier
-from tests.benchmarks.heatmaps import comparison, gallery, report, speed
+from tests.benchmarks.heatmaps import comparison, gallery, mosaics, report, speed
 from tests.benchmarks.heatmaps.boxes import BoxedImages, load_boxes, unpack
 from tests.benchmarks.heatmaps.comparison import Draw
 from tests.benchmarks.heatmaps.localisation import Ints
@@ -55,30 +55,32 @@ def probes(data: BoxedImages, per_group: int) -> Ints:
 
 def measure(
     run: Run,
-    without: Run | None,
+    with_camc: Run | None,
     boxes: Path,
     peers: Mapping[str, Draw],
     *,
     per_group: int,
     perturbed: int,
+    mosaic: int,
     rounds: int,
 ) -> dict[str, Any]:
     """Everything that the page shows.
 
     Args:
         run: of the network to explain.
-        without: the same recipe's run without CAMC.
+        with_camc: the same recipe's run with CAMC.
         boxes: the folder with photographs and boxes.
         peers: other methods on the network of `run`.
         per_group: how many photographs of each group; 0 for all.
         perturbed: for how many of them to compute ROAD, insertion and deletion; 0 for none.
+        mosaic: how many pictures of four of them; 0 for none.
         rounds: of the measurement of speed; 0 for none.
     """
     network, recipe, meta = load_network(run.network)
     rule = preprocessing_of(recipe.data)
     data = load_boxes(boxes, meta["classes"], meta["train_counts"], rule, per_group, SEED)
     say(f"{len(data.labels)} photographs")
-    other = None if without is None else load_network(without.network)[0]
+    other = None if with_camc is None else load_network(with_camc.network)[0]
     found = comparison.compare(network, other, data, peers, probes(data, perturbed), say)
     return {
         "setup": {
@@ -99,6 +101,7 @@ def measure(
         "localisation": comparison.localise(found),
         "leads": comparison.leads(found),
         "faithfulness": comparison.bear(network, found, say) if perturbed else {},
+        "mosaics": in_mosaics(network, data, peers, mosaic) if mosaic else {},
         "speed": timed(run, network, data, peers, rounds) if rounds else {},
     }
 
@@ -109,6 +112,13 @@ def version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "absent"
+
+
+def in_mosaics(network: LongTailClassifier, data: BoxedImages, peers: Mapping[str, Draw], count: int) -> dict[str, Any]:
+    """The grid pointing game, without Score-CAM: four times the pixels and classes would take it hours."""
+    say("drawing mosaics")
+    quick = {name: draw for name, draw in peers.items() if name != "scorecam"}
+    return mosaics.compare(network, data, quick, count, SEED)
 
 
 def timed(
@@ -135,6 +145,7 @@ def table(
     work: Annotated[Path, typer.Option(help="Folder to unpack into.")] = ROOT / ".venv-bench",
     per_group: Annotated[int, typer.Option(help="Photographs of each group; 0: all.")] = 500,
     perturbed: Annotated[int, typer.Option(help="Of these, for ROAD, insertion and deletion; 0: none.")] = 50,
+    mosaic: Annotated[int, typer.Option(help="Pictures of four photographs; 0: none.")] = 100,
     rounds: Annotated[int, typer.Option(help="Of the measurement of speed; 0: none.")] = 50,
     methods: Annotated[str, typer.Option(help="Peers to draw; empty for none.")] = ",".join(report.PEERS),
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key of the recipe.")] = None,
@@ -146,10 +157,12 @@ def table(
     boxes = archive if archive.is_dir() else unpack(archive, work)
     overrides = set_ or []
     run = trained(boxes, runs / RECIPE, overrides)
-    without = trained(boxes, runs / f"{RECIPE}-without-camc", [*overrides, "model.camc=off"])
+    with_camc = trained(boxes, runs / f"{RECIPE}-with-camc", [*overrides, "model.camc=prototypes"])
     network, _, _ = load_network(run.network)
     peers = {name: Peer(name, network) for name in methods.split(",") if name}
-    result = measure(run, without, boxes, peers, per_group=per_group, perturbed=perturbed, rounds=rounds)
+    result = measure(
+        run, with_camc, boxes, peers, per_group=per_group, perturbed=perturbed, mosaic=mosaic, rounds=rounds
+    )
     (out / "benchmarks").mkdir(parents=True, exist_ok=True)
     (out / "benchmarks" / "heatmaps.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / "heatmaps-benchmark.md").write_text(report.markdown(result))

@@ -21,7 +21,9 @@ from tests.benchmarks.heatmaps.localisation import Ints, Maps, Statistics
 RULES = ("true", "raw", "calibrated")
 """Which class is explained: the label, the plain prediction or the calibrated one."""
 
-OURS, PLAIN, DRAWN, OFF, WITHOUT, CENTRE = "calibrated", "plain", "drawn", "camc_off", "without_camc", "centre"
+OURS, PLAIN, DRAWN, CENTRE = "calibrated", "plain", "drawn", "centre"
+HALF, ALONG = "half", "along"  # `maps.leaning` by a half and by nothing
+WITH, OFF = "with_camc", "camc_off"  # of the other network: its maps, and those with the module switched off
 CORRECT = "correct"  # the images whose calibrated prediction is right
 Draw = Callable[[NDArray[np.uint8], Ints], Maps]
 """A peer: from P images and the class to explain of each to P maps in [0, 1]."""
@@ -49,7 +51,7 @@ class Comparison:
 
 def compare(
     network: LongTailClassifier,
-    trained_without: LongTailClassifier | None,
+    with_camc: LongTailClassifier | None,
     data: BoxedImages,
     peers: Mapping[str, Draw],
     probes: Ints,
@@ -58,8 +60,7 @@ def compare(
     """Draw and score all maps.
 
     Args:
-        network: with CAMC or without.
-        trained_without: a network of the same recipe without CAMC, explained by its own predictions; None for none.
+        with_camc: a network of the same recipe with CAMC, explained by its own predictions; None for none.
         peers: what else to draw, by name.
         probes: the images whose maps to keep.
     """
@@ -69,10 +70,10 @@ def compare(
     kept: dict[str, Maps] = {}
     ours: dict[str, Maps] = {}
     changed = 0.0
-    for name, rule, result in _all_maps(network, on, trained_without, data, peers, classes):
+    for name, rule, result in _all_maps(network, on, with_camc, data, peers, classes):
         say(f"scoring {name}, {rule} class")
         statistics[rule][name] = localisation.statistics(result, data.boxes)
-        if rule == "calibrated" and name != WITHOUT:
+        if rule == "calibrated" and name not in (WITH, OFF):
             kept[name] = result[probes]
         if name == OURS:
             ours[rule] = result
@@ -86,7 +87,7 @@ def compare(
 def _all_maps(
     network: LongTailClassifier,
     on: maps.Answers,
-    trained_without: LongTailClassifier | None,
+    with_camc: LongTailClassifier | None,
     data: BoxedImages,
     peers: Mapping[str, Draw],
     classes: Mapping[str, Ints],
@@ -94,17 +95,19 @@ def _all_maps(
     """The maps of each method under each rule, as (method, rule, N×S×S)."""
     side = data.images.shape[1]
     every = np.arange(len(data.labels))
-    off = maps.answer(maps.without_camc(network), data.images)
     for rule, chosen in classes.items():
         yield OURS, rule, maps.scaled(on.calibrated_maps[every, chosen], side)
         yield PLAIN, rule, maps.scaled(on.maps[every, chosen], side)
         yield DRAWN, rule, maps.drawn(on.calibrated_maps[every, chosen], side)
-        yield OFF, rule, maps.scaled(off.maps[every, chosen], side)
+        for name, lean in ((HALF, 0.5), (ALONG, 0.0)):
+            yield name, rule, maps.scaled(maps.leaning(network, data.images, chosen, lean), side)
         yield CENTRE, rule, localisation.centre(len(every), side)
-    if trained_without is not None:
-        other = maps.answer(trained_without, data.images)
+    if with_camc is not None:
+        other = maps.answer(with_camc, data.images)
+        off = maps.answer(maps.without_camc(with_camc), data.images)
         for rule, chosen in other.classes(data.labels).items():
-            yield WITHOUT, rule, maps.scaled(other.calibrated_maps[every, chosen], side)
+            yield WITH, rule, maps.scaled(other.calibrated_maps[every, chosen], side)
+            yield OFF, rule, maps.scaled(off.calibrated_maps[every, chosen], side)
     for name, draw in peers.items():
         for rule, result in draw_each(draw, data.images, classes).items():
             yield name, rule, result
@@ -148,18 +151,18 @@ def localise(found: Comparison) -> dict[str, Any]:
 def leads(found: Comparison) -> dict[str, Any]:
     """How far the mean of our calibrated maps, class by calibrated prediction, is ahead of others, with its interval.
 
-    The others explain what is predicted without calibration; the network trained without CAMC, its own calibrated
+    The others explain what is predicted without calibration; the network with CAMC, on or off, its own calibrated
     prediction.
     """
     ours = found.statistics["calibrated"][OURS]
-    return {
-        name: {
-            group: localisation.lead(ours, found.statistics["calibrated" if name == WITHOUT else "raw"][name], index)
-            for group, index in found.data.positions().items()
-        }
-        for name in found.statistics["raw"]
-        if name not in (OURS, DRAWN)
-    }
+    positions = found.data.positions()
+    result = {}
+    for name, theirs in found.statistics["raw"].items():
+        if name in (WITH, OFF):
+            theirs = found.statistics["calibrated"][name]
+        if name not in (OURS, DRAWN, HALF, ALONG):
+            result[name] = {group: localisation.lead(ours, theirs, index) for group, index in positions.items()}
+    return result
 
 
 def bear(network: LongTailClassifier, found: Comparison, say: Say) -> dict[str, dict[str, dict[str, float]]]:

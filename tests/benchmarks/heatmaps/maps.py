@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from models import cam
 from models.classifier import LongTailClassifier
@@ -49,6 +50,26 @@ def answer(network: LongTailClassifier, images: NDArray[np.uint8]) -> Answers:
         parts = (logits_BK, network.calibrate(logits_BK), maps_BKhw, calibrated_BKhw)
         found.append(tuple(part.numpy() for part in parts))
     return Answers(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+@torch.no_grad()
+def leaning(network: LongTailClassifier, images: NDArray[np.uint8], classes_P: NDArray[np.int64], lean: float) -> Maps:
+    """Plain maps that lean less to their class, P×h×w, of one class of each image; they sum to its logit as well.
+
+    With ĝ the mean of F̂, W_k has a part along ĝ and one at right angles to it, W_k = A_k + R_k. ⟨A_k, F̂_u⟩ is the share
+    of position u in what the image shows at all, in units of the logit. ⟨R_k, F̂_u⟩ says how much more u leans to class
+    k than the image as a whole, and sums to zero. These maps are of A_k + `lean`·R_k; with 1 they are the plain ones.
+    """
+    weight_KC, bias_K = network.rows()
+    found = []
+    for index in torch.arange(len(images)).split(BATCH):
+        _, features_BChw = network.explain(torch.from_numpy(images[index]))
+        rows_B1C = weight_KC[classes_P[index]].unsqueeze(1)
+        direction_B1C = functional.normalize(features_BChw.mean(dim=(2, 3))).unsqueeze(1)
+        along_B1C = (rows_B1C * direction_B1C).sum(dim=2, keepdim=True) * direction_B1C
+        rows_B1C = along_B1C + lean * (rows_B1C - along_B1C)
+        found.append(cam.contributions(features_BChw, rows_B1C, bias_K[classes_P[index]].unsqueeze(1)).squeeze(1))
+    return torch.cat(found).numpy()
 
 
 def without_camc(network: LongTailClassifier) -> LongTailClassifier:

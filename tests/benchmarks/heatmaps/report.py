@@ -7,15 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from models.bundle import GROUPS
-from tests.benchmarks.heatmaps.comparison import CENTRE, CORRECT, DRAWN, OFF, OURS, PLAIN, RULES, WITHOUT
+from tests.benchmarks.heatmaps.comparison import (
+    ALONG,
+    CENTRE,
+    CORRECT,
+    DRAWN,
+    HALF,
+    OFF,
+    OURS,
+    PLAIN,
+    RULES,
+    WITH,
+)
 from tests.benchmarks.heatmaps.localisation import MEASURES
 
 TITLES = {
     OURS: "**camcal, calibrated**",
     PLAIN: "camcal, plain",
     DRAWN: "camcal, calibrated, as drawn",
-    OFF: "camcal, the same network, CAMC switched off",
-    WITHOUT: "camcal, trained without CAMC",
+    HALF: "camcal, leaning by half",
+    ALONG: "camcal, leaning by nothing",
+    WITH: "camcal, trained with CAMC",
+    OFF: "that network, CAMC switched off",
     "cam": "CAM",
     "gradcam": "Grad-CAM",
     "gradcam++": "Grad-CAM++",
@@ -69,6 +82,7 @@ def markdown(result: dict[str, Any]) -> str:
         *_effects(result["localisation"]),
         "",
         *(_faithfulness(result) if result.get("faithfulness") else []),
+        *(_mosaics(result["mosaics"]) if result.get("mosaics") else []),
         *(_speed(result) if result.get("speed") else []),
         DEFINITIONS.read_text(encoding="utf-8"),
     ]
@@ -93,7 +107,7 @@ def _by_group(values: dict[str, float]) -> str:
 
 
 def _own_rule(name: str) -> str:
-    return "calibrated" if name in (OURS, DRAWN, WITHOUT) else "raw"
+    return "calibrated" if name in (OURS, DRAWN, HALF, ALONG, WITH, OFF) else "raw"
 
 
 def _groups_of(result: dict[str, Any]) -> list[str]:
@@ -147,6 +161,22 @@ def _faithfulness(result: dict[str, Any]) -> list[str]:
     header = ["maps, %", "ROAD", "insertion", "deletion", *(f"ROAD, {group}" for group in groups)]
     words = f"On {result['setup']['probes']} of the photographs, as many of each group."
     return ["## What the prediction depends on", "", words, "", *_table(header, rows), ""]
+
+
+def _mosaics(found: dict[str, Any]) -> list[str]:
+    groups = list(found["asked"])
+    rows = [
+        [title, *(_percent(found["shares"][name][group]) for group in groups)]
+        for name, title in TITLES.items()
+        if name in found["shares"]
+    ]
+    words = (
+        f"{found['mosaics']} pictures of four photographs each, of four classes that the network recognises, drawn at "
+        "random from the surest. Each class is asked for in turn: how much of the positive part of its map lies on its "
+        "own photograph. A map that does not depend on the class gets 25 %."
+    )
+    header = ["maps, %", *(f"{group} ({found['asked'][group]})" for group in groups)]
+    return ["## Which class a map is of", "", words, "", *_table(header, rows), ""]
 
 
 def _speed(result: dict[str, Any]) -> list[str]:
