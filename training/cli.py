@@ -119,6 +119,26 @@ def export(
 
 
 @app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    overrides: Overrides = None,
+) -> None:
+    """Judge a bundle by its graph alone, on the test part of its data, and compare that with what it says of itself.
+
+    --set data.root=PATH says where the data lies.
+    """
+    with _spoken_errors():
+        from models.bundle import Bundle
+        from training import pipeline
+        from training import verify as verification
+
+        loaded = Bundle.load(bundle)
+        recipe = verification.recipe_of(loaded, overrides or ())
+        verification.verify(loaded, pipeline.load(recipe, console), console)
+        console.print("accuracy and ECE are as the report says")
+
+
+@app.command()
 def results(
     folder: Annotated[
         Path | None, typer.Option("--from", help="Folder of result files; docs/results by default.")

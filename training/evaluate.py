@@ -235,15 +235,16 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         f"{d['smallest_class']} a class, held-out ones included), {d['holdout']} held out, {d['test']} for the test"
     )
     balanced = {name: report["test"][step] for step, name in STEPS.items()}
-    console.print(_table("balanced test, balanced prior", d["groups"], balanced))
+    console.print(figures_table("balanced test, balanced prior", d["groups"], balanced))
     under_train = {STEPS[step]: figures for step, figures in report["test_under_train_prior"].items()}
-    console.print(_table("test weighted to the training frequencies, training prior", d["groups"], under_train))
+    console.print(figures_table("test weighted to the training frequencies, training prior", d["groups"], under_train))
     if given := report.get("test_under_given_prior"):
         under_given = {STEPS[step]: figures for step, figures in given.items()}
-        console.print(_table("test weighted to the given prior, probabilities for it", d["groups"], under_given))
+        console.print(figures_table("test weighted to the given prior, probabilities for it", d["groups"], under_given))
 
 
-def _table(title: str, groups: dict[str, int], rows: dict[str, dict[str, Any]]) -> Table:
+def figures_table(title: str, groups: dict[str, int], rows: dict[str, dict[str, Any]]) -> Table:
+    """Figures by row; all but NLL and Brier score are in percent. `groups` says how many classes each has."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column()
     for name in ("top-1", *(f"{group} ({groups[group]})" for group in GROUPS), "ECE", "cwECE", "NLL", "Brier"):

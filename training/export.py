@@ -195,7 +195,7 @@ def export_bundle(
         grid=(grid[0], grid[1]),
         precision=precision,
         figures={step: report["test"][step] for step in ("trained", "calibrated")},
-        recipe=recipe.model_dump(mode="json"),
+        recipe=recipe.model_dump(mode="json", exclude={"data": {"root"}}),
         prior=None if recipe.calibrate.prior is None else given_prior(recipe.calibrate.prior, classes).tolist(),
         files=files,
     )

@@ -154,12 +154,17 @@ def _pixels(part: Images) -> Iterator[NDArray[np.uint8]]:
         yield images_BHWC.numpy()
 
 
-def _held(path: Path, part: Images, prior_K: NDArray[np.float64]) -> Held:
+def served(path: Path, part: Images, top_k: int = 1) -> Iterator[dict[str, NDArray[Any]]]:
+    """The outputs of a bundle's graph, by name, for each batch of a part of the data."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    rows = []
     for images in _pixels(part):
-        feed = dict(zip(INPUTS, (images, np.array(min(5, len(prior_K)))), strict=True))
-        outputs = dict(zip(OUTPUTS, session.run(list(OUTPUTS), feed), strict=True))
+        feed = dict(zip(INPUTS, (images, np.array(top_k)), strict=True))
+        yield dict(zip(OUTPUTS, session.run(list(OUTPUTS), feed), strict=True))
+
+
+def _held(path: Path, part: Images, prior_K: NDArray[np.float64]) -> Held:
+    rows = []
+    for outputs in served(path, part, min(5, len(prior_K))):
         _check_maps(outputs)
         rows.append(outputs["calibrated_probabilities"])
     probabilities_NK = shift_prior(np.concatenate(rows).astype(np.float64), prior_K)

@@ -22,7 +22,7 @@ def run(digits_run: Run, tmp_path: Path) -> Run:
 
 def test_all_commands_are_listed() -> None:
     output = _camcal("--help").output
-    assert all(name in output for name in ("train", "calibrate", "evaluate", "export", "serve", "inspect", "predict"))
+    assert all(name in output for name in ("train", "calibrate", "evaluate", "export", "verify", "serve", "inspect"))
 
 
 def test_a_finished_run_is_not_trained_again(run: Run) -> None:

@@ -1,0 +1,58 @@
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from models.bundle import Bundle
+from training.config import RecipeError
+from training.data import Dataset, load_dataset
+from training.run import Run
+from training.verify import VerifyError, recipe_of, verify
+
+
+@pytest.fixture(scope="module")
+def bundle(digits_run: Run) -> Bundle:
+    return Bundle.load(digits_run.bundle)
+
+
+@pytest.fixture(scope="module")
+def data(bundle: Bundle) -> Dataset:
+    recipe = recipe_of(bundle, [])
+    return load_dataset(recipe.data, recipe.seed)
+
+
+def test_the_graph_does_what_the_report_of_the_network_says(
+    bundle: Bundle, data: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = verify(bundle, data, Console(width=140))
+    for name, step in (("probabilities", "scalar"), ("calibrated_probabilities", "calibrated")):
+        said = bundle.report["test"][step]
+        assert found[name]["nll"] == pytest.approx(said["nll"], abs=1e-4)
+        assert found[name]["accuracy"] == said["accuracy"]
+        assert found[name]["groups"] == said["groups"]
+    assert found["calibrated_probabilities"]["nll"] < found["probabilities"]["nll"]
+    out = capsys.readouterr().out
+    assert f"{len(data.test)} test images" in out and "calibrated_probabilities, by the report" in out
+
+
+@pytest.mark.parametrize(("figure", "by"), [("accuracy", 0.01), ("ece", -0.002)])
+def test_a_report_that_promises_something_else_is_found_out(
+    bundle: Bundle, data: Dataset, figure: str, by: float
+) -> None:
+    test = bundle.report["test"]
+    promised = test | {"calibrated": test["calibrated"] | {figure: test["calibrated"][figure] + by}}
+    with pytest.raises(VerifyError, match=f"the {figure} of the calibrated_probabilities is .* by the report"):
+        verify(replace(bundle, report=bundle.report | {"test": promised}), data, Console(quiet=True))
+
+
+def test_other_classes_are_refused(bundle: Bundle, data: Dataset) -> None:
+    renamed = replace(data, classes=[*data.classes[:-1], "another"])
+    with pytest.raises(VerifyError, match="10 classes, and they are not those of the bundle"):
+        verify(bundle, renamed, Console(quiet=True))
+
+
+def test_the_recipe_may_be_told_where_the_data_lies(bundle: Bundle) -> None:
+    assert recipe_of(bundle, []).data.root is None
+    assert str(recipe_of(bundle, ["data.root=elsewhere"]).data.root) == "elsewhere"
+    with pytest.raises(RecipeError, match="data.rot"):
+        recipe_of(bundle, ["data.rot=elsewhere"])
