@@ -43,13 +43,17 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
+COMMIT = commit()
+"""That of the code in this process, which the clone may have left when the training ends."""
+
+
 def hardware(device: torch.device) -> str:
     """One line about the machine: processor, its cores, and torch's version."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        name = f"{_processor()}, {cores} cores"
+        name = f"{_processor()}, {cores} core{'' if cores == 1 else 's'}"
     return f"{name}, torch {torch.__version__}"
 
 
@@ -65,4 +69,4 @@ def _processor() -> str:
 def made_with(device: torch.device) -> dict[str, str | None]:
     """Version, commit, hardware and today's date, for a report."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {"version": version(), "commit": commit(), "hardware": hardware(device), "date": today}
+    return {"version": version(), "commit": COMMIT, "hardware": hardware(device), "date": today}
