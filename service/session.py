@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,6 +106,10 @@ class Session:
         for size in self._buckets if self._pad else {1, self.max_batch}:
             for alone in {True, self.lanes == 1}:
                 self.run(self._input[:size], 1, alone)
+        if self.lanes > 1:  # at once, so that memory has its height before the first request
+            with ThreadPoolExecutor(self.lanes) as threads:
+                for _ in threads.map(lambda lane: self.run(self._input, 1, False), range(self.lanes)):
+                    pass
 
     def run(self, images: Images, top_k: int, alone: bool = True) -> Outputs:
         """Run N images (uint8, H×W×3 each, N ≤ `max_batch`) and return the maps of the `top_k` best classes.
@@ -187,6 +193,13 @@ def _open(bundle: Bundle, device: Device, threads: int, gpu: int) -> tuple[ort.I
     return session, reason
 
 
+@functools.cache
+def _register_arena() -> None:
+    """One arena of memory for all CPU sessions of this process, also those of a reload, instead of one for each."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
+
+
 def _create(bundle: Bundle, threads: int, providers: list[str | tuple[str, dict[str, str]]]) -> ort.InferenceSession:
     options = ort.SessionOptions()
     # ONNX Runtime would take the host's CPU count, 6.6× slower in a limited container (microsoft/onnxruntime#29510).
@@ -196,6 +209,9 @@ def _create(bundle: Bundle, threads: int, providers: list[str | tuple[str, dict[
     # took 6.1 ms of CPU an image of the shipped model; asleep they take 3.5.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    if providers == [CPU]:
+        _register_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     try:
         return ort.InferenceSession(str(bundle.model_path), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises its own classes, which share no public base
