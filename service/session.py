@@ -103,13 +103,13 @@ class Session:
 
     def warm_up(self) -> None:
         """Run once what a first request should not pay for: every bucket, or the smallest and the largest batch."""
-        for size in self._buckets if self._pad else {1, self.max_batch}:
-            for alone in {True, self.lanes == 1}:
-                self.run(self._input[:size], 1, alone)
-        if self.lanes > 1:  # at once, so that memory has its height before the first request
-            with ThreadPoolExecutor(self.lanes) as threads:
-                for _ in threads.map(lambda lane: self.run(self._input, 1, False), range(self.lanes)):
-                    pass
+        lanes = self.lanes if self.lanes > 1 else 0
+        with ThreadPoolExecutor(self.lanes) as threads:
+            for size in self._buckets if self._pad else (1, self.max_batch):
+                batch = self._input[:size]
+                self.run(batch, 1)
+                # All at once, so that memory has its height before the first request.
+                list(threads.map(self.run, [batch] * lanes, [1] * lanes, [False] * lanes))
 
     def run(self, images: Images, top_k: int, alone: bool = True) -> Outputs:
         """Run N images (uint8, H×W×3 each, N ≤ `max_batch`) and return the maps of the `top_k` best classes.

@@ -262,10 +262,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise RecipeError(f"no recipe {str(source)!r}: give a TOML file or one of: {shipped}")
-    raw = _read(path)
-    for override in overrides:
-        apply_override(raw, override)
-    return parse_recipe(raw, path.name)
+    return parse_recipe(_read(path), path.name, overrides)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -282,15 +279,17 @@ def _read(path: Path) -> dict[str, Any]:
     return raw
 
 
-def parse_recipe(raw: dict[str, Any], origin: str) -> Recipe:
-    """Validate a recipe given as nested dicts; `origin` is named in errors."""
+def parse_recipe(raw: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Validate a recipe given as nested dicts, which overrides change in place; `origin` is named in errors."""
+    for override in overrides:
+        _apply_override(raw, override)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
         raise RecipeError("; ".join(_sentence(item, origin) for item in error.errors())) from None
 
 
-def apply_override(raw: dict[str, Any], override: str) -> None:
+def _apply_override(raw: dict[str, Any], override: str) -> None:
     """Set one value of a recipe given as nested dicts, in place; see `load_recipe`."""
     key, equals, text = override.partition("=")
     parts = [part.strip() for part in key.split(".")]

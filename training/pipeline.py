@@ -14,7 +14,7 @@ from rich.console import Console
 
 from models.bundle import Bundle, Precision
 from training.calibrate import calibrate
-from training.config import Recipe, apply_override, parse_recipe
+from training.config import Recipe, parse_recipe
 from training.data import Dataset, load_dataset
 from training.distributed import process_group
 from training.evaluate import evaluate, print_report
@@ -122,7 +122,4 @@ def export_run(run: Run, folder: Path, console: Console, precision: Precision = 
 def recipe_of(run: Run, overrides: Sequence[str]) -> Recipe:
     """The recipe that a run was trained with, changed by `section.key=value` overrides."""
     _, recipe, _ = load_network(run.checkpoint)
-    raw = recipe.model_dump(mode="json")
-    for override in overrides:
-        apply_override(raw, override)
-    return parse_recipe(raw, run.checkpoint.name)
+    return parse_recipe(recipe.model_dump(mode="json"), run.checkpoint.name, overrides)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from models.bundle import GROUPS, Bundle
+from models.bundle import Bundle
 from training import metrics
-from training.config import Recipe, apply_override, parse_recipe
+from training.config import Recipe, parse_recipe
 from training.data import Dataset
 from training.evaluate import figures_table
 from training.precision import served
@@ -27,9 +27,7 @@ class VerifyError(ValueError):
 def recipe_of(bundle: Bundle, overrides: Sequence[str]) -> Recipe:
     """The recipe that the bundle was made by, changed by `section.key=value` overrides."""
     raw = bundle.manifest.model_dump(mode="json")["recipe"]
-    for override in overrides:
-        apply_override(raw, override)
-    return parse_recipe(raw, str(bundle.path / "manifest.json"))
+    return parse_recipe(raw, str(bundle.path / "manifest.json"), overrides)
 
 
 def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Any]:
@@ -50,8 +48,8 @@ def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Any]:
         probabilities_NK = np.concatenate([output[name] for output in outputs]).astype(np.float64)
         found[name] = dict(metrics.figures(probabilities_NK, labels_N, groups_K))
         rows |= {name: found[name], f"{name}, by the report": bundle.report["test"][step]}
-    counts: dict[str, int] = {group: groups_K.count(group) for group in GROUPS}
-    console.print(figures_table(f"{manifest.name} {manifest.version}, {len(labels_N)} test images", counts, rows))
+    title = f"{manifest.name} {manifest.version}, {len(labels_N)} test images"
+    console.print(figures_table(title, bundle.report["data"]["groups"], rows))
     for name, step in STEPS.items():
         for figure in ("accuracy", "ece"):
             said = bundle.report["test"][step][figure]

@@ -20,6 +20,7 @@ from tests.benchmarks.heatmaps import localisation, maps
 from tests.benchmarks.heatmaps.boxes import BoxedImages
 from tests.benchmarks.heatmaps.comparison import ALONG, CENTRE, DRAWN, HALF, OURS, PLAIN, Draw
 from tests.benchmarks.heatmaps.localisation import Floats, Ints, Maps
+from training.metrics import softmax
 
 PHOTOGRAPHS = 4
 CONFIDENT = 240  # photographs to draw from, at most
@@ -35,9 +36,7 @@ def choose(found: maps.Answers, labels_N: Ints, count: int, seed: int) -> Ints:
         ValueError: if those are of fewer than four classes.
     """
     right = np.flatnonzero(found.calibrated_logits.argmax(axis=1) == labels_N)
-    logits = found.calibrated_logits[right].astype(np.float64)
-    sureness = logits.max(axis=1) - np.log(np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1))
-    sureness -= logits.max(axis=1)
+    sureness = softmax(found.calibrated_logits[right]).max(axis=1)
     right = right[np.argsort(-sureness, kind="stable")[:CONFIDENT]]
     by_class = [right[labels_N[right] == label] for label in np.unique(labels_N[right])]
     if len(by_class) < PHOTOGRAPHS:
