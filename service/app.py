@@ -20,6 +20,7 @@ from service.runtime import Runtime
 from service.schemas import ProblemDetails
 from service.session import Session, load_sessions
 from service.settings import Settings
+from service.siblings import Siblings
 
 API_VERSION = "1.0.0"
 _DESCRIPTION = (
@@ -28,13 +29,14 @@ _DESCRIPTION = (
 )
 
 
-def create_app(settings: Settings | None = None, *sessions: Session) -> FastAPI:
+def create_app(settings: Settings | None = None, *sessions: Session, siblings: Siblings | None = None) -> FastAPI:
     """The service as an ASGI app.
 
     Args:
         settings: by default those of the environment.
         sessions: a loaded model, once a device; by default the lifespan loads `settings.bundle`, which may raise
             BundleError or DeviceError.
+        siblings: the other workers, if this process is one of several.
     """
     settings = settings or Settings()
     app = FastAPI(
@@ -57,6 +59,7 @@ def create_app(settings: Settings | None = None, *sessions: Session) -> FastAPI:
     )
     app.state.settings = settings
     app.state.sessions = sessions
+    app.state.siblings = siblings
     app.state.metrics = Metrics()
     app.state.openapi = None
     queued = [route for module in (predict, batch, v2) for route in module.router.routes]
@@ -74,8 +77,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     sessions = app.state.sessions or await asyncio.to_thread(load_sessions, settings)
     app.state.sessions = ()  # the model is the runtime's alone, which a reload frees
-    app.state.runtime = runtime = Runtime(settings, Model(tuple(sessions)), app.state.metrics)
+    siblings: Siblings | None = app.state.siblings
+    app.state.runtime = runtime = Runtime(settings, Model(tuple(sessions)), app.state.metrics, siblings)
     del sessions
+    answers = await siblings.serve(runtime.answer) if siblings else None
     watch = asyncio.create_task(runtime.watch()) if settings.watch else None
     try:
         yield
@@ -83,6 +88,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         if watch:
             watch.cancel()
         await runtime.close()
+        if answers:
+            answers.close()
         app.state.runtime = None
 
 

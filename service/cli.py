@@ -39,6 +39,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on [8000].")] = None,
     device: DeviceOption = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that serve [1].")] = None,
 ) -> None:
     """Serve a bundle over HTTP. Every CAMCAL_ variable of the environment applies; options win."""
     if hasattr(signal, "SIGHUP"):  # not on Windows
@@ -46,9 +47,13 @@ def serve(
     with spoken_errors():
         from service.session import load_sessions
 
-        settings = _settings(bundle=bundle, host=host, port=port, device=device)
+        settings = _settings(bundle=bundle, host=host, port=port, device=device, workers=workers)
         if settings.otel:
             import_module("opentelemetry.sdk")
+        if settings.workers > 1:
+            from service.workers import Supervisor
+
+            return Supervisor(settings).run()
         sessions = load_sessions(settings)
     from service.server import serve as run
 

@@ -58,6 +58,18 @@ def _quota_v1(folder: Path) -> float | None:
     return None if quota <= 0 else quota / int((folder / "cpu.cfs_period_us").read_text())
 
 
+def take_share(index: int, count: int) -> int:
+    """Keep this process to part `index` of `count` of its CPUs, if it may have them whole; how many it may then use.
+
+    Under a quota, or with fewer CPUs than parts, all parts keep all CPUs, and each should use its share of them.
+    """
+    total = usable_cpus()
+    if hasattr(os, "sched_setaffinity") and len(cpus := sorted(os.sched_getaffinity(0))) == total >= count:
+        os.sched_setaffinity(0, cpus[index * total // count : (index + 1) * total // count])
+        return usable_cpus()
+    return max(1, total // count)
+
+
 def yield_to_event_loop() -> None:
     """Lower the calling thread's priority, where threads have one of their own (Linux).
 

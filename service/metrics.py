@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from models.bundle import GROUPS
 
@@ -15,6 +17,16 @@ _STAGE_SECONDS = (0.0001, 0.00025, 0.0005, *_SECONDS)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _SHARES = tuple(i / 10 for i in range(1, 10)) + (0.95, 0.99, 1.0)
 _SHIFTS = (-0.5, -0.25, -0.1, -0.05, -0.01, 0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+# What is not summed over the workers.
+_JOINED: dict[str, Callable[[tuple[float, float]], float]] = {
+    "camcal_ready": min,
+    "camcal_model_info": max,
+    "camcal_device_fallback": max,
+    "process_start_time_seconds": min,
+    "process_max_fds": min,
+}
 
 
 class Metrics:
@@ -105,6 +117,43 @@ class Metrics:
     def render(self) -> bytes:
         """The text that Prometheus reads."""
         return generate_latest(self.registry)
+
+
+class _Families(Collector):
+    """Metrics as they were read, for another registry."""
+
+    def __init__(self, families: Iterable[Metric]):
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def merged(texts: Sequence[bytes]) -> bytes:
+    """One text of the `Metrics.render` of several processes: sums, but for what is one of them all.
+
+    The service is ready when all are, began with the first, and all serve one model.
+    """
+    families: dict[str, Metric] = {}
+    values: dict[str, dict[tuple[str, frozenset[tuple[str, str]]], float]] = {}
+    for text in texts:
+        for family in text_string_to_metric_families(text.decode()):
+            kept = families.setdefault(family.name, family)
+            known = values.setdefault(family.name, {})
+            join = _JOINED.get(family.name, min if family.name.endswith("_created") else sum)
+            for sample in family.samples:
+                key = sample.name, frozenset(sample.labels.items())
+                if family is not kept and key not in known:
+                    kept.samples.append(sample)
+                known[key] = join((known[key], sample.value)) if key in known else sample.value
+    for name, family in families.items():
+        family.samples = [
+            sample._replace(value=values[name][sample.name, frozenset(sample.labels.items())])
+            for sample in family.samples
+        ]
+    registry = CollectorRegistry()
+    registry.register(_Families(families.values()))
+    return generate_latest(registry)
 
 
 def server_timing(stages: Mapping[str, float]) -> str:

@@ -22,6 +22,7 @@ from service.metrics import Metrics
 from service.model import Model, load_model, stamp
 from service.session import DeviceError
 from service.settings import Settings
+from service.siblings import SharedStore, Siblings
 from service.stores import MapStore
 from service.stores.memory import MemoryStore
 
@@ -36,9 +37,15 @@ class Runtime:
     """The model served, with queue, threads and store. Made and closed inside one event loop.
 
     A request takes `model` once and uses that one to its end: a reload may replace it at any time.
+
+    Args:
+        settings: of this process.
+        model: what to serve first.
+        metrics: where to count.
+        siblings: the other workers, if this process is one of several.
     """
 
-    def __init__(self, settings: Settings, model: Model, metrics: Metrics):
+    def __init__(self, settings: Settings, model: Model, metrics: Metrics, siblings: Siblings | None = None):
         first = model.sessions[0]
         # Fixed for good: what a reload loads must fit this batcher, whatever CPUs the process is left by then.
         self.settings = settings.model_copy(update={"intra_threads": first.threads, "max_batch": first.max_batch})
@@ -64,7 +71,9 @@ class Runtime:
         self.render = ThreadPoolExecutor(1, thread_name_prefix="render", initializer=yield_to_event_loop)
         memory = MemoryStore(settings.cam_max_bytes, lambda reason: metrics.store_evictions.labels(reason).inc())
         self.decoding = Budget(settings.decode_bytes)
-        self.store: MapStore = memory
+        self.worker = siblings.index if siblings else 0
+        self.own_store = memory
+        self.store: MapStore = SharedStore(memory, siblings) if siblings else memory
         self._describe(memory)
 
     @property
@@ -129,6 +138,12 @@ class Runtime:
         with self.drawings.ticket() as ticket:
             ticket.join()
             return await unless_gone(request, self.in_thread(work, self.render))
+
+    async def answer(self, question: str) -> bytes:
+        """What another worker wants to know: `metrics`, or the heatmap of an id."""
+        if question == "metrics":
+            return await asyncio.to_thread(self.metrics.render)
+        return await self.own_store.get(question) or b""
 
     async def watch(self, period_s: float = 1.0) -> None:
         """Reload whenever the files of the bundle's folder have changed, and then stayed the same for a period."""

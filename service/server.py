@@ -9,6 +9,7 @@ import math
 import signal
 import socket
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,56 +20,139 @@ from service.protocol import guarded
 from service.runtime import running
 from service.session import Session
 from service.settings import Settings
+from service.siblings import Siblings
 
 log = logging.getLogger("camcal")
 
+# What a supervisor tells a worker, a byte each; a connection comes with its file descriptor.
+CONNECTION, RELOAD, DRAIN, STOP = b"C", b"R", b"D", b"S"
 
-class DrainingServer(uvicorn.Server):
+
+class Server(uvicorn.Server):
+    """uvicorn with an app that can reload and drain."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI):
+        super().__init__(config)
+        self._app = app
+
+    def reload(self) -> None:
+        """Load the bundle again."""
+        if runtime := running(self._app):
+            self._reloading = asyncio.ensure_future(runtime.reload())  # kept, or it might vanish before its end
+
+    def drain(self) -> None:
+        """Not ready from now on."""
+        if runtime := running(self._app):
+            runtime.drain()
+
+    def stop(self) -> None:
+        """Take no more connections, and end when all requests are answered."""
+        self.should_exit = True
+
+
+class DrainingServer(Server):
     """On SIGTERM: not ready at once, serve on for `drain_s`, then finish what runs and exit with code 0.
 
     SIGINT skips the wait, and a second signal ends at once. SIGHUP loads the bundle again.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float):
-        super().__init__(config)
-        self._app = app
+        super().__init__(config, app)
         self._drain_s = drain_s
         self._signals = 0
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         if hasattr(signal, "SIGHUP"):  # not on Windows
-            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+            self._loop.add_signal_handler(signal.SIGHUP, self.reload)
         await super().serve(sockets)
-
-    def _reload(self) -> None:
-        if runtime := running(self._app):
-            self._reloading = asyncio.ensure_future(runtime.reload())  # kept, or it might vanish before its end
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._signals += 1
         if self._signals > 1:
             self.should_exit = self.force_exit = True
         else:
-            self._loop.call_soon_threadsafe(self._drain, self._drain_s if sig == signal.SIGTERM else 0.0)
+            self._loop.call_soon_threadsafe(self._leave, self._drain_s if sig == signal.SIGTERM else 0.0)
 
-    def _drain(self, drain_s: float) -> None:
+    def _leave(self, drain_s: float) -> None:
         log.info("draining: not ready, serving for %g s more", drain_s)
-        if runtime := running(self._app):
-            runtime.drain()
-        self._loop.call_later(drain_s, self._stop)
+        self.drain()
+        self._loop.call_later(drain_s, self.stop)
 
-    def _stop(self) -> None:
-        self.should_exit = True
+
+class Worker(Server):
+    """Serves the connections that come through `channel`, and does what its supervisor says there.
+
+    Signals are the supervisor's business. When that is gone, the worker answers what it has and ends.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, channel: socket.socket):
+        super().__init__(config, app)
+        self._channel = channel
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])
+        self._loop = asyncio.get_running_loop()
+        self._taking: set[asyncio.Future[Any]] = set()
+        self._channel.setblocking(False)
+        self._loop.add_reader(self._channel, self._hear)
+        self._channel.send(b"+")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        pass
+
+    def _hear(self) -> None:
+        try:
+            word, descriptors, _, _ = socket.recv_fds(self._channel, 1, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            word, descriptors = b"", []
+        if word == CONNECTION:
+            self._take(socket.socket(fileno=descriptors[0]))
+        elif word == RELOAD:
+            self.reload()
+        elif word == DRAIN:
+            self.drain()
+        else:
+            self._loop.remove_reader(self._channel)
+            self.drain()
+            self.stop()
+
+    def _take(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        made = asyncio.ensure_future(self._loop.connect_accepted_socket(self._protocol, connection))
+        self._taking.add(made)
+        made.add_done_callback(self._taking.discard)
+
+    def _protocol(self) -> asyncio.Protocol:
+        # As uvicorn makes it for a socket that it listens on.
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
 
 def serve(settings: Settings, sessions: list[Session]) -> None:
     """Serve the model of `sessions`, one a device, until a signal comes. Empties the list: a reload frees the model."""
+    config, app = _prepare(settings, sessions)
+    DrainingServer(config, app, settings.drain_s).run()
+
+
+def work(settings: Settings, sessions: list[Session], siblings: Siblings, channel: socket.socket) -> None:
+    """As `serve`, as the worker of a supervisor at the other end of `channel`."""
+    config, app = _prepare(settings, sessions, siblings)
+    Worker(config, app, channel).run()
+
+
+def _prepare(
+    settings: Settings, sessions: list[Session], siblings: Siblings | None = None
+) -> tuple[uvicorn.Config, FastAPI]:
     logs.configure(settings.log_format)
-    manifest = sessions[0].bundle.manifest
-    log.info("model %s %s, %d classes", manifest.name, manifest.version, len(manifest.classes))
-    log.info("device %s, %s", sessions[0].provider, "API key required" if settings.api_key else "no API key")
-    app = create_app(settings, *sessions)
+    if siblings is None or siblings.index == 0:  # the others would say the same
+        manifest = sessions[0].bundle.manifest
+        log.info("model %s %s, %d classes", manifest.name, manifest.version, len(manifest.classes))
+        log.info("device %s, %s", sessions[0].provider, "API key required" if settings.api_key else "no API key")
+    app = create_app(settings, *sessions, siblings=siblings)
     sessions.clear()
     config = uvicorn.Config(
         app,
@@ -84,4 +168,4 @@ def serve(settings: Settings, sessions: list[Session]) -> None:
     # What is loaded now stays: a full collection that walks it all would hold the event loop for 20 ms.
     gc.collect()
     gc.freeze()
-    DrainingServer(config, app, settings.drain_s).run()
+    return config, app

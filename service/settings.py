@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import models
+from service.stores import MAX_OWNERS
 
 PREFIX = "CAMCAL_"
 DEFAULT_BUNDLE = Path(models.__file__).parent / "pretrained" / "caltech100"
@@ -37,6 +38,7 @@ class Settings(BaseSettings):
     log_format: LogFormat = Field("text", description="`json`: every line on standard error is a JSON object.")
     otel: bool = Field(False, description="Send traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra `otel`.")
 
+    workers: int = Field(1, ge=1, le=MAX_OWNERS, description="Processes that serve; each has its share of the CPUs.")
     device: Device = Field("auto", description="`cuda` fails without CUDA; `auto` falls back to the CPU and says so.")
     sessions: int = Field(1, ge=1, le=64, description="Copies of the model behind the queue, each on its own GPU.")
     max_batch: int | None = Field(None, ge=1, le=1024, description="Images in one run; by default 32, 8 on a CPU.")

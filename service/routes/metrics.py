@@ -7,7 +7,8 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.metrics import Metrics
+from service.metrics import Metrics, merged
+from service.siblings import Siblings
 
 router = APIRouter()
 
@@ -19,6 +20,10 @@ router = APIRouter()
     summary="Metrics of Prometheus",
 )
 async def metrics(request: Request) -> Response:
-    """Counters, gauges and histograms in Prometheus's text format."""
-    found: Metrics = request.app.state.metrics
-    return Response(await asyncio.to_thread(found.render), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    """Counters, gauges and histograms in Prometheus's text format, of all workers together."""
+    own: Metrics = request.app.state.metrics
+    siblings: Siblings | None = request.app.state.siblings
+    text = await asyncio.to_thread(own.render)
+    if siblings:
+        text = await asyncio.to_thread(merged, [text, *await siblings.ask_others("metrics")])
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})

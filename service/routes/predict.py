@@ -173,7 +173,7 @@ async def answer_image(
 async def _compose(runtime: Runtime, model: Model, answer: Answer, decoded: Decoded, wanted: Wanted) -> bytes:
     ranking = model.ranker.rank(answer.outputs, answer.row, wanted.top_k, wanted.prior)
     observe(runtime, model, ranking)
-    key = new_id()
+    key = new_id(runtime.worker)
     body: dict[str, Any] = {
         "id": key,
         "model": {"name": model.manifest.name, "version": model.manifest.version},

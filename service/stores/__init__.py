@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 import secrets
+import string
 from typing import Protocol
 
 _ID = re.compile(r"[A-Za-z0-9_-]{22}")
+_DIGITS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+
+MAX_OWNERS = len(_DIGITS)
 
 
 class MapStore(Protocol):
@@ -22,9 +26,14 @@ class MapStore(Protocol):
         """Give back what the store holds."""
 
 
-def new_id() -> str:
-    """An id that nobody can guess."""
-    return secrets.token_urlsafe(16)
+def new_id(owner: int = 0) -> str:
+    """An id that nobody can guess, 122 random bits, of an entry that worker `owner` keeps."""
+    return _DIGITS[owner] + secrets.token_urlsafe(16)[1:]
+
+
+def owner(key: str) -> int:
+    """The worker that keeps the entry of an id."""
+    return _DIGITS.index(key[0])
 
 
 def is_id(key: str) -> bool:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service.stores import is_id, new_id
+from service.stores import MAX_OWNERS, is_id, new_id, owner
 from service.stores.memory import OVERHEAD_BYTES, MemoryStore
 
 
@@ -18,6 +18,8 @@ class Clock:
 def test_ids() -> None:
     assert is_id(new_id())
     assert new_id() != new_id()
+    assert [owner(new_id(worker)) for worker in range(MAX_OWNERS)] == list(range(MAX_OWNERS))
+    assert all(is_id(new_id(worker)) for worker in range(MAX_OWNERS))
     for bad in ("", "abc", "../../../../etc/passwd", "a" * 23, "a" * 21 + "/", "a" * 22 + "\n"):
         assert not is_id(bad)
 

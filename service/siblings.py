@@ -1,0 +1,78 @@
+"""What the workers of one service ask each other: the heatmaps that another one made, and everyone's metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.stores import MapStore, owner
+
+Answer = Callable[[str], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Siblings:
+    """The place of one worker among `count`. Worker i answers at the Unix socket `folder/i`.
+
+    A question is a line; the answer is every byte up to the end of the connection, none for what is not known.
+    """
+
+    folder: Path
+    index: int
+    count: int
+
+    async def serve(self, answer: Answer) -> asyncio.Server:
+        """Answer the others' questions until the server that is returned is closed."""
+
+        async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                question = await reader.readline()
+                writer.write(await answer(question.decode().rstrip("\n")))
+                await writer.drain()
+            except OSError:
+                pass  # whoever asked is gone
+            finally:
+                writer.close()
+
+        path = self.folder / str(self.index)
+        path.unlink(missing_ok=True)  # of a worker that this one replaces
+        return await asyncio.start_unix_server(reply, path)
+
+    async def ask(self, index: int, question: str) -> bytes:
+        """What worker `index` answers. Raises OSError if it cannot be reached."""
+        reader, writer = await asyncio.open_unix_connection(self.folder / str(index))
+        try:
+            writer.write(f"{question}\n".encode())
+            return await reader.read()
+        finally:
+            writer.close()
+
+    async def ask_others(self, question: str) -> list[bytes]:
+        """What each of the others answers, without those that cannot be reached."""
+        others = [self.ask(index, question) for index in range(self.count) if index != self.index]
+        return [found for found in await asyncio.gather(*others, return_exceptions=True) if isinstance(found, bytes)]
+
+
+class SharedStore:
+    """A `MapStore` over all workers: each keeps what it made, and asks the one that an id names for the rest."""
+
+    def __init__(self, own: MapStore, siblings: Siblings):
+        self._own = own
+        self._siblings = siblings
+
+    async def put(self, key: str, value: bytes, ttl_s: float) -> None:
+        """Keep `value` in this worker."""
+        await self._own.put(key, value, ttl_s)
+
+    async def get(self, key: str) -> bytes | None:
+        """The value, from whichever worker has it."""
+        index = owner(key)
+        if index == self._siblings.index:
+            return await self._own.get(key)
+        return await self._siblings.ask(index, key) or None if index < self._siblings.count else None
+
+    async def close(self) -> None:
+        """Forget what this worker keeps."""
+        await self._own.close()

@@ -1,0 +1,190 @@
+"""Several workers behind one port: real processes, real signals."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from models.bundle import Bundle
+from service.cpus import take_share, usable_cpus
+from tests.service.conftest import png
+from tests.service.test_live import ROOT, metric, post, process, wait_for
+from tests.service.test_reload import check_map, load, predict
+from tests.service.test_reload import current as current  # a fixture
+from tests.service.test_reload import other as other  # a fixture
+
+Service = tuple[subprocess.Popen[str], str]
+
+
+@pytest.fixture
+def service(bundle: Bundle) -> Iterator[Service]:
+    with process(bundle, CAMCAL_WORKERS="2", CAMCAL_DRAIN_S="1") as started:
+        yield started
+
+
+def workers(child: subprocess.Popen[str]) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()]
+
+
+def gone(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return True
+
+
+def test_connections_are_dealt_out_in_turn_and_any_worker_draws_any_map(service: Service) -> None:
+    _, url = service
+    bodies = [post(url, seed).json() for seed in range(6)]  # each over a connection of its own
+    makers = [body["cam"]["url"][len("/cam/")] for body in bodies]
+    assert sorted(set(makers)) == ["A", "B"]
+    assert makers[::2] == makers[:1] * 3
+    for body in bodies:
+        for _ in range(2):
+            with httpx.Client(base_url=url) as client:
+                check_map(client, body)
+    unknown = bodies[0]["cam"]["url"][:-6] + "AAAAAA"
+    assert {httpx.get(url + unknown).status_code for _ in range(2)} == {404}
+    assert httpx.get(f"{url}/cam/{'_' * 22}").status_code == 404  # there is no such worker
+    assert metric(url, 'camcal_requests_total{code="200",route="/predict"}') == 6
+    assert metric(url, "camcal_cam_store_entries") == 6
+    assert metric(url, "camcal_ready") == metric(url, "camcal_model_info") == 1
+
+
+def test_metrics_are_the_same_whichever_worker_is_asked(service: Service) -> None:
+    _, url = service
+    assert {post(url).status_code for _ in range(3)} == {200}
+
+    def counted() -> list[str]:
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        return sorted(line for line in lines if line.startswith(("camcal_predictions_total", "camcal_batch_size")))
+
+    assert counted() == counted()
+
+
+def test_worker_that_dies_is_replaced(service: Service) -> None:
+    child, url = service
+    before = workers(child)
+    os.kill(before[0], signal.SIGKILL)
+    wait_for(lambda: gone(before[0]))
+    assert [post(url, seed).status_code for seed in range(3)] == [200] * 3
+    wait_for(lambda: len(workers(child)) == 2)
+    wait_for(lambda: {post(url).json()["cam"]["url"][5] for _ in range(2)} == {"A", "B"})
+
+
+def test_both_workers_die_and_come_again(service: Service) -> None:
+    child, url = service
+    for pid in workers(child):
+        os.kill(pid, signal.SIGKILL)
+    assert httpx.post(f"{url}/predict", content=png(), headers={"Content-Type": "image/png"}, timeout=20).is_success
+
+
+def test_workers_end_with_their_supervisor(service: Service) -> None:
+    child, url = service
+    pids = workers(child)
+    assert post(url).status_code == 200
+    child.kill()
+    wait_for(lambda: all(map(gone, pids)))
+
+
+def test_sigterm_under_load(service: Service) -> None:
+    child, url = service
+    with load(url, lambda client, number: predict(client, number % 4)["close"]) as clients:
+        wait_for(lambda: metric(url, 'camcal_requests_total{code="200",route="/predict"') > 2 * len(clients))
+        child.send_signal(signal.SIGTERM)
+        assert sum(future.result() for future in clients) > len(clients)
+    assert child.wait(10) == 0
+
+
+def test_new_connections_are_served_while_the_service_drains(service: Service) -> None:
+    child, url = service
+    child.send_signal(signal.SIGTERM)
+    wait_for(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
+    assert post(url).status_code == 200
+    assert child.wait(10) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health/live")
+
+
+def test_signals_to_all_processes_are_one(bundle: Bundle) -> None:
+    """As a terminal sends them."""
+    command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle.path), "--port", "0", "--workers", "2"]
+    environment = {"CAMCAL_DRAIN_S": "1"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        try:
+            assert child.stderr is not None
+            found = (re.search(r"http://[\d.:]+", line) for line in iter(child.stderr.readline, ""))
+            url = next(match[0] for match in found if match)
+            os.killpg(child.pid, signal.SIGTERM)
+            wait_for(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
+            assert post(url).status_code == 200
+            assert child.wait(10) == 0
+        finally:
+            child.kill()
+
+
+def test_second_signal_ends_at_once(bundle: Bundle) -> None:
+    with process(bundle, CAMCAL_WORKERS="2", CAMCAL_DRAIN_S="60") as (child, _):
+        pids = workers(child)
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        child.send_signal(signal.SIGTERM)
+        child.wait(10)
+        assert all(map(gone, pids))
+
+
+def test_reload_reaches_every_worker(bundle: Bundle, other: Bundle, current: Callable[[Path], Path]) -> None:
+    with process(current(bundle.path), CAMCAL_WORKERS="2") as (child, url):
+        current(other.path)
+        child.send_signal(signal.SIGHUP)
+        wait_for(lambda: metric(url, 'camcal_reloads_total{result="done"}') == 2)
+        versions = {post(url).json()["model"]["version"] for _ in range(2)}
+        assert versions == {other.manifest.version}
+
+
+def start(*arguments: str) -> Any:
+    command = [sys.executable, "-m", "service", "serve", "--workers", "2", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_workers_that_cannot_start(bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(bundle.path, tmp_path / "bad")
+    (tmp_path / "bad" / "model.onnx").write_bytes(b"no graph")
+    ended = start("--bundle", str(tmp_path / "bad"), "--port", "0")
+    assert ended.returncode == 2
+    assert ended.stderr.count("error: ") == 1
+    assert "model.onnx" in ended.stderr
+
+
+def test_address_in_use(bundle: Bundle) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = start("--bundle", str(bundle.path), "--port", str(port))
+    assert ended.returncode == 2
+    assert f"127.0.0.1:{port}" in ended.stderr and "in use" in ended.stderr
+
+
+def test_shares_of_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpus: dict[int, set[int]] = {0: set(range(8, 13))}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cpus[pid])
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, wanted: cpus.update({pid: set(wanted)}))
+    monkeypatch.setattr("service.cpus._quotas", lambda root: iter([]))
+    assert (take_share(1, 2), cpus[0]) == (3, {10, 11, 12})
+    assert (take_share(0, 4), cpus[0]) == (1, {10, 11, 12})  # more parts than CPUs
+    monkeypatch.setattr("service.cpus._quotas", lambda root: iter([2.0]))
+    assert usable_cpus() == 2
+    assert (take_share(1, 2), cpus[0]) == (1, {10, 11, 12})  # a quota is of time, not of CPUs
