@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tests.benchmarks.serving.servers import CAMCAL, SERVERS
+from tests.benchmarks.serving.servers import OURS, SERVERS
 from tests.benchmarks.serving.summary import Spread, ratio, spread
 
 TITLES = {
-    "camcal": "camcal, heatmaps on",
+    "camcal": "camcal, a worker a core",
+    "camcal-1": "camcal, one process",
     "fastapi": "FastAPI, `def` endpoint",
     "litserve": "LitServe",
     "bentoml": "BentoML",
@@ -25,12 +26,23 @@ In each round every server is started, warmed up, loaded and stopped, one after 
 generator runs on the same {cores} cores ({cpu}); against a server that does nothing it makes
 {generator:.0f} requests/s and takes {cpu_us:.0f} µs of CPU for each. How the peers are set up, and after which page of
 their documentation, stands at the head of each file in `tests/benchmarks/serving/apps/`. camcal answers with five
-classes and stores their heatmaps; the peers answer with five classes and are spared the maps. *Ceiling*: decoding and
-inference in one process without HTTP, the best of three ways to use the cores, measured in the same rounds.
+classes and stores their heatmaps, once with a worker a core and once as one process; the peers answer with five classes
+and are spared the maps. *Ceiling*: decoding and inference in one process without HTTP, the best of three ways to use
+the cores, measured in the same rounds.
 """
 DECODERS = {
     "camcal": "each with camcal's own decoder, so that what differs is the server",
     "pillow": "camcal with its own decoder and the others with Pillow, as their documentation does",
+}
+
+TARGETS = {
+    "of the ceiling, 32 clients": "≥ 0.9",
+    "times the best other server's rate, 32 clients": "≥ 1.4",
+    "times the best other server's p99, 32 clients": "≤ 0.8",
+    "p50 over decoding and inference, one client, ms": "≤ 2",
+    "rate with maps, of that without": "≥ 0.97",
+    "ready after, s": "≤ 2",
+    "memory, MB": "≤ 300",
 }
 
 Entry = dict[str, Any]
@@ -152,7 +164,7 @@ def _errors(entry: Entry) -> float:
 
 
 def _costs(rounds: Sequence[Entry]) -> list[str]:
-    reference = next((e["servers"][CAMCAL.name]["top1"] for e in rounds if CAMCAL.name in e["servers"]), None)
+    reference = next((e["servers"][name]["top1"] for e in rounds for name in OURS if name in e["servers"]), None)
 
     def agreement(entry: Entry) -> float | None:
         if reference is None:
@@ -175,39 +187,37 @@ def _costs(rounds: Sequence[Entry]) -> list[str]:
 
 def _promises(rounds: Sequence[Entry]) -> list[str]:
     """Each figure that was promised of camcal, with its target; nothing if camcal was not measured."""
-    names = _names(rounds)
-    if CAMCAL.name not in names:
+    ours = [name for name in _names(rounds) if name in OURS]
+    if not ours:
         return []
-    others = [name for name in names if name != CAMCAL.name]
-    rate = _series(rounds, CAMCAL.name, _closed("32", "rate"))
-    p99 = _series(rounds, CAMCAL.name, _closed("32", "p99_ms"))
-    alone = _series(rounds, CAMCAL.name, _closed("1", "p50_ms"))
-    added = [a - b for a, b in zip(alone, _ceiling(rounds, "decode_inference_ms"), strict=True) if a and b]
-    pairs = [pair for e in rounds for pair in e["servers"].get(CAMCAL.name, {}).get("maps", [])]
-    rows = [
-        ["of the ceiling, 32 clients", _spread(ratio(rate, _ceiling(rounds, "best"))), "≥ 0.9"],
-        [
-            "times the best other server's rate, 32 clients",
-            _spread(_against(rounds, others, rate, "rate", max)),
-            "≥ 1.4",
-        ],
-        [
-            "times the best other server's p99, 32 clients",
-            _spread(_against(rounds, others, p99, "p99_ms", min)),
-            "≤ 0.8",
-        ],
-        ["p50 over decoding and inference, one client, ms", _spread(spread(added)), "≤ 2"],
-        [
-            "rate with maps, of that without",
-            _spread(ratio([p["on"] for p in pairs], [p["off"] for p in pairs])),
-            "≥ 0.97",
-        ],
-        ["ready after, s", _spread(spread(_series(rounds, CAMCAL.name, lambda e: e["ready_s"]))), "≤ 2"],
-        ["memory, MB", _spread(spread(_series(rounds, CAMCAL.name, lambda e: e["memory_mb"]))), "≤ 300"],
+    columns = [_promised(rounds, name) for name in ours]
+    rows = [[promise, *(column[promise] for column in columns), target] for promise, target in TARGETS.items()]
+    tables = _table(["median (range over the rounds)", *(TITLES[name] for name in ours), "target"], rows)
+    for name in ours:
+        found = next(
+            (e["servers"][name]["overload"] for e in rounds[::-1] if "overload" in e["servers"].get(name, {})), None
+        )
+        tables += ["", *_overload(name, found)] if found else []
+    return tables
+
+
+def _promised(rounds: Sequence[Entry], name: str) -> dict[str, str]:
+    others = [other for other in _names(rounds) if other not in OURS]
+    rate = _series(rounds, name, _closed("32", "rate"))
+    p99 = _series(rounds, name, _closed("32", "p99_ms"))
+    alone = _series(rounds, name, _closed("1", "p50_ms"))
+    added = [a - b if a and b else None for a, b in zip(alone, _ceiling(rounds, "decode_inference_ms"), strict=True)]
+    pairs = [pair for e in rounds for pair in e["servers"].get(name, {}).get("maps", [])]
+    found = [
+        ratio(rate, _ceiling(rounds, "best")),
+        _against(rounds, others, rate, "rate", max),
+        _against(rounds, others, p99, "p99_ms", min),
+        spread(added),
+        ratio([pair["on"] for pair in pairs], [pair["off"] for pair in pairs]),
+        spread(_series(rounds, name, lambda entry: entry["ready_s"])),
+        spread(_series(rounds, name, lambda entry: entry["memory_mb"])),
     ]
-    tables = _table(["camcal", "median (range over the rounds)", "target"], rows)
-    found = next((e["servers"][CAMCAL.name].get("overload") for e in rounds[::-1] if CAMCAL.name in e["servers"]), None)
-    return [*tables, "", *_overload(found)] if found else tables
+    return dict(zip(TARGETS, map(_spread, found), strict=True))
 
 
 def _against(
@@ -224,10 +234,10 @@ def _spread(value: Spread | None) -> str:
     return "–" if value is None else f"{value['median']:.2f} ({value['low']:.2f}–{value['high']:.2f})"
 
 
-def _overload(o: Entry) -> list[str]:
+def _overload(name: str, o: Entry) -> list[str]:
     return [
-        f"Overload, open loop at three times capacity: {o['offered']:.0f} requests/s offered, {o['goodput']:.0f} "
-        f"answered ({o['goodput'] / o['peak']:.0%} of peak; target ≥ 90 %), {o['refused']} refused, "
+        f"{TITLES[name]}: overload, open loop at three times capacity: {o['offered']:.0f} requests/s offered, "
+        f"{o['goodput']:.0f} answered ({o['goodput'] / o['peak']:.0%} of peak; target ≥ 90 %), {o['refused']} refused, "
         f"{o['server_errors']} 5xx and {o['unanswered']} without an answer (target 0); the slowest was answered or "
         f"refused after {o['slowest_s']:.2f} s (target ≤ 1 s)."
     ]

@@ -13,6 +13,7 @@ from typing import Any
 from tests.benchmarks.serving.load import Load, Outcome
 from tests.benchmarks.serving.servers import (
     CAMCAL,
+    OURS,
     ROOT,
     SERVERS,
     Running,
@@ -60,7 +61,7 @@ class Bench:
         for name in names:
             say(f"{name}: preparing its environment")
             try:
-                self._bin[name] = camcal if name == CAMCAL.name else install(name, work / "environments")
+                self._bin[name] = camcal if name in OURS else install(name, work / "environments")
             except ServerError as error:
                 self._fail(name, str(error))
 
@@ -127,7 +128,7 @@ class Bench:
             outcome = self.send(server, rate=OPEN_SHARE * peak, seconds=plan.seconds + SKIP_S)
             entry["open"] = open_loop(outcome.records, SKIP_S, plan.seconds) | {"offered": OPEN_SHARE * peak}
             _say(server, f"open loop at {OPEN_SHARE:.0%}", entry["open"])
-        if server.server.name == CAMCAL.name:
+        if server.server.name in OURS:
             entry["maps"] = self._maps(server, plan)
             if last and plan.overload_s:
                 outcome = self.send(server, rate=OVERLOAD_TIMES * peak, seconds=plan.overload_s)

@@ -47,6 +47,11 @@ class Server:
 
 
 def _camcal(bin_: Path, bundle: Path, port: int) -> list[str]:
+    workers = str(len(os.sched_getaffinity(0)))
+    return [*_camcal_1(bin_, bundle, port), "--workers", workers]
+
+
+def _camcal_1(bin_: Path, bundle: Path, port: int) -> list[str]:
     return [str(bin_ / "python"), "-m", "service", "serve", "--bundle", str(bundle), "--port", str(port)]
 
 
@@ -70,10 +75,12 @@ def _ray(bin_: Path, _: Path, port: int) -> list[str]:
 
 
 CAMCAL = Server(name="camcal", command=_camcal)
+OURS = (CAMCAL.name, "camcal-1")
 SERVERS = {
     server.name: server
     for server in (
         CAMCAL,
+        Server(name="camcal-1", command=_camcal_1),
         Server(name="fastapi", command=_fastapi),
         Server(name="litserve", command=_litserve),
         Server(
