@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 GAPS = 256  # departures from which the rate is taken
+TOGETHER_S = 0.0005  # departures so close are of one batch
 MAX_RETRY_AFTER_S = 60
 
 
@@ -52,6 +53,7 @@ class Admission:
         self._clock = clock
         self._gaps: deque[float] = deque(maxlen=GAPS)  # seconds between departures while somebody waited
         self._left: float | None = None  # the last departure, if somebody has waited ever since
+        self._follows = False  # whether the batch that leaves now left behind another, for which the device was busy
 
     def ticket(self) -> Ticket:
         """A request's place, to be used as a context manager: leaving it gives everything back."""
@@ -100,8 +102,12 @@ class Admission:
     def _leave(self) -> None:
         self.depth -= 1
         now = self._clock()
-        if self._left is not None:
-            self._gaps.append(now - self._left)
+        gap = None if self._left is None else now - self._left
+        if gap is None or gap > TOGETHER_S:
+            self._follows = gap is not None
+        # The rest of a batch leaves at once. That counts only where the time before the batch does.
+        if gap is not None and self._follows:
+            self._gaps.append(gap)
         self._left = now if self.depth else None
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.admission import Admission, QueueFullError
+from service.admission import Admission, QueueFullError, Ticket
 
 
 class Clock:
@@ -64,6 +64,33 @@ def test_wait_follows_the_rate_measured_while_somebody_waits() -> None:
     for ticket in waiting:
         ticket.leave()
     assert admission.wait_s() == 0
+
+
+def test_batches_that_empty_the_queue_say_nothing_of_the_rate() -> None:
+    clock = Clock()
+    admission = Admission(queue_limit=1000, queue_bytes=100, clock=clock)
+
+    def batch(tickets: list[Ticket]) -> None:
+        clock.now += 0.4
+        for ticket in tickets:
+            ticket.leave()
+            clock.now += 0.00001
+
+    def join(count: int) -> list[Ticket]:
+        tickets = [admission.ticket() for _ in range(count)]
+        for ticket in tickets:
+            ticket.join()
+        return tickets
+
+    for _ in range(50):  # 8 clients that ask again when they are answered
+        batch(join(8))
+    waiting = join(80)
+    assert admission.wait_s() == 0
+    batch(waiting[:8])
+    assert admission.wait_s() == 0  # how long the device had been busy with what came before, nobody knows
+    batch(waiting[8:16])
+    batch(waiting[16:24])
+    assert admission.wait_s() == pytest.approx(56 / 8 * 0.4, rel=0.01)
 
 
 def test_nobody_enters_for_a_long_wait_unless_few_are_there() -> None:
