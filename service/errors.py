@@ -144,5 +144,7 @@ def _http(error: HTTPException) -> Problem:
         case 404:
             return Problem("not-found", "no route has this path; GET /openapi.json lists them all", headers)
         case 405:
-            return Problem("method-not-allowed", f"this path accepts {headers.get('Allow', 'another method')}", headers)
+            allowed = set(headers.get("Allow", "").split(", "))
+            headers["Allow"] = ", ".join(sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))
+            return Problem("method-not-allowed", f"this path accepts {headers['Allow']}", headers)
     return Problem("malformed-request" if error.status_code < 500 else "internal", str(error.detail), headers)

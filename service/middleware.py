@@ -38,7 +38,10 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(scope, send)
+        method = scope["method"]
+        if method == "HEAD":  # what GET answers; uvicorn leaves the body out
+            scope = {**scope, "method": "GET"}
+        exchange = _Exchange(scope, method, send)
         request_id.set(exchange.id)  # for the log; the context is this request's own
         trace.get_current_span().set_attribute("camcal.request_id", exchange.id)
         try:
@@ -66,7 +69,7 @@ class RequestMiddleware:
             line = {
                 "time": time.time(),
                 "request_id": exchange.id,
-                "method": exchange.scope["method"],
+                "method": exchange.method,
                 "route": exchange.route,
                 "code": int(code),
                 "duration_s": round(seconds, 6),
@@ -77,8 +80,9 @@ class RequestMiddleware:
 class _Exchange:
     """One request and what was answered."""
 
-    def __init__(self, scope: Scope, send: Send):
+    def __init__(self, scope: Scope, method: str, send: Send):
         self.scope = scope
+        self.method = method
         self.started = time.perf_counter()
         self.code: int | None = None
         self._send = send

@@ -8,6 +8,7 @@ service over again, with its own share of the CPUs; what it inherits from the su
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import itertools
 import logging
@@ -79,6 +80,7 @@ class Supervisor:
         logs.configure(self._settings.log_format)
         with contextlib.ExitStack() as stack:
             self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="camcal-")))
+            stack.enter_context(self._selector)
             stack.callback(self._kill)
             self._listeners = _bind(self._settings.host, self._settings.port)
             stack.enter_context(self._signals_heard())
@@ -109,7 +111,7 @@ class Supervisor:
     # Workers.
 
     def _start(self, index: int) -> None:
-        if self._stopping:
+        if self._signals or self._stopping:
             return
         ours, theirs = socket.socketpair()
         siblings = Siblings(folder=self._folder, index=index, count=self._settings.workers)
@@ -131,7 +133,8 @@ class Supervisor:
             said = b""
         if said == b"+":
             worker.ready = True
-            if all(worker.ready for worker in self._workers.values()) and not self._stopping:
+            # At first all, so that the earliest clients do not all end up with one; later any is better than none.
+            if self._opened or all(worker.ready for worker in self._workers.values()):
                 self._accept_from_now()
         elif said:
             worker.said += said
@@ -171,6 +174,8 @@ class Supervisor:
     # Connections.
 
     def _accept_from_now(self) -> None:
+        if self._stopping:
+            return
         if not self._opened:
             self._opened = True
             for listener in self._listeners:
@@ -260,17 +265,25 @@ class Supervisor:
 
 
 def _bind(host: str, port: int) -> list[socket.socket]:
-    """A socket for each address of `host`, not yet listening."""
-    listeners = []
+    """A socket for each address of `host` that this machine has, not yet listening."""
+    listeners: list[socket.socket] = []
     try:
-        for family, kind, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for number, (family, kind, _, _, address) in enumerate(found, 1):
             listener = socket.socket(family, kind)
-            listeners.append(listener)
+            listener.setblocking(False)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(address)
-            listener.setblocking(False)
+            try:
+                listener.bind(address)
+            except OSError as error:
+                listener.close()
+                # Such as ::1, which `localhost` may also mean where there is no IPv6.
+                if error.errno != errno.EADDRNOTAVAIL or not (listeners or number < len(found)):
+                    raise
+            else:
+                listeners.append(listener)
     except OSError as error:
         for listener in listeners:
             listener.close()

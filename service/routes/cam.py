@@ -75,6 +75,17 @@ class CamOptions(BaseModel):
         return (self.versus is not None or self.colormap == "coolwarm") if self.signed is None else self.signed
 
 
+@router.get(
+    "/cam/{id}",
+    dependencies=[Key],
+    response_model=Contributions,
+    responses={
+        200: {"description": "The heatmap, in the `format` asked for.", "headers": _HEADERS, "content": _BINARY},
+        304: {"description": "The copy whose ETag came in If-None-Match is still good."},
+        **problems(401, 404, 422, 429, 500, 503),
+    },
+    summary="Draw a heatmap",
+)
 async def cam(
     request: Request,
     runtime: Running,
@@ -101,20 +112,6 @@ async def cam(
     runtime.metrics.stage_seconds.labels("render").observe(render_s)
     headers["Server-Timing"] = server_timing({"render": render_s})
     return Response(body, headers=headers, media_type=_MEDIA_TYPES[options.format])
-
-
-router.get(
-    "/cam/{id}",
-    dependencies=[Key],
-    response_model=Contributions,
-    responses={
-        200: {"description": "The heatmap, in the `format` asked for.", "headers": _HEADERS, "content": _BINARY},
-        304: {"description": "The copy whose ETag came in If-None-Match is still good."},
-        **problems(401, 404, 422, 429, 500, 503),
-    },
-    summary="Draw a heatmap",
-)(cam)
-router.head("/cam/{id}", dependencies=[Key], include_in_schema=False)(cam)
 
 
 async def _find(runtime: Runtime, id: str) -> Explanation:

@@ -334,3 +334,9 @@ def test_sigint_does_not_wait_and_a_second_signal_ends_at_once(bundle: Bundle) -
         time.sleep(0.2)
         child.send_signal(signal.SIGTERM)
         child.wait(10)
+
+
+def test_head_has_no_body(live: Live, session: Session) -> None:
+    with httpx.Client(base_url=live(session)) as client:  # over one connection: a body would be taken for an answer
+        assert client.head("/openapi.json").status_code == 200
+        assert client.get("/health/live").json() == {"status": "alive"}

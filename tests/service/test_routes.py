@@ -130,6 +130,18 @@ def test_unknown_path_and_method(client: TestClient) -> None:
     response = client.get("/predict")
     assert problem(response, 405, "method-not-allowed") == "this path accepts POST"
     assert response.headers["allow"] == "POST"
+    for path in ("/cam/" + "a" * 22, "/", "/health/live"):
+        response = client.delete(path)
+        assert problem(response, 405, "method-not-allowed") == "this path accepts GET, HEAD"
+        assert response.headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/model", "/openapi.json", "/v2", "/nope"])
+def test_head_is_get_without_the_body(client: TestClient, path: str) -> None:
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    for name in ("content-type", "content-length"):
+        assert head.headers[name] == get.headers[name]
 
 
 @pytest.mark.parametrize("header", ["Authorization", "X-API-Key"])
