@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -198,3 +199,19 @@ def test_image_installs_each_lock_with_its_hashes() -> None:
     dockerfile = (ROOT / "docker/Dockerfile").read_text()
     assert set(re.findall(r"COPY requirements/(\w+)\.txt", dockerfile)) == {"serve", "gpu"}
     assert "--require-hashes" in dockerfile
+
+
+@pytest.mark.parametrize("module", ["service.session", "training.export", "training.precision", "models.bundle"])
+def test_onnx_runtime_never_starts_with_its_usage_reports_on(module: str) -> None:
+    watch = (
+        "import os, sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'onnxruntime' and os.environ.get('ORT_DISABLE_TELEMETRY') != '1':\n"
+        "            raise SystemExit('on')\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        f"import {module}, onnxruntime\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    ended = subprocess.run([sys.executable, "-c", watch], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
