@@ -88,8 +88,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         if watch:
             watch.cancel()
         await runtime.close()
-        if answers:
+        if siblings and answers:
             answers.close()
+            siblings.leave()
         app.state.runtime = None
 
 

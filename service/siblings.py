@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,12 @@ class Siblings:
         path = self.folder / str(self.index)
         path.unlink(missing_ok=True)  # of a worker that this one replaces
         return await asyncio.start_unix_server(reply, path)
+
+    def leave(self) -> None:
+        """Answer no more; the last one removes the folder, whose maker may have been killed."""
+        with contextlib.suppress(OSError):
+            (self.folder / str(self.index)).unlink(missing_ok=True)
+            self.folder.rmdir()
 
     async def ask(self, index: int, question: str) -> bytes:
         """What worker `index` answers. Raises OSError if it cannot be reached."""

@@ -79,7 +79,9 @@ class Supervisor:
         """
         logs.configure(self._settings.log_format)
         with contextlib.ExitStack() as stack:
-            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="camcal-")))
+            self._folder = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="camcal-", ignore_cleanup_errors=True))
+            )
             stack.enter_context(self._selector)
             stack.callback(self._kill)
             self._listeners = _bind(self._settings.host, self._settings.port)

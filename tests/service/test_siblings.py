@@ -12,7 +12,9 @@ from service.stores.memory import MemoryStore
 
 def test_each_worker_finds_what_the_others_keep(tmp_path: Path) -> None:
     async def main() -> None:
-        places = [Siblings(folder=tmp_path, index=index, count=3) for index in range(3)]
+        folder = tmp_path / "siblings"
+        folder.mkdir()
+        places = [Siblings(folder=folder, index=index, count=3) for index in range(3)]
         own = [MemoryStore(10_000_000) for _ in places]
         asked: list[int] = []
 
@@ -36,14 +38,15 @@ def test_each_worker_finds_what_the_others_keep(tmp_path: Path) -> None:
             assert await store.get(new_id(1)) is None
             assert await store.get(new_id(3)) is None  # of nobody
         servers[1].close()
-        await servers[1].wait_closed()
-        (tmp_path / "1").unlink()
+        places[1].leave()
         with pytest.raises(OSError):
             await stores[0].get(keys[1])
         await stores[1].close()
         assert len(own[1]) == 0
-        for server in servers:
+        for server, place in zip(servers, places, strict=True):
             server.close()
+            place.leave()
+        assert not folder.exists()
 
     asyncio.run(main())
 

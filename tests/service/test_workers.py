@@ -91,12 +91,14 @@ def test_both_workers_die_and_come_again(service: Service) -> None:
     assert httpx.post(f"{url}/predict", content=png(), headers={"Content-Type": "image/png"}, timeout=20).is_success
 
 
-def test_workers_end_with_their_supervisor(service: Service) -> None:
-    child, url = service
-    pids = workers(child)
-    assert post(url).status_code == 200
-    child.kill()
-    wait_for(lambda: all(map(gone, pids)))
+def test_workers_end_with_their_supervisor_and_leave_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    with process(bundle, CAMCAL_WORKERS="2", TMPDIR=str(tmp_path)) as (child, url):
+        pids = workers(child)
+        assert post(url).status_code == 200
+        assert len(list(tmp_path.glob("camcal-*/*"))) == 2
+        child.kill()
+        wait_for(lambda: all(map(gone, pids)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sigterm_under_load(service: Service) -> None:
