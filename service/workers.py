@@ -199,7 +199,10 @@ class Supervisor:
                     self._selector.unregister(listener)
 
     def _deal(self, listener: socket.socket) -> bool:
-        """Give the next connection to the next worker; False if there was none."""
+        """Give the next connection to the next worker; False if there was none, or nobody to take it."""
+        ready = [worker for worker in self._workers.values() if worker.ready]
+        if not ready:
+            return False
         try:
             connection, _ = listener.accept()
         except BlockingIOError:
@@ -209,7 +212,6 @@ class Supervisor:
             time.sleep(0.01)
             return True
         with connection:
-            ready = [worker for worker in self._workers.values() if worker.ready]
             first = next(self._turns)
             for place in range(len(ready)):
                 with contextlib.suppress(OSError):  # it is ending, or so far behind that the channel is full

@@ -86,8 +86,10 @@ def test_worker_that_dies_is_replaced(service: Service) -> None:
 
 def test_both_workers_die_and_come_again(service: Service) -> None:
     child, url = service
-    for pid in workers(child):
+    before = workers(child)
+    for pid in before:
         os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: all(map(gone, before)))
     assert httpx.post(f"{url}/predict", content=png(), headers={"Content-Type": "image/png"}, timeout=20).is_success
 
 
