@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,23 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
 
     Under `torchrun` all processes train, and the leading one does the rest; the others return None.
     """
-    with process_group(default_device()) as (group, device):
-        console.quiet |= not group.leads
-        run.path.mkdir(parents=True, exist_ok=True)
-        data = load(recipe, console)
-        processes = f" × {group.size}" if group.size > 1 else ""
-        console.print(f"training {recipe.model.backbone} on {len(data.train)} images, {device.type}{processes}")
-        began = time.perf_counter()
-        fit(recipe, data, run, console, device, group)
-        console.print(f"trained in {time.perf_counter() - began:.0f} s")
-    if not group.leads:
-        return None
-    calibrate_run(run, recipe, data, console)
-    evaluate_run(run, data, console)
-    return export_run(run, run.bundle, console)
+    with ExitStack() as stack:
+        with process_group(default_device()) as (group, device):
+            console.quiet |= not group.leads
+            run.path.mkdir(parents=True, exist_ok=True)
+            if group.leads:
+                stack.enter_context(run.claimed())
+            data = load(recipe, console)
+            processes = f" × {group.size}" if group.size > 1 else ""
+            console.print(f"training {recipe.model.backbone} on {len(data.train)} images, {device.type}{processes}")
+            began = time.perf_counter()
+            fit(recipe, data, run, console, device, group)
+            console.print(f"trained in {time.perf_counter() - began:.0f} s")
+        if not group.leads:
+            return None
+        calibrate_run(run, recipe, data, console)
+        evaluate_run(run, data, console)
+        return export_run(run, run.bundle, console)
 
 
 def load(recipe: Recipe, console: Console) -> Dataset:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,9 @@ from models.classifier import LongTailClassifier
 from models.preprocessing import Preprocessing
 from training.config import Recipe, RecipeError, parse_recipe
 from training.data.sources import preprocessing_of
+
+if sys.platform != "win32":
+    import fcntl
 
 
 class RunError(ValueError):
@@ -51,6 +57,28 @@ class Run:
     @property
     def bundle(self) -> Path:
         return self.path / "bundle"
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep the folder, which must be there, from other processes that would train in it.
+
+        Raises:
+            RunError: if one does already.
+        """
+        if sys.platform == "win32":
+            yield
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"{self.path} is in use by another training; give another folder with --out") from None
+            except OSError:
+                pass  # a file system without locks
+            yield
+        finally:
+            os.close(folder)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:

@@ -234,7 +234,7 @@ def _figures(row: Row) -> str:
 def _run(job: Job, out: Path) -> Row:
     run = Run(out / "runs" / job.training)
     run.path.mkdir(parents=True, exist_ok=True)
-    with (run.path / "log.txt").open("a", encoding="utf-8") as log:
+    with run.claimed(), (run.path / "log.txt").open("a", encoding="utf-8") as log:
         console = Console(file=log, width=120)
         console.print(job.name)
         data = _load(job.recipe)

@@ -33,3 +33,13 @@ def test_a_checkpoint_of_another_network_is_refused(digits_run: Run, tmp_path: P
     save_tensors(tmp_path / "x.safetensors", tensors, meta)
     with pytest.raises(RunError, match="does not fit this version of camcal: .*head.weight"):
         load_network(tmp_path / "x.safetensors")
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
+    with Run(tmp_path).claimed():
+        with pytest.raises(RunError, match=f"{tmp_path} is in use by another training"), Run(tmp_path).claimed():
+            pass
+        with Run(tmp_path.parent).claimed():  # another folder
+            pass
+    with Run(tmp_path).claimed():
+        assert list(tmp_path.iterdir()) == []
