@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from models.bundle import GROUPS
 
@@ -135,22 +136,17 @@ def merged(texts: Sequence[bytes]) -> bytes:
     The service is ready when all are, began with the first, and all serve one model.
     """
     families: dict[str, Metric] = {}
-    values: dict[str, dict[tuple[str, frozenset[tuple[str, str]]], float]] = {}
+    samples: dict[str, dict[tuple[str, frozenset[tuple[str, str]]], Sample]] = {}
     for text in texts:
         for family in text_string_to_metric_families(text.decode()):
-            kept = families.setdefault(family.name, family)
-            known = values.setdefault(family.name, {})
+            families.setdefault(family.name, family)
+            known = samples.setdefault(family.name, {})
             join = _JOINED.get(family.name, min if family.name.endswith("_created") else sum)
             for sample in family.samples:
                 key = sample.name, frozenset(sample.labels.items())
-                if family is not kept and key not in known:
-                    kept.samples.append(sample)
-                known[key] = join((known[key], sample.value)) if key in known else sample.value
+                known[key] = sample._replace(value=join((known[key].value, sample.value))) if key in known else sample
     for name, family in families.items():
-        family.samples = [
-            sample._replace(value=values[name][sample.name, frozenset(sample.labels.items())])
-            for sample in family.samples
-        ]
+        family.samples = list(samples[name].values())
     registry = CollectorRegistry()
     registry.register(_Families(families.values()))
     return generate_latest(registry)

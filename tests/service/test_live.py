@@ -314,8 +314,9 @@ def test_sighup_before_the_service_is_up_does_no_harm(bundle: Bundle) -> None:
             child.kill()
 
 
-def test_sigterm_drains(bundle: Bundle) -> None:
-    with process(bundle, CAMCAL_DRAIN_S="1") as (child, url):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sigterm_drains(bundle: Bundle, workers: str) -> None:
+    with process(bundle, CAMCAL_DRAIN_S="1", CAMCAL_WORKERS=workers) as (child, url):
         assert httpx.get(f"{url}/health/ready").status_code == 200
         child.send_signal(signal.SIGTERM)
         wait_for(lambda: httpx.get(f"{url}/health/ready").status_code == 503)

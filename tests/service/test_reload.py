@@ -143,8 +143,9 @@ def test_reloads_under_load(bundle: Bundle, other: Bundle, broken: Path, current
         assert metric(url, "camcal_model_info") == 1
 
 
-def test_sigterm_under_load(bundle: Bundle) -> None:
-    with process(bundle, CAMCAL_DRAIN_S="1") as (child, url):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sigterm_under_load(bundle: Bundle, workers: str) -> None:
+    with process(bundle, CAMCAL_DRAIN_S="1", CAMCAL_WORKERS=workers) as (child, url):
         with load(url, lambda client, number: predict(client, number % 4)["close"]) as clients:
             wait_for(lambda: metric(url, 'camcal_requests_total{code="200",route="/predict"') > 2 * len(clients))
             child.send_signal(signal.SIGTERM)

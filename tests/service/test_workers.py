@@ -21,7 +21,7 @@ from models.bundle import Bundle
 from service.cpus import take_share, usable_cpus
 from tests.service.conftest import png
 from tests.service.test_live import ROOT, metric, post, process, wait_for
-from tests.service.test_reload import check_map, load, predict
+from tests.service.test_reload import check_map
 from tests.service.test_reload import current as current  # a fixture
 from tests.service.test_reload import other as other  # a fixture
 
@@ -101,25 +101,6 @@ def test_workers_end_with_their_supervisor_and_leave_nothing(bundle: Bundle, tmp
         child.kill()
         wait_for(lambda: all(map(gone, pids)))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_sigterm_under_load(service: Service) -> None:
-    child, url = service
-    with load(url, lambda client, number: predict(client, number % 4)["close"]) as clients:
-        wait_for(lambda: metric(url, 'camcal_requests_total{code="200",route="/predict"') > 2 * len(clients))
-        child.send_signal(signal.SIGTERM)
-        assert sum(future.result() for future in clients) > len(clients)
-    assert child.wait(10) == 0
-
-
-def test_new_connections_are_served_while_the_service_drains(service: Service) -> None:
-    child, url = service
-    child.send_signal(signal.SIGTERM)
-    wait_for(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
-    assert post(url).status_code == 200
-    assert child.wait(10) == 0
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/health/live")
 
 
 def test_signals_to_all_processes_are_one(bundle: Bundle) -> None:
