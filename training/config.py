@@ -168,7 +168,8 @@ class FitConfig(_Section):
     batch_size: of all processes together.
     sampler: how often a class is seen; see `training.samplers`.
     precision: `bf16` runs the network under autocast; head, maps and loss stay in fp32.
-    compile: compile the network first, which takes a minute or two; on a GPU it then runs as CUDA graphs.
+    compile: compile the network first, which takes a minute or two; on a GPU it then runs as CUDA graphs. It decides
+        the speed alone: a run may go on with or without it.
     """
 
     epochs: int = Field(ge=1)
@@ -244,6 +245,11 @@ class Recipe(_Section):
         if self.calibrate.rescale != "off" and self.calibrate.start == "prior":
             raise ValueError("calibrate.start = 'prior' and calibrate.rescale both balance the classes: choose one")
         return self
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides a run's figures, as JSON: all but where the data lies and whether the network is compiled."""
+        plain = self.model_copy(update={"fit": self.fit.model_copy(update={"compile": False})})
+        return plain.model_dump(mode="json", exclude={"data": {"root"}})
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:

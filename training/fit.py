@@ -185,10 +185,9 @@ def _resume(run: Run, recipe: Recipe, network: LongTailClassifier, optimizer: SG
 
 
 def _same_recipe(run: Run, recipe: Recipe, found: dict[str, Any]) -> None:
-    """What decides the trained weights must not change half way; calibration settings, and the data's place, may."""
-    place = {"data": {"root"}}
-    wanted = recipe.model_dump(mode="json", exclude=place)
-    found = recipe_in(found, run.checkpoint).model_dump(mode="json", exclude=place)
+    """What decides the trained weights must not change half way; calibration settings may."""
+    wanted = recipe.deciding()
+    found = recipe_in(found, run.checkpoint).deciding()
     for section in ("seed", "data", "augment", "model", "loss", "fit"):
         if wanted[section] == found.get(section):
             continue

@@ -75,7 +75,7 @@ class Job:
     @property
     def training(self) -> str:
         """A folder's name for what is trained: equal for jobs that differ in their calibration alone."""
-        fields = self.recipe.model_dump(mode="json", exclude={"name": True, "calibrate": True, "data": {"root"}})
+        fields = {key: value for key, value in self.recipe.deciding().items() if key not in ("name", "calibrate")}
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
         return f"{self.recipe.name}-s{self.recipe.seed}-{digest[:12]}"
 
@@ -176,9 +176,10 @@ def _finished(job: Job, out: Path) -> bool:
     """Whether the result is there and was made with the recipe that the table asks for."""
     try:
         found = json.loads(_result_path(job, out).read_text(encoding="utf-8"))["recipe"]
-    except (OSError, ValueError, KeyError):
+        found["fit"]["compile"] = False
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return bool(found == job.recipe.model_dump(mode="json", exclude={"data": {"root"}}))
+    return bool(found == job.recipe.deciding())
 
 
 def _lines(groups: list[list[Job]], out: Path, processes: int) -> Iterator[tuple[str, bool]]:

@@ -2,6 +2,7 @@ import dataclasses
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,10 +83,13 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe: Recipe, data: Data
         _fit(short.model_copy(update={"seed": 1}), data, tmp_path)
 
 
-def test_data_that_has_moved_is_no_other_recipe(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("section", "change"), [("data", {"root": Path("elsewhere")}), ("fit", {"compile": True})])
+def test_where_data_lies_and_how_fast_it_goes_make_no_other_recipe(
+    recipe: Recipe, data: Dataset, tmp_path: Path, section: str, change: dict[str, Any]
+) -> None:
     _fit(recipe, data, tmp_path)
-    moved = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": tmp_path / "elsewhere"})})
-    assert "continuing after epoch 3 of 3" in _fit(moved, data, tmp_path)
+    changed = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=change)})
+    assert "continuing after epoch 3 of 3" in _fit(changed, data, tmp_path)
 
 
 def test_a_last_batch_of_one_image_is_left_out(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
