@@ -20,6 +20,7 @@ log = logging.getLogger("camcal")
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 MAX_LANES = 4  # runs side by side on the CPU
+SPIN_US = "50"  # for how long a thread of a run that has the CPUs to itself waits awake for its next part
 
 
 class DeviceError(ValueError):
@@ -85,7 +86,7 @@ class Session:
         self.threads = threads
         self._pad = not on_cpu if pad is None else pad
         self.lanes = min(threads, MAX_LANES) if on_cpu and not self._pad else 1
-        self._narrow = _create(bundle, threads // self.lanes, [CPU]) if self.lanes > 1 else self._session
+        self._narrow = _create(bundle, threads // self.lanes, [CPU], alone=False) if self.lanes > 1 else self._session
         self.max_batch = max_batch = max_batch or (8 if on_cpu else 32)
         powers = (1 << power for power in range(max_batch.bit_length()))
         self._buckets: list[int] = sorted({*(powers if self._pad else range(1, max_batch)), max_batch})
@@ -200,14 +201,19 @@ def _register_arena() -> None:
     ort.create_and_register_allocator(memory, None)
 
 
-def _create(bundle: Bundle, threads: int, providers: list[str | tuple[str, dict[str, str]]]) -> ort.InferenceSession:
+def _create(
+    bundle: Bundle, threads: int, providers: list[str | tuple[str, dict[str, str]]], *, alone: bool = True
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     # ONNX Runtime would take the host's CPU count, 6.6× slower in a limited container (microsoft/onnxruntime#29510).
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Its threads would wait for work by spinning, on the CPUs that decode and answer: with 16 clients on 2 CPUs that
-    # took 6.1 ms of CPU an image of the shipped model; asleep they take 3.5.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # took 6.1 ms of CPU an image of the shipped model; asleep they take 3.5. But waking them for every node makes a run
+    # that has the CPUs to itself a third longer: in such a one they spin, for a moment and not past its end.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if alone else "0")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     if providers == [CPU]:
         _register_arena()
