@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands, so that `--help` is quick and 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -51,6 +52,8 @@ def serve(
         if settings.otel:
             import_module("opentelemetry.sdk")
         if settings.workers > 1:
+            if not hasattr(os, "fork"):
+                raise ValueError(f"{settings.workers} workers need a system that can fork; on this one, serve with one")
             from service.workers import Supervisor
 
             return Supervisor(settings).run()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
 
 from models.bundle import GROUPS
 
@@ -18,16 +17,6 @@ _STAGE_SECONDS = (0.0001, 0.00025, 0.0005, *_SECONDS)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _SHARES = tuple(i / 10 for i in range(1, 10)) + (0.95, 0.99, 1.0)
 _SHIFTS = (-0.5, -0.25, -0.1, -0.05, -0.01, 0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
-
-
-# What is not summed over the workers.
-_JOINED: dict[str, Callable[[tuple[float, float]], float]] = {
-    "camcal_ready": min,
-    "camcal_model_info": max,
-    "camcal_device_fallback": max,
-    "process_start_time_seconds": min,
-    "process_max_fds": min,
-}
 
 
 class Metrics:
@@ -46,6 +35,7 @@ class Metrics:
         )
         self.in_flight = Gauge("camcal_in_flight", "Requests being answered", registry=registry)
         self.ready = Gauge("camcal_ready", "1 when ready for requests, 0 before and while draining", registry=registry)
+        self.workers = Gauge("camcal_workers", "Processes that should serve", registry=registry)
         self.cancelled = Counter("camcal_cancelled_total", "Clients gone before the answer", registry=registry)
         self.rejected = Counter(
             "camcal_rejected_total", "Requests refused for want of room or time", ["reason"], registry=registry
@@ -130,23 +120,17 @@ class _Families(Collector):
         return self._families
 
 
-def merged(texts: Sequence[bytes]) -> bytes:
-    """One text of the `Metrics.render` of several processes: sums, but for what is one of them all.
+def joined(texts: Mapping[int, bytes]) -> bytes:
+    """One text of what `Metrics.render` gave in each of several workers, told apart by the label `worker`.
 
-    The service is ready when all are, began with the first, and all serve one model.
+    Sums would fall when a worker ends, and Prometheus would take the rest of such a sum for new.
     """
     families: dict[str, Metric] = {}
-    samples: dict[str, dict[tuple[str, frozenset[tuple[str, str]]], Sample]] = {}
-    for text in texts:
+    for worker, text in texts.items():
         for family in text_string_to_metric_families(text.decode()):
-            families.setdefault(family.name, family)
-            known = samples.setdefault(family.name, {})
-            join = _JOINED.get(family.name, min if family.name.endswith("_created") else sum)
-            for sample in family.samples:
-                key = sample.name, frozenset(sample.labels.items())
-                known[key] = sample._replace(value=join((known[key].value, sample.value))) if key in known else sample
-    for name, family in families.items():
-        family.samples = list(samples[name].values())
+            samples = [sample._replace(labels=sample.labels | {"worker": str(worker)}) for sample in family.samples]
+            first = families.setdefault(family.name, family)
+            first.samples = samples if first is family else first.samples + samples
     registry = CollectorRegistry()
     registry.register(_Families(families.values()))
     return generate_latest(registry)

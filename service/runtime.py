@@ -171,6 +171,7 @@ class Runtime:
         metrics = self.metrics
         self._describe_model()
         metrics.ready.set_function(lambda: self.ready)
+        metrics.workers.set(self.settings.workers)
         metrics.queue_limit.set(self.settings.queue_limit)
         metrics.queue_depth.set_function(lambda: self.admission.depth)
         metrics.queue_bytes.set_function(lambda: self.admission.nbytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import math
@@ -26,6 +27,9 @@ log = logging.getLogger("camcal")
 
 # What a supervisor tells a worker, a byte each; a connection comes with its file descriptor.
 CONNECTION, RELOAD, DRAIN, STOP = b"C", b"R", b"D", b"S"
+# What a worker says, in lines: which version it serves, every `BEAT_S` from when it is ready; or why it will never be.
+SERVING, FAILED = b"+", b"-"
+BEAT_S = 5.0
 
 
 class Server(uvicorn.Server):
@@ -96,10 +100,16 @@ class Worker(Server):
         self._taking: set[asyncio.Future[Any]] = set()
         self._channel.setblocking(False)
         self._loop.add_reader(self._channel, self._hear)
-        self._channel.send(b"+")
+        self._beat()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         pass
+
+    def _beat(self) -> None:
+        if runtime := running(self._app):
+            with contextlib.suppress(OSError):  # the supervisor is gone
+                self._channel.send(SERVING + runtime.manifest.version.encode() + b"\n")
+            self._loop.call_later(BEAT_S, self._beat)
 
     def _hear(self) -> None:
         try:
@@ -109,7 +119,10 @@ class Worker(Server):
         except OSError:
             word, descriptors = b"", []
         if word == CONNECTION:
-            self._take(socket.socket(fileno=descriptors[0]))
+            if descriptors:
+                self._take(socket.socket(fileno=descriptors[0]))
+            else:
+                log.warning("a connection could not be taken: no file descriptor is left")
         elif word == RELOAD:
             self.reload()
         elif word == DRAIN:

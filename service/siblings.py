@@ -12,12 +12,15 @@ from service.stores import MapStore, owner
 
 Answer = Callable[[str], Awaitable[bytes]]
 
+ANSWER_S = 2.0  # for an answer: a worker that hangs must not make the others hang
+_LENGTH = 8  # bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Siblings:
     """The place of one worker among `count`. Worker i answers at the Unix socket `folder/i`.
 
-    A question is a line; the answer is every byte up to the end of the connection, none for what is not known.
+    A question is a line; the answer is its length and as many bytes, none for what is not known.
     """
 
     folder: Path
@@ -30,7 +33,8 @@ class Siblings:
         async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 question = await reader.readline()
-                writer.write(await answer(question.decode().rstrip("\n")))
+                answered = await answer(question.decode().rstrip("\n"))
+                writer.write(len(answered).to_bytes(_LENGTH) + answered)
                 await writer.drain()
             except OSError:
                 pass  # whoever asked is gone
@@ -48,18 +52,27 @@ class Siblings:
             self.folder.rmdir()
 
     async def ask(self, index: int, question: str) -> bytes:
-        """What worker `index` answers. Raises OSError if it cannot be reached."""
-        reader, writer = await asyncio.open_unix_connection(self.folder / str(index))
-        try:
-            writer.write(f"{question}\n".encode())
-            return await reader.read()
-        finally:
-            writer.close()
+        """What worker `index` answers. Raises OSError if it cannot be reached, or not in time."""
+        async with asyncio.timeout(ANSWER_S):
+            reader, writer = await asyncio.open_unix_connection(self.folder / str(index))
+            try:
+                writer.write(f"{question}\n".encode())
+                return await reader.readexactly(int.from_bytes(await reader.readexactly(_LENGTH)))
+            except EOFError:
+                raise ConnectionError(f"worker {index} ended before its answer") from None
+            finally:
+                writer.close()
 
-    async def ask_others(self, question: str) -> list[bytes]:
-        """What each of the others answers, without those that cannot be reached."""
-        others = [self.ask(index, question) for index in range(self.count) if index != self.index]
-        return [found for found in await asyncio.gather(*others, return_exceptions=True) if isinstance(found, bytes)]
+    async def ask_others(self, question: str) -> dict[int, bytes]:
+        """What the others answer, by their indices, without those that cannot be reached."""
+
+        async def reached(index: int) -> tuple[int, bytes] | None:
+            with contextlib.suppress(OSError):
+                return index, await self.ask(index, question)
+            return None
+
+        others = (reached(index) for index in range(self.count) if index != self.index)
+        return dict(filter(None, await asyncio.gather(*others)))
 
 
 class SharedStore:

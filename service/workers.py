@@ -13,20 +13,21 @@ import gc
 import itertools
 import logging
 import multiprocessing
+import select
 import selectors
 import signal
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from service import logs
+from service import logs, server
 from service.cpus import take_share
-from service.server import CONNECTION, DRAIN, RELOAD, STOP, work
+from service.server import CONNECTION, DRAIN, FAILED, RELOAD, SERVING, STOP, work
 from service.session import load_sessions
 from service.settings import Settings
 from service.siblings import Siblings
@@ -34,7 +35,13 @@ from service.siblings import Siblings
 log = logging.getLogger("camcal")
 
 BACKLOG = 2048  # connections that wait to be accepted; the kernel has a limit of its own
-RESTART_S = 1.0  # before a worker that ended is replaced
+RESTART_S = 1.0  # before a worker that ended is replaced; twice that after each that could not start
+MAX_RESTART_S = 30.0
+FAILURES = 5  # workers in a row that could not start, while there is no other: the service ends
+SILENCE = 6  # beats that a worker may miss before it is taken to hang
+BEHIND_S = 0.01  # before connections are accepted again when no worker had room for one
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class WorkerError(ValueError):
@@ -47,15 +54,18 @@ class _Worker:
     process: BaseProcess
     channel: socket.socket
     open: bool = True  # the channel
-    ready: bool = False
-    said: bytes = b""  # before it was ready: why it will not be
+    said: bytes = b""  # of a line that is not complete
+    version: str | None = None  # of the model that it serves, once it is ready
+    silent: int = 0  # beats missed
+    reason: str | None = None  # why it ends
 
 
 class Supervisor:
     """Runs `settings.workers` workers until a signal comes; one that ends before is replaced.
 
     Signals mean what they mean to a single process: SIGTERM drains, SIGINT ends when all is answered, a second one at
-    once, SIGHUP loads the bundle again in every worker.
+    once, SIGHUP loads the bundle again in every worker. A worker that says nothing for half a minute is ended; where
+    one that takes its place finds another bundle than the rest serve, the rest load that one too.
     """
 
     def __init__(self, settings: Settings):
@@ -67,7 +77,7 @@ class Supervisor:
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._turns = itertools.count()
         self._accepting = self._opened = self._stopping = False
-        self._signals = 0
+        self._signals = self._failures = 0
         self._failure: str | None = None
 
     def run(self) -> None:
@@ -79,9 +89,10 @@ class Supervisor:
         """
         logs.configure(self._settings.log_format)
         with contextlib.ExitStack() as stack:
-            self._folder = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="camcal-", ignore_cleanup_errors=True))
-            )
+            # The address of a Unix socket has little room.
+            where = "/tmp" if len(tempfile.gettempdir()) > 70 else None
+            folder = tempfile.TemporaryDirectory(prefix="camcal-", dir=where, ignore_cleanup_errors=True)
+            self._folder = Path(stack.enter_context(folder))
             stack.enter_context(self._selector)
             stack.callback(self._kill)
             self._listeners = _bind(self._settings.host, self._settings.port)
@@ -91,6 +102,7 @@ class Supervisor:
             gc.freeze()
             for index in range(self._settings.workers):
                 self._start(index)
+            self._later(server.BEAT_S, self._listen_for_beats)
             while self._workers or not self._stopping:
                 self._turn()
         if self._failure is not None:
@@ -113,18 +125,33 @@ class Supervisor:
     # Workers.
 
     def _start(self, index: int) -> None:
-        if self._signals or self._stopping:
-            return
         ours, theirs = socket.socketpair()
-        siblings = Siblings(folder=self._folder, index=index, count=self._settings.workers)
-        held = [ours, *self._listeners, *(worker.channel for worker in self._workers.values())]
-        process = self._fork.Process(target=_work, args=(self._settings, siblings, theirs, held))
-        process.start()
-        theirs.close()
+        with theirs:
+            siblings = Siblings(folder=self._folder, index=index, count=self._settings.workers)
+            held = [ours, *self._listeners, *(worker.channel for worker in self._workers.values())]
+            process = self._fork.Process(target=_work, args=(self._settings, siblings, theirs, held))
+            # Until the worker ignores them, it would write its own signals to the supervisor's.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            try:
+                process.start()
+            except OSError:
+                ours.close()
+                raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         ours.setblocking(False)
         worker = self._workers[index] = _Worker(index=index, process=process, channel=ours)
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._hear(worker))
         self._selector.register(process.sentinel, selectors.EVENT_READ, lambda: self._ended(worker))
+
+    def _replace(self, index: int) -> None:
+        if self._signals or self._stopping:
+            return
+        try:
+            self._start(index)
+        except OSError as error:
+            log.error("no worker takes the place of worker %d yet: %s", index, error)
+            self._later(MAX_RESTART_S, lambda: self._replace(index))
 
     def _hear(self, worker: _Worker) -> None:
         if not worker.open:  # what follows its last words in the same turn
@@ -133,16 +160,41 @@ class Supervisor:
             said = worker.channel.recv(4096)
         except OSError:
             said = b""
-        if said == b"+":
-            worker.ready = True
-            # At first all, so that the earliest clients do not all end up with one; later any is better than none.
-            if self._opened or all(worker.ready for worker in self._workers.values()):
-                self._accept_from_now()
-        elif said:
-            worker.said += said
-        else:
+        if not said:
             worker.open = False
             self._selector.unregister(worker.channel)
+            return
+        *lines, worker.said = (worker.said + said).split(b"\n")
+        for line in lines:
+            if line.startswith(SERVING):
+                self._serves(worker, line.removeprefix(SERVING).decode())
+            else:
+                worker.reason = line.removeprefix(FAILED).decode()
+
+    def _serves(self, worker: _Worker, version: str) -> None:
+        new, worker.version, worker.silent = worker.version is None, version, 0
+        if not new:
+            return
+        self._failures = 0
+        if not self._opened:
+            # At first all, so that the earliest clients do not all end up with one; later any is better than none.
+            if all(worker.version for worker in self._workers.values()):
+                self._open()
+            return
+        self._accept_if_possible()
+        if others := [other for other in self._workers.values() if other.version not in (None, version)]:
+            log.info("worker %d found model version %s, which the others now load too", worker.index, version)
+            self._tell(RELOAD, others)
+
+    def _listen_for_beats(self) -> None:
+        """End the workers that hang. Counted in beats and not in time, which also passes while all are stopped."""
+        for worker in self._workers.values():
+            if worker.version is not None:
+                worker.silent += 1
+                if worker.silent > SILENCE:
+                    worker.reason = f"worker {worker.index} has hung for {SILENCE * server.BEAT_S:g} s"
+                    worker.process.kill()
+        self._later(server.BEAT_S, self._listen_for_beats)
 
     def _ended(self, worker: _Worker) -> None:
         self._selector.unregister(worker.process.sentinel)
@@ -153,18 +205,19 @@ class Supervisor:
         del self._workers[worker.index]
         if self._stopping:
             return
-        reason = worker.said.decode() or f"worker {worker.index} ended with code {worker.process.exitcode}"
-        if not self._opened:
+        reason = worker.reason or f"worker {worker.index} ended with code {worker.process.exitcode}"
+        self._failures += worker.version is None
+        alone = not any(other.version for other in self._workers.values())
+        if not self._opened or (alone and self._failures >= FAILURES):
             self._failure = self._failure or reason
             self._stop()
             return
         log.error("%s; another takes its place", reason)
-        if not any(worker.ready for worker in self._workers.values()):
-            self._accept(False)
-        self._later(RESTART_S, lambda: self._start(worker.index))
+        self._accept_if_possible()
+        self._later(min(MAX_RESTART_S, RESTART_S * 2**self._failures), lambda: self._replace(worker.index))
 
-    def _tell(self, word: bytes) -> None:
-        for worker in self._workers.values():
+    def _tell(self, word: bytes, workers: Iterable[_Worker] | None = None) -> None:
+        for worker in self._workers.values() if workers is None else workers:
             with contextlib.suppress(OSError):  # it is ending
                 worker.channel.send(word)
 
@@ -175,17 +228,25 @@ class Supervisor:
 
     # Connections.
 
-    def _accept_from_now(self) -> None:
+    def _open(self) -> None:
+        """Accept connections from now on."""
         if self._stopping:
             return
-        if not self._opened:
-            self._opened = True
-            for listener in self._listeners:
+        host, port = self._settings.host, self._settings.port
+        for listener in self._listeners:
+            try:
                 listener.listen(BACKLOG)
-            host, port = self._listeners[0].getsockname()[:2]
-            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            log.info("%d workers on http://%s (Press CTRL+C to quit)", len(self._workers), address)
+            except OSError as error:  # another service was quicker
+                raise OSError(error.errno, error.strerror, f"{host}:{port}") from None
+        self._opened = True
+        host, port = self._listeners[0].getsockname()[:2]
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        log.info("%d workers on http://%s (Press CTRL+C to quit)", len(self._workers), address)
         self._accept(True)
+
+    def _accept_if_possible(self) -> None:
+        if not self._stopping:
+            self._accept(any(worker.version for worker in self._workers.values()))
 
     def _accept(self, wanted: bool) -> None:
         if wanted != self._accepting:
@@ -200,8 +261,11 @@ class Supervisor:
 
     def _deal(self, listener: socket.socket) -> bool:
         """Give the next connection to the next worker; False if there was none, or nobody to take it."""
-        ready = [worker for worker in self._workers.values() if worker.ready]
-        if not ready:
+        takers = self._takers()
+        if not takers:
+            if self._accepting:  # connections wait where they are
+                self._accept(False)
+                self._later(BEHIND_S, self._accept_if_possible)
             return False
         try:
             connection, _ = listener.accept()
@@ -210,14 +274,26 @@ class Supervisor:
         except OSError as error:  # the client is gone, or no file descriptor is left
             log.warning("a connection could not be accepted: %s", error)
             time.sleep(0.01)
-            return True
+            return error.errno == errno.ECONNABORTED
         with connection:
-            first = next(self._turns)
-            for place in range(len(ready)):
-                with contextlib.suppress(OSError):  # it is ending, or so far behind that the channel is full
-                    socket.send_fds(ready[(first + place) % len(ready)].channel, [CONNECTION], [connection.fileno()])
+            for worker in takers:
+                with contextlib.suppress(OSError):  # it is ending
+                    socket.send_fds(worker.channel, [CONNECTION], [connection.fileno()])
                     return True
         return True
+
+    def _takers(self) -> list[_Worker]:
+        """The workers that can take a connection, first the one whose turn it is.
+
+        A channel is writable while no more than a part of it is in use, so words always find room.
+        """
+        ready = {worker.channel.fileno(): worker for worker in self._workers.values() if worker.version}
+        poll = select.poll()
+        for channel in ready:
+            poll.register(channel, select.POLLOUT)
+        takers = [ready[channel] for channel, event in sorted(poll.poll(0)) if event == select.POLLOUT]
+        first = next(self._turns) % max(1, len(takers))
+        return takers[first:] + takers[:first]
 
     # Signals.
 
@@ -227,14 +303,13 @@ class Supervisor:
         ours.setblocking(False)
         theirs.setblocking(False)
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._signalled(ours.recv(64)))
-        wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        before = [signal.signal(number, lambda number, frame: None) for number in wanted]
+        before = [signal.signal(number, lambda number, frame: None) for number in _SIGNALS]
         fd = signal.set_wakeup_fd(theirs.fileno())
         try:
             yield
         finally:
             signal.set_wakeup_fd(fd)
-            for number, handler in zip(wanted, before, strict=True):
+            for number, handler in zip(_SIGNALS, before, strict=True):
                 signal.signal(number, handler)
             ours.close()
             theirs.close()
@@ -274,20 +349,22 @@ def _bind(host: str, port: int) -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for number, (family, kind, _, _, address) in enumerate(found, 1):
-            listener = socket.socket(family, kind)
-            listener.setblocking(False)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                listener.bind(address)
-            except OSError as error:
-                listener.close()
-                # Such as ::1, which `localhost` may also mean where there is no IPv6.
-                if error.errno != errno.EADDRNOTAVAIL or not (listeners or number < len(found)):
-                    raise
-            else:
-                listeners.append(listener)
+            with contextlib.ExitStack() as stack:
+                try:
+                    listener = stack.enter_context(socket.socket(family, kind))
+                    listener.setblocking(False)
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    if family == socket.AF_INET6:
+                        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                    listener.bind(address)
+                except OSError as error:
+                    # Such as ::1, which `localhost` may also mean where there is no IPv6.
+                    absent = error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+                    if not absent or not (listeners or number < len(found)):
+                        raise
+                else:
+                    stack.pop_all()
+                    listeners.append(listener)
     except OSError as error:
         for listener in listeners:
             listener.close()
@@ -298,15 +375,16 @@ def _bind(host: str, port: int) -> list[socket.socket]:
 def _work(settings: Settings, siblings: Siblings, channel: socket.socket, held: list[socket.socket]) -> None:
     """The life of a worker. `held` are the supervisor's own sockets, which must end with it."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     for other in held:
         other.close()
     logs.configure(settings.log_format)
     cpus = take_share(siblings.index, siblings.count)
     share = settings.model_copy(
         update={
-            "intra_threads": settings.intra_threads or cpus,
+            "intra_threads": settings.intra_threads or max(1, cpus // settings.sessions),
             "decode_threads": settings.decode_threads or cpus,
             "decode_bytes": max(1, settings.decode_bytes // siblings.count),
             "cam_max_bytes": max(1, settings.cam_max_bytes // siblings.count),
@@ -315,6 +393,6 @@ def _work(settings: Settings, siblings: Siblings, channel: socket.socket, held: 
     try:
         sessions = load_sessions(share)
     except (ValueError, OSError) as error:
-        channel.sendall(str(error).encode())
+        channel.sendall(FAILED + " ".join(str(error).split()).encode() + b"\n")
         sys.exit(2)
     work(share, sessions, siblings, channel)

@@ -285,10 +285,12 @@ def test_endless_body_is_cut_off(live: Live, session: Session) -> None:
 
 
 @contextmanager
-def process(bundle: Bundle | Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(
+    bundle: Bundle | Path, program: tuple[str, str] = ("-m", "service"), **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`python -m service serve` on a free port."""
     folder = bundle.path if isinstance(bundle, Bundle) else bundle
-    command = [sys.executable, "-m", "service", "serve", "--bundle", str(folder), "--port", "0"]
+    command = [sys.executable, *program, "serve", "--bundle", str(folder), "--port", "0"]
     with subprocess.Popen(
         command, cwd=ROOT, env={"CAMCAL_MAX_BATCH": "2", **environment}, stderr=subprocess.PIPE, text=True
     ) as child:

@@ -57,10 +57,35 @@ def test_others_that_are_away_are_left_out(tmp_path: Path) -> None:
             return question.upper().encode()
 
         servers = [await Siblings(folder=tmp_path, index=index, count=4).serve(answer) for index in (1, 3)]
-        assert await Siblings(folder=tmp_path, index=0, count=4).ask_others("metrics") == [b"METRICS"] * 2
+        assert await Siblings(folder=tmp_path, index=0, count=4).ask_others("metrics") == {1: b"METRICS", 3: b"METRICS"}
         again = await Siblings(folder=tmp_path, index=1, count=4).serve(answer)  # as after a crash
         assert await Siblings(folder=tmp_path, index=0, count=4).ask(1, "x") == b"X"
         for server in (*servers, again):
             server.close()
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_hangs_or_ends_half_way_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.siblings.ANSWER_S", 0.1)
+
+    async def main() -> None:
+        async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()  # until whoever asks gives up
+            writer.close()
+
+        async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readline()
+            writer.write((100).to_bytes(8) + b"the first of them")
+            writer.close()
+
+        place = Siblings(folder=tmp_path, index=0, count=3)
+        async with await asyncio.start_unix_server(hang, tmp_path / "1"):
+            async with await asyncio.start_unix_server(end, tmp_path / "2"):
+                with pytest.raises(TimeoutError):
+                    await place.ask(1, "metrics")
+                with pytest.raises(ConnectionError, match="worker 2 ended before its answer"):
+                    await place.ask(2, "metrics")
+                assert await place.ask_others("metrics") == {}
 
     asyncio.run(main())

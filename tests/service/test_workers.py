@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -58,9 +59,11 @@ def test_connections_are_dealt_out_in_turn_and_any_worker_draws_any_map(service:
     unknown = bodies[0]["cam"]["url"][:-6] + "AAAAAA"
     assert {httpx.get(url + unknown).status_code for _ in range(2)} == {404}
     assert httpx.get(f"{url}/cam/{'_' * 22}").status_code == 404  # there is no such worker
-    assert metric(url, 'camcal_requests_total{code="200",route="/predict"}') == 6
+    assert metric(url, 'camcal_requests_total{code="200",route="/predict"') == 6
     assert metric(url, "camcal_cam_store_entries") == 6
-    assert metric(url, "camcal_ready") == metric(url, "camcal_model_info") == 1
+    for worker in (0, 1):
+        assert metric(url, f'camcal_ready{{worker="{worker}"}}') == 1
+        assert metric(url, f'camcal_workers{{worker="{worker}"}}') == 2
 
 
 def test_metrics_are_the_same_whichever_worker_is_asked(service: Service) -> None:
@@ -91,6 +94,61 @@ def test_both_workers_die_and_come_again(service: Service) -> None:
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: all(map(gone, before)))
     assert httpx.post(f"{url}/predict", content=png(), headers={"Content-Type": "image/png"}, timeout=20).is_success
+
+
+def test_worker_that_hangs_is_replaced_and_holds_up_no_other(bundle: Bundle) -> None:
+    program = "-c", "from service import cli, server; server.BEAT_S = 0.5; cli.app()"
+    with process(bundle, program, CAMCAL_WORKERS="2") as (child, url):
+        awake, hung = workers(child)
+        os.kill(hung, signal.SIGSTOP)
+        answers = []
+        for _ in range(2):  # one for each
+            with contextlib.suppress(httpx.ReadError):  # the connection ends with the worker
+                answers.append(httpx.get(f"{url}/metrics", timeout=20).text)
+        (text,) = answers
+        assert 'camcal_ready{worker="0"} 1.0' in text and 'worker="1"' not in text
+        wait_for(lambda: gone(hung))
+        wait_for(lambda: metric(url, 'camcal_ready{worker="1"}') == 1)
+        assert workers(child)[0] == awake
+
+
+def test_a_burst_of_connections_waits_for_room(service: Service) -> None:
+    child, url = service
+    host, port = httpx.URL(url).host, httpx.URL(url).port
+    with contextlib.ExitStack() as stack:
+        for pid in workers(child):
+            os.kill(pid, signal.SIGSTOP)
+        clients = [stack.enter_context(socket.create_connection((host, port), timeout=10)) for _ in range(700)]
+        for client in clients:
+            client.sendall(b"GET /health/live HTTP/1.1\r\nHost: camcal\r\n\r\n")
+        child.send_signal(signal.SIGHUP)  # a word for the workers, behind all that they have not taken
+        time.sleep(0.2)
+        for pid in workers(child):
+            os.kill(pid, signal.SIGCONT)
+        assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
+    wait_for(lambda: metric(url, 'camcal_reloads_total{result="done"') == 2)
+
+
+def test_worker_that_finds_another_bundle_brings_it_to_all(
+    bundle: Bundle, other: Bundle, current: Callable[[Path], Path]
+) -> None:
+    with process(current(bundle.path), CAMCAL_WORKERS="2") as (child, url):
+        current(other.path)
+        os.kill(workers(child)[0], signal.SIGKILL)
+        wait_for(lambda: {post(url).json()["cam"]["url"][5] for _ in range(2)} == {"A", "B"})
+        wait_for(lambda: {post(url).json()["model"]["version"] for _ in range(2)} == {other.manifest.version})
+
+
+def test_service_ends_when_no_worker_can_start_again(bundle: Bundle, current: Callable[[Path], Path]) -> None:
+    program = "-c", "from service import cli, workers; workers.RESTART_S = 0.02; cli.app()"
+    with process(current(bundle.path), program, CAMCAL_WORKERS="2") as (child, _):
+        current(bundle.path / "absent")
+        for pid in workers(child):
+            os.kill(pid, signal.SIGKILL)
+        assert child.wait(20) == 2
+        assert child.stderr is not None
+        said = child.stderr.read()
+        assert said.count("another takes its place") == 6 and "error: no bundle" in said
 
 
 def test_workers_end_with_their_supervisor_and_leave_nothing(bundle: Bundle, tmp_path: Path) -> None:
@@ -136,7 +194,7 @@ def test_reload_reaches_every_worker(bundle: Bundle, other: Bundle, current: Cal
     with process(current(bundle.path), CAMCAL_WORKERS="2") as (child, url):
         current(other.path)
         child.send_signal(signal.SIGHUP)
-        wait_for(lambda: metric(url, 'camcal_reloads_total{result="done"}') == 2)
+        wait_for(lambda: metric(url, 'camcal_reloads_total{result="done"') == 2)
         versions = {post(url).json()["model"]["version"] for _ in range(2)}
         assert versions == {other.manifest.version}
 
