@@ -103,7 +103,7 @@ class _Cache:
         return logits_NK, torch.cat([self.train_labels, held_labels.repeat(passes)]), counts_K + self.counts_K
 
 
-def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fitted:
+def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe, like: Fitted | None = None) -> Fitted:
     """Rescale, fit margins and temperature, in this order, and store them. The test part is not looked at.
 
     The scalar is selected by the likelihood of held-out images under the class prior that the logits are trained for;
@@ -111,6 +111,10 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fit
     for each prior that they may be shifted to: under it, other classes decide how sure one may be. MARC is fitted on
     cached logits of augmented training images, the frozen network in evaluation mode, or on the held-out part as well:
     then the temperatures are fitted on held-out logits that were calibrated by margins which never saw them.
+
+    Args:
+        like: what was found for a network of the same recipe: scalar and temperatures are taken from it. For a network
+            that was trained on all images, so that none is held out.
     """
     began = time.perf_counter()
     network.eval()
@@ -122,7 +126,9 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fit
     tau_curve: list[dict[str, float]] = []
     tau = None
     if isinstance(network.head, WeightNormHead):
-        if recipe.calibrate.scalar == "select":
+        if recipe.calibrate.scalar == "select" and like is not None:
+            network.rescale.factor.fill_(like.scalar / network.head.scalar.item())
+        elif recipe.calibrate.scalar == "select":
             under_prior_N = torch.from_numpy(prior_weights(cache.held_labels.numpy(), prior_K))
             network.rescale.factor.fill_(
                 fit_scale(cache.held_NK, cache.held_labels, under_prior_N, recipe.calibrate.spread)
@@ -133,25 +139,30 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe) -> Fit
         scale_K = fit_lws(cache.train_NK, cache.train_labels, cache.counts_K, recipe.calibrate, recipe.seed)
         network.rescale.scale.copy_(scale_K)
     calibrated_NK, penalty = _fit_margins(network, cache, prior_K, weights_N)
-    spread = recipe.calibrate.spread
-    network.temperature.fill_(fit_temperature(calibrated_NK, cache.held_labels, even_K, spread))
+
+    def temperature_for(wanted_K: Floats) -> float:
+        return fit_temperature(calibrated_NK, cache.held_labels, wanted_K, recipe.calibrate.spread)
+
+    network.temperature.fill_(like.temperature if like else temperature_for(even_K))
+    prior_temperatures = (
+        {name: temperature_for(other_K) for name, other_K in other_priors(recipe, data).items()}
+        if like is None
+        else like.prior_temperatures
+    )
     return Fitted(
         trained_scalar=network.head.scalar.item(),
         scalar=network.scalar,
         tau=tau,
         tau_curve=tau_curve,
         temperature=float(network.temperature),
-        prior_temperatures={
-            name: fit_temperature(calibrated_NK, cache.held_labels, prior_K, spread)
-            for name, prior_K in other_priors(recipe, data).items()
-        },
+        prior_temperatures=prior_temperatures,
         logit_prior=prior_K.tolist(),
         penalty=penalty,
         omega_at_bound=int((network.marc.omega <= 1.01 * MIN_OMEGA).sum()),
         train_accuracy=cache.train_accuracy(),
         logits_s=round(cache.logits_s, 2),
         fits_s=round(time.perf_counter() - began - cache.logits_s, 2),
-        warnings=_warnings(recipe, prior_K, cache.counts_K, len(cache.held_labels)),
+        warnings=like.warnings if like else _warnings(recipe, prior_K, cache.counts_K, len(cache.held_labels)),
     )
 
 
@@ -174,7 +185,7 @@ def predict_logits(
     trained: bool = False,
 ) -> Tensor:
     """Logits z, or z° as trained, N×K in fp32 on the CPU, of a part of the data, by the network in its present mode."""
-    indices = torch.arange(len(part)).split(batch_size)
+    indices = torch.arange(len(part)).split(batch_size) if len(part) else ()
     logits_NK = torch.empty(len(part), len(network.rescale.scale))  # filled in place: it may be most of the memory
     for index_B, (images_BHWC, _) in zip(indices, part.batches(indices, network.mean.device, augment), strict=True):
         logits_BK = network(images_BHWC).float()

@@ -202,6 +202,8 @@ class CalibrateConfig(_Section):
     exponent: of the generalised re-weighting, w_k ∝ (n_k/N)^-exponent.
     iterations, batch_size, lr, momentum, weight_decay: of SGD with a cosine rate; the first `warmup` iterations rise
         from half of lr.
+    refit: once scalar and temperature are fitted, train again, on all images, the held-out ones too. What was fitted on
+        held-out images is kept, margins are fitted to the new network. Training takes twice as long.
     prior: class frequencies in use, beside the balanced ones and those of training: one positive number for each
         class, as a list in the classes' order or by name.
     """
@@ -221,6 +223,7 @@ class CalibrateConfig(_Section):
     lr: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
+    refit: bool = False
     prior: list[float] | dict[str, float] | None = None
 
 
@@ -244,6 +247,8 @@ class Recipe(_Section):
             raise ValueError(f"calibrate.rescale = {self.calibrate.rescale!r} is for model.head = 'linear'")
         if self.calibrate.rescale != "off" and self.calibrate.start == "prior":
             raise ValueError("calibrate.start = 'prior' and calibrate.rescale both balance the classes: choose one")
+        if self.calibrate.refit and (self.calibrate.marc_on != "train" or self.calibrate.rescale != "off"):
+            raise ValueError("calibrate.refit needs calibrate.marc_on = 'train' and calibrate.rescale = 'off'")
         return self
 
     def deciding(self) -> dict[str, Any]:

@@ -35,7 +35,11 @@ WORST = 12
 
 
 def evaluate(
-    network: LongTailClassifier, data: Dataset, recipe: Recipe, temperatures: Mapping[str, float]
+    network: LongTailClassifier,
+    data: Dataset,
+    recipe: Recipe,
+    temperatures: Mapping[str, float],
+    before_refit: LongTailClassifier | None = None,
 ) -> dict[str, Any]:
     """Everything the report holds, ready for JSON. This is the only place where the test part is looked at.
 
@@ -44,17 +48,22 @@ def evaluate(
 
     Args:
         temperatures: `Fitted.prior_temperatures`.
+        before_refit: where `network` was trained on held-out images as well, the one that was not; what is said of
+            held-out images is said of it.
     """
     counts_K = data.train_counts()
     groups_K: list[str] = [group_of(int(count)) for count in counts_K]
     labels_N = data.test.labels.numpy()
-    raw_prior_K = logit_prior(recipe, np.bincount(data.train.labels.cpu().numpy(), minlength=len(counts_K)))
+    held_prior_K = logit_prior(recipe, np.bincount(data.train.labels.cpu().numpy(), minlength=len(counts_K)))
+    raw_prior_K = held_prior_K if before_refit is None else logit_prior(recipe, counts_K)
     even_K = np.full_like(raw_prior_K, 1 / len(raw_prior_K))
     # τ-norm and learned weight scaling are chosen to balance the classes: their logits are for the even prior.
-    step_priors = {"trained": raw_prior_K, "scalar": raw_prior_K if recipe.calibrate.rescale == "off" else even_K}
-    step_priors["adjusted"] = even_K
+    balanced = recipe.calibrate.rescale != "off"
+    step_priors = {"trained": raw_prior_K, "scalar": even_K if balanced else raw_prior_K, "adjusted": even_K}
+    held_priors = {"scalar": even_K if balanced else held_prior_K, "adjusted": even_K}
     logits = _steps(network, predict_logits(network.eval(), data.test), raw_prior_K)
-    held = _steps(network, predict_logits(network, data.holdout), raw_prior_K)
+    unseeing = network if before_refit is None else before_refit.eval()
+    held = _steps(unseeing, predict_logits(unseeing, data.holdout), held_prior_K)
     probabilities = {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
     priors = other_priors(recipe, data)
     prior_K = priors["train"]
@@ -87,9 +96,15 @@ def evaluate(
         },
         "temperature_only": {
             step: _temperature_only(
-                data, held[step], logits[step], step_priors[step], prior_K, recipe.calibrate.spread, groups_K
+                data,
+                held[step],
+                logits[step],
+                (held_prior, step_priors[step]),
+                prior_K,
+                recipe.calibrate.spread,
+                groups_K,
             )
-            for step in ("scalar", "adjusted")
+            for step, held_prior in held_priors.items()
         },
         "rank_groups": _rank_groups(counts_K, probabilities, labels_N),
         "reliability": {
@@ -108,7 +123,9 @@ def evaluate(
             "calibrated": metrics.figures(for_prior["given"], labels_N, groups_K, given_N)
         }
     if isinstance(network.head, WeightNormHead):
-        report["scalar_curve"] = _scalar_curve(network.scalar, data, logits["scalar"], held["scalar"], raw_prior_K)
+        report["scalar_curve"] = _scalar_curve(
+            network.scalar, data, logits["scalar"], held["scalar"], (raw_prior_K, held_prior_K)
+        )
     return report
 
 
@@ -143,19 +160,19 @@ def _temperature_only(
     data: Dataset,
     held_NK: Tensor,
     logits_NK: Tensor,
-    raw_prior_K: metrics.Floats,
+    raw_priors_K: tuple[metrics.Floats, metrics.Floats],
     prior_K: metrics.Floats,
     spread: float,
     groups_K: list[str],
 ) -> dict[str, Any]:
-    """What a temperature makes of logits for the class prior q, without MARC.
+    """What a temperature makes of held-out and test logits, each for a class prior q of their own, without MARC.
 
     Fitted as after MARC, by class-balanced likelihood on the held-out part, and once more for the training prior π.
     """
     labels_N, held_labels = data.test.labels.numpy(), data.holdout.labels
     balanced = fit_temperature(held_NK, held_labels, np.full_like(prior_K, 1 / len(prior_K)), spread)
-    shifted = fit_temperature(held_NK, held_labels, prior_K, spread, raw_prior_K)
-    shifted_NK = shift_prior(metrics.softmax((logits_NK / shifted).numpy()), prior_K / raw_prior_K)
+    shifted = fit_temperature(held_NK, held_labels, prior_K, spread, raw_priors_K[0])
+    shifted_NK = shift_prior(metrics.softmax((logits_NK / shifted).numpy()), prior_K / raw_priors_K[1])
     return {
         "temperature": balanced,
         "test": metrics.figures(metrics.softmax((logits_NK / balanced).numpy()), labels_N, groups_K),
@@ -177,12 +194,17 @@ def _rank_groups(
 
 
 def _scalar_curve(
-    scalar: float, data: Dataset, logits_NK: Tensor, held_NK: Tensor, raw_prior_K: metrics.Floats
+    scalar: float,
+    data: Dataset,
+    logits_NK: Tensor,
+    held_NK: Tensor,
+    raw_priors_K: tuple[metrics.Floats, metrics.Floats],
 ) -> list[dict[str, float]]:
     """`scalar_curve` of the test part, and of the held-out part under the names `holdout_…`, class-balanced both."""
-    even_K = np.full_like(raw_prior_K, 1 / len(raw_prior_K))
+    even_K = np.full(len(data.classes), 1 / len(data.classes))
     curves = []
-    for part, z_NK in ((data.test, logits_NK), (data.holdout, held_NK)):
+    parts = (data.test, logits_NK), (data.holdout, held_NK)
+    for (part, z_NK), raw_prior_K in zip(parts, raw_priors_K, strict=True):
         labels_N = part.labels.numpy()
         cosines_NK = z_NK.double().numpy() / scalar
         curves.append(scalar_curve(cosines_NK, labels_N, prior_weights(labels_N, even_K), raw_prior_K))
@@ -232,7 +254,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     d = report["data"]
     console.print(
         f"{report['recipe']}: {d['classes']} classes, {d['train']} training images ({d['largest_class']} to "
-        f"{d['smallest_class']} a class, held-out ones included), {d['holdout']} held out, {d['test']} for the test"
+        f"{d['smallest_class']} a class, held-out ones included), {d['holdout']} held out"
+        f"{' at first' if report['settings']['calibrate']['refit'] else ''}, {d['test']} for the test"
     )
     balanced = {name: report["test"][step] for step, name in STEPS.items()}
     console.print(figures_table("balanced test, balanced prior", d["groups"], balanced))

@@ -14,10 +14,11 @@ import torch
 from rich.console import Console
 
 from models.bundle import Bundle, Precision
+from models.classifier import LongTailClassifier
 from training.calibrate import calibrate
 from training.config import Recipe, parse_recipe
 from training.data import Dataset, load_dataset
-from training.distributed import process_group
+from training.distributed import ALONE, Group, process_group
 from training.evaluate import evaluate, print_report
 from training.fit import fit
 from training.priors import given_prior
@@ -45,13 +46,23 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
             processes = f" × {group.size}" if group.size > 1 else ""
             console.print(f"training {recipe.model.backbone} on {len(data.train)} images, {device.type}{processes}")
             began = time.perf_counter()
-            fit(recipe, data, run, console, device, group)
+            fit_run(run, recipe, data, console, device, group)
             console.print(f"trained in {time.perf_counter() - began:.0f} s")
         if not group.leads:
             return None
         calibrate_run(run, recipe, data, console)
         evaluate_run(run, data, console)
         return export_run(run, run.bundle, console)
+
+
+def fit_run(
+    run: Run, recipe: Recipe, data: Dataset, console: Console, device: torch.device, group: Group = ALONE
+) -> None:
+    """Train the network of a recipe; with `calibrate.refit` a second time, on all images."""
+    fit(recipe, data, run, console, device, group)
+    if recipe.calibrate.refit:
+        console.print(f"training again, on all {len(data.train) + len(data.holdout)} images")
+        fit(recipe, data.whole(), run.refit, console, device, group)
 
 
 def load(recipe: Recipe, console: Console) -> Dataset:
@@ -70,16 +81,17 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
         recipe: whose calibration settings to use; None for those that the network was trained with.
         data: the run's data; None loads it.
     """
-    network, trained_with, meta = load_network(run.checkpoint)
-    if meta["epoch"] < trained_with.fit.epochs:
-        raise RunError(
-            f"{run.path} has {meta['epoch']} of {trained_with.fit.epochs} epochs: finish it with `camcal train` first"
-        )
+    network, trained_with, meta = _trained(run)
     recipe = recipe or trained_with
+    again = _trained(run.refit)[0] if recipe.calibrate.refit else None
     data = data or load(recipe, console)
     began = time.perf_counter()
     with console.status("calibrating"):
         fitted = calibrate(network.to(default_device()), data, recipe)
+        if again is not None:
+            save_tensors(run.before_refit, network_tensors(network.cpu()), meta)
+            network = again
+            fitted = calibrate(network.to(default_device()), data.whole(), recipe, like=fitted)
     console.print(
         f"calibrated in {time.perf_counter() - began:.0f} s: scalar {fitted.trained_scalar:.2f} → {fitted.scalar:.2f}, "
         f"temperature {fitted.temperature:.3f}"
@@ -91,13 +103,25 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
     save_tensors(run.network, network_tensors(network.cpu()), meta)
 
 
+def _trained(run: Run) -> tuple[LongTailClassifier, Recipe, dict[str, Any]]:
+    """Network, recipe and metadata of a training. Raises RunError if it is not finished."""
+    network, recipe, meta = load_network(run.checkpoint)
+    if meta["epoch"] < recipe.fit.epochs:
+        raise RunError(
+            f"{run.path} has {meta['epoch']} of {recipe.fit.epochs} epochs: finish it with `camcal train` first"
+        )
+    return network, recipe, meta
+
+
 def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, Any]:
     """Judge the calibrated network on the test part; writes `report.json`, and `report.html` to look at."""
     network, recipe, meta = load_network(run.network)
     data = data or load(recipe, console)
+    device = default_device()
+    before = load_network(run.before_refit)[0].to(device) if recipe.calibrate.refit else None
     with console.status("evaluating"):
         temperatures = meta["calibration"]["prior_temperatures"]
-        report = evaluate(network.to(default_device()), data, recipe, temperatures)
+        report = evaluate(network.to(device), data, recipe, temperatures, before)
     report |= {"calibration": meta["calibration"], "epochs": meta["epoch"]}
     save_json(run.report, report)
     run.page.write_text(page(report), encoding="utf-8")

@@ -303,7 +303,8 @@ def _making(report: Report) -> str:
         "evaluated": made["date"],
         "scalar": f"{fitted['trained_scalar']:.2f} as trained, {fitted['scalar']:.2f} selected on held-out images",
         "temperature": f"{fitted['temperature']:.3f}; {alone['temperature']:.3f} without MARC",
-        "held out": f"{report['data']['holdout']:,} of the training images, for scalar and temperature",
+        "held out": f"{report['data']['holdout']:,} of the training images, for scalar and temperature"
+        + ("; then trained again on all" if report["settings"]["calibrate"].get("refit") else ""),
         "epoch": f"the last one, {report['epochs']}; the test part was not looked at before this report",
     }
     listed = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())

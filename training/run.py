@@ -46,6 +46,16 @@ class Run:
         return self.path / "network.safetensors"
 
     @property
+    def before_refit(self) -> Path:
+        """The calibrated network that has not seen the held-out images, where `network` is one trained on all."""
+        return self.path / "before-refit.safetensors"
+
+    @property
+    def refit(self) -> Run:
+        """The folder of the second training."""
+        return Run(self.path / "refit")
+
+    @property
     def report(self) -> Path:
         return self.path / "report.json"
 

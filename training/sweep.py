@@ -24,9 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
 from training import pipeline
-from training.config import Recipe, RecipeError, load_recipe
+from training.config import Recipe, RecipeError, load_recipe, parse_recipe
 from training.data import Dataset, load_dataset
-from training.fit import fit
 from training.results import Row, result_of
 from training.run import Run, save_json
 
@@ -176,10 +175,10 @@ def _finished(job: Job, out: Path) -> bool:
     """Whether the result is there and was made with the recipe that the table asks for."""
     try:
         found = json.loads(_result_path(job, out).read_text(encoding="utf-8"))["recipe"]
-        found["fit"]["compile"] = False
+        found["data"]["root"] = job.recipe.data.root
+        return parse_recipe(found, job.name).deciding() == job.recipe.deciding()
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return bool(found == job.recipe.deciding())
 
 
 def _lines(groups: list[list[Job]], out: Path, processes: int) -> Iterator[tuple[str, bool]]:
@@ -239,7 +238,7 @@ def _run(job: Job, out: Path) -> Row:
         console = Console(file=log, width=120)
         console.print(job.name)
         data = _load(job.recipe)
-        fit(job.recipe, data, run, console, pipeline.default_device())
+        pipeline.fit_run(run, job.recipe, data, console, pipeline.default_device())
         pipeline.calibrate_run(run, job.recipe, data, console)
         report = pipeline.evaluate_run(run, data, console)
     result = result_of(report, job.row.method, job.row.calibrated, plain=job.row.plain)

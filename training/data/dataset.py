@@ -35,6 +35,9 @@ class Images(Protocol):
     def subset(self, index: NDArray[np.int64]) -> Self:
         """The images at these positions, in this order."""
 
+    def joined(self, others: Self) -> Self:
+        """These and then the others."""
+
     def to(self, device: torch.device) -> Self:
         """The same, held by a device where they are held at all."""
 
@@ -65,6 +68,12 @@ class LabelledImages:
         """The images at these positions, in this order."""
         chosen = torch.from_numpy(index)
         return LabelledImages(images=self.images[chosen], labels=self.labels[chosen])
+
+    def joined(self, others: LabelledImages) -> LabelledImages:
+        """These and then the others."""
+        return LabelledImages(
+            images=torch.cat([self.images, others.images]), labels=torch.cat([self.labels, others.labels])
+        )
 
     def to(self, device: torch.device) -> LabelledImages:
         """The same, with the images on a device."""
@@ -98,6 +107,11 @@ class Dataset:
             )
         if not len(self.test):
             raise DataError("the test part has no images")
+
+    def whole(self) -> Dataset:
+        """The same with all images to train on, and none held out."""
+        nothing = np.empty(0, dtype=np.int64)
+        return replace(self, train=self.train.joined(self.holdout), holdout=self.holdout.subset(nothing))
 
     def train_counts(self) -> NDArray[np.int64]:
         """Training images per class, the held-out ones included: what the long tail of the data is. K values."""

@@ -49,6 +49,10 @@ class ListedImages:
         """The images at these positions, in this order."""
         return replace(self, names=[self.names[i] for i in index], labels=self.labels[torch.from_numpy(index)])
 
+    def joined(self, others: ListedImages) -> ListedImages:
+        """These and then the others, which must lie under the same root."""
+        return replace(self, names=self.names + others.names, labels=torch.cat([self.labels, others.labels]))
+
     def to(self, device: torch.device) -> ListedImages:
         """The same: what is in files stays there."""
         return self

@@ -1,0 +1,95 @@
+"""The second training, on all images. The steps themselves are tested where they are made, and end to end."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from models.bundle import Bundle
+from training import pipeline
+from training.config import Recipe, RecipeError, load_recipe
+from training.data import load_dataset
+from training.run import Run, RunError, load_network
+
+QUICK = ["fit.epochs=2", "fit.warmup_epochs=1", "calibrate.iterations=50", "calibrate.passes=1"]
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe("digits", [*QUICK, "calibrate.refit=true"])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> tuple[Run, Run, str]:
+    """A run without the second training; the same with it, begun from the first one's checkpoint; and what it said."""
+    plain, again = (Run(tmp_path_factory.mktemp(name) / "run") for name in ("plain", "again"))
+    pipeline.train(load_recipe("digits", QUICK), plain, Console(file=io.StringIO()))
+    again.path.mkdir()
+    again.checkpoint.write_bytes(plain.checkpoint.read_bytes())
+    console = Console(file=io.StringIO(), width=200)
+    pipeline.train(recipe, again, console)
+    return plain, again, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def report(run: Run) -> Any:
+    return json.loads(run.report.read_text())
+
+
+def test_the_second_training_sees_all_images_and_keeps_what_was_fitted(runs: tuple[Run, Run, str]) -> None:
+    plain, again, said = runs
+    before, after = report(plain), report(again)
+    images = before["data"]["train"] + before["data"]["holdout"]
+    assert "continuing after epoch 2 of 2" in said and f"training again, on all {images} images" in said
+    for key in ("scalar", "temperature", "prior_temperatures", "warnings"):
+        assert after["calibration"][key] == pytest.approx(before["calibration"][key]), key
+    assert after["test"]["trained"] != before["test"]["trained"]
+    # What is said of held-out images is said of the network that has not seen them.
+    for step in ("scalar", "adjusted"):
+        wanted = before["temperature_only"][step]["temperature"]
+        assert after["temperature_only"][step]["temperature"] == pytest.approx(wanted, rel=1e-3)
+    held = [{k: v for k, v in row.items() if k.startswith("holdout_")} for row in before["scalar_curve"]]
+    for row, wanted in zip(after["scalar_curve"], held, strict=True):
+        assert {k: row[k] for k in wanted} == pytest.approx(wanted, abs=1e-3)
+    network, first = (load_network(path)[0] for path in (again.network, again.before_refit))
+    assert float(network.scalar) == pytest.approx(float(first.scalar))
+    for name, tensor in load_network(plain.network)[0].state_dict().items():
+        torch.testing.assert_close(first.state_dict()[name], tensor, msg=name)
+    assert "then trained again on all" in again.page.read_text()
+
+
+def test_the_bundle_is_of_the_second_network(runs: tuple[Run, Run, str]) -> None:
+    _, again, _ = runs
+    bundle = Bundle.load(again.bundle)
+    assert bundle.report["test"] == report(again)["test"]
+    assert bundle.manifest.calibration.temperature == pytest.approx(report(again)["calibration"]["temperature"])
+
+
+def test_calibrating_before_the_second_training_is_refused(
+    runs: tuple[Run, Run, str], recipe: Recipe, tmp_path: Path
+) -> None:
+    run = Run(tmp_path)
+    run.checkpoint.write_bytes(runs[0].checkpoint.read_bytes())
+    data = load_dataset(recipe.data, recipe.seed)
+    with pytest.raises(RunError, match=r"refit/checkpoint.safetensors is missing: has `camcal train` finished"):
+        pipeline.calibrate_run(run, recipe, data, Console(file=io.StringIO()))
+    assert not run.network.exists()
+
+
+def test_all_images_are_the_two_parts_one_after_the_other(recipe: Recipe) -> None:
+    data = load_dataset(recipe.data, recipe.seed)
+    whole = data.whole()
+    assert len(whole.holdout) == 0 and len(whole.train) == len(data.train) + len(data.holdout)
+    assert whole.train_counts().tolist() == data.train_counts().tolist()
+    torch.testing.assert_close(whole.train.images[len(data.train) :], data.holdout.images)
+
+
+@pytest.mark.parametrize("other", ["calibrate.marc_on=both", "calibrate.rescale=tau"])
+def test_what_needs_held_out_images_of_the_last_network_is_refused(other: str) -> None:
+    with pytest.raises(RecipeError, match="calibrate.refit needs"):
+        load_recipe("digits", ["calibrate.refit=true", "model.head=linear", other])
