@@ -31,6 +31,8 @@ CONNECTION, RELOAD, DRAIN, STOP = b"C", b"R", b"D", b"S"
 SERVING, FAILED = b"+", b"-"
 BEAT_S = 5.0
 
+READ_S = 0.1  # for the requests on the last connections to arrive
+
 
 class Server(uvicorn.Server):
     """uvicorn with an app that can reload and drain."""
@@ -38,6 +40,39 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: FastAPI):
         super().__init__(config)
         self._app = app
+        self._taking: set[asyncio.Future[Any]] = set()
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End when all is answered: also those whom the kernel has let in already, and closing would reset."""
+        open_sockets = [listener for server in self.servers for listener in server.sockets]
+        listeners = [socket.fromfd(one.fileno(), one.family, one.type) for one in open_sockets]
+        for server in self.servers:
+            server.close()
+        for listener in listeners:
+            with listener, contextlib.suppress(OSError):
+                listener.setblocking(False)
+                for _ in range(self.config.backlog):
+                    self.take(listener.accept()[0])
+        if self._taking:
+            await asyncio.sleep(READ_S)
+        await super().shutdown(sockets)
+
+    def take(self, connection: socket.socket) -> None:
+        """Serve a connection that was accepted elsewhere."""
+        connection.setblocking(False)
+        made = asyncio.ensure_future(self._loop.connect_accepted_socket(self._protocol, connection))
+        self._taking.add(made)
+        made.add_done_callback(self._taking.discard)
+
+    def _protocol(self) -> asyncio.Protocol:
+        # As uvicorn makes it for a socket that it listens on.
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     def reload(self) -> None:
         """Load the bundle again."""
@@ -65,11 +100,10 @@ class DrainingServer(Server):
         self._drain_s = drain_s
         self._signals = 0
 
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
         if hasattr(signal, "SIGHUP"):  # not on Windows
             self._loop.add_signal_handler(signal.SIGHUP, self.reload)
-        await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._signals += 1
@@ -96,8 +130,6 @@ class Worker(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])
-        self._loop = asyncio.get_running_loop()
-        self._taking: set[asyncio.Future[Any]] = set()
         self._channel.setblocking(False)
         self._loop.add_reader(self._channel, self._hear)
         self._beat()
@@ -120,7 +152,7 @@ class Worker(Server):
             word, descriptors = b"", []
         if word == CONNECTION:
             if descriptors:
-                self._take(socket.socket(fileno=descriptors[0]))
+                self.take(socket.socket(fileno=descriptors[0]))
             else:
                 log.warning("a connection could not be taken: no file descriptor is left")
         elif word == RELOAD:
@@ -131,18 +163,6 @@ class Worker(Server):
             self._loop.remove_reader(self._channel)
             self.drain()
             self.stop()
-
-    def _take(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        made = asyncio.ensure_future(self._loop.connect_accepted_socket(self._protocol, connection))
-        self._taking.add(made)
-        made.add_done_callback(self._taking.discard)
-
-    def _protocol(self) -> asyncio.Protocol:
-        # As uvicorn makes it for a socket that it listens on.
-        return self.config.http_protocol_class(  # type: ignore[call-arg]
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
 
 
 def serve(settings: Settings, sessions: list[Session]) -> None:

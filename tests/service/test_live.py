@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
@@ -326,6 +327,31 @@ def test_sigterm_drains(bundle: Bundle, workers: str) -> None:
         assert child.wait(10) == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/health/live")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_nobody_who_was_let_in_is_turned_out(bundle: Bundle, workers: str) -> None:
+    with process(bundle, CAMCAL_DRAIN_S="0.5", CAMCAL_WORKERS=workers) as (child, url):
+        address = httpx.URL(url).host, httpx.URL(url).port
+
+        def ask(client: int) -> int:
+            """Each request over a connection of its own, until there is no service any more."""
+            for answered in itertools.count():
+                try:
+                    connection = socket.create_connection(address, timeout=10)
+                except ConnectionRefusedError:
+                    return answered
+                with connection:
+                    connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: camcal\r\n\r\n")
+                    assert connection.recv(12) == b"HTTP/1.1 200"
+            raise AssertionError
+
+        with ThreadPoolExecutor(24) as threads:
+            counts = threads.map(ask, range(24))
+            time.sleep(0.5)
+            child.send_signal(signal.SIGTERM)
+            assert min(counts) > 0
+        assert child.wait(10) == 0
 
 
 def test_sigint_does_not_wait_and_a_second_signal_ends_at_once(bundle: Bundle) -> None:
