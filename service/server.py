@@ -9,6 +9,7 @@ import logging
 import math
 import signal
 import socket
+import sys
 from types import FrameType
 from typing import Any
 
@@ -22,6 +23,9 @@ from service.runtime import running
 from service.session import Session
 from service.settings import Settings
 from service.siblings import Siblings
+
+if sys.platform != "win32":
+    import resource
 
 log = logging.getLogger("camcal")
 
@@ -165,8 +169,17 @@ class Worker(Server):
             self.stop()
 
 
+def allow_open_files() -> None:
+    """Raise the limit on open files, and so on connections, as far as this process may: the usual one is 1024."""
+    if sys.platform != "win32":
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):  # where the system allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def serve(settings: Settings, sessions: list[Session]) -> None:
     """Serve the model of `sessions`, one a device, until a signal comes. Empties the list: a reload frees the model."""
+    allow_open_files()
     config, app = _prepare(settings, sessions)
     DrainingServer(config, app, settings.drain_s).run()
 

@@ -88,6 +88,7 @@ class Supervisor:
             WorkerError: if the first workers cannot start.
         """
         logs.configure(self._settings.log_format)
+        server.allow_open_files()
         with contextlib.ExitStack() as stack:
             # The address of a Unix socket has little room.
             where = "/tmp" if len(tempfile.gettempdir()) > 70 else None

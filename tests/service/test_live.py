@@ -330,6 +330,17 @@ def test_sigterm_drains(bundle: Bundle, workers: str) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+def test_as_many_connections_as_the_system_allows(bundle: Bundle, workers: str) -> None:
+    limited = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (200, 900)); from service import cli; cli.app()"
+    with process(bundle, ("-c", limited), CAMCAL_WORKERS=workers) as (_, url), ExitStack() as stack:
+        address = httpx.URL(url).host, httpx.URL(url).port
+        clients = [stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(600)]
+        for client in clients:
+            client.sendall(b"GET /health/live HTTP/1.1\r\nHost: camcal\r\n\r\n")
+        assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_nobody_who_was_let_in_is_turned_out(bundle: Bundle, workers: str) -> None:
     with process(bundle, CAMCAL_DRAIN_S="0.5", CAMCAL_WORKERS=workers) as (child, url):
         address = httpx.URL(url).host, httpx.URL(url).port
