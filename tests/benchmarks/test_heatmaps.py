@@ -358,7 +358,7 @@ def test_the_whole_benchmark_on_a_small_network(digits_run: Run, boxed: Path) ->
     assert result["localisation"]["raw"]["gradcam"]["all"]["pointing"] == 0
     # The same network stands for the one trained with CAMC, so it cannot be ahead of itself.
     assert result["leads"]["with_camc"]["all"] == (0, 0, 0)
-    assert set(result["speed"]["methods"]) == {"camcal", "camcal_torch", "forward", "gradcam"}
+    assert set(result["speed"]["methods"]) == {"camcal", "camcal_int8", "camcal_torch", "forward", "gradcam"}
 
     page = report.markdown(json.loads(json.dumps(result)))
     assert "| **camcal, calibrated** |" in page and "| Grad-CAM |" in page and "| ≥ 20× |" in page

@@ -125,8 +125,12 @@ def timed(
     run: Run, network: LongTailClassifier, data: BoxedImages, peers: Mapping[str, Draw], rounds: int
 ) -> dict[str, Any]:
     """The speed of each method, on photographs of all groups."""
+    int8 = run.path / "bundle-int8"
+    if not (int8 / "manifest.json").is_file():
+        pipeline.export_run(run, int8, Console(stderr=True), "int8")
     contenders: dict[str, speed.Contender] = {
         speed.OURS: speed.served(run.bundle),
+        "camcal_int8": speed.served(int8),
         "camcal_torch": speed.in_torch(network),
         "forward": speed.forward(network),
     }

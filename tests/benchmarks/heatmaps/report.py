@@ -40,6 +40,7 @@ TITLES = {
 PEERS = ("cam", "gradcam", "gradcam++", "layercam", "eigencam", "scorecam")
 SPEED_TITLES = {
     "camcal": "camcal, as served (ONNX Runtime)",
+    "camcal_int8": "camcal, as served, exported with int8",
     "camcal_torch": "camcal, PyTorch",
     "forward": "the network alone, PyTorch",
 }

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
 from models import cam
-from models.bundle import MODEL_FILE
+from models.bundle import Bundle
 from models.classifier import LongTailClassifier
+from service.session import Session
 from tests.benchmarks.heatmaps.comparison import Draw
 from tests.benchmarks.heatmaps.maps import enlarge
 
@@ -26,17 +26,11 @@ OURS = "camcal"
 
 
 def served(bundle: Path) -> Contender:
-    """camcal as it serves: the exported graph in ONNX Runtime, and the map of the best class enlarged."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Threads that wait for the next image would take the cores from whoever has the next turn.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(bundle / MODEL_FILE), options, providers=["CPUExecutionProvider"])
-    one = np.array(1, dtype=np.int64)
+    """camcal as it serves, and the map of the best class enlarged."""
+    session = Session(Bundle.load(bundle), device="cpu", threads=torch.get_num_threads(), max_batch=1)
 
     def run(images: NDArray[np.uint8]) -> object:
-        (maps,) = session.run(["maps"], {"images": images, "top_k": one})
-        return enlarge(maps[0], images.shape[1])
+        return enlarge(session.run(images, 1).maps[0], images.shape[1])
 
     return run
 
