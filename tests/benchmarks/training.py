@@ -42,7 +42,6 @@ from training.run import build_network
 SIZE = 32
 TARGET = 2.5
 
-
 LOOPS = {
     "camcal_fp32": ("camcal, fp32", ["fit.precision=fp32"]),
     "camcal": ("camcal, bf16 (its default)", []),
@@ -58,7 +57,6 @@ def recipe(*overrides: str) -> Recipe:
         "name": "bench",
         "data": {"source": "digits"},
         "augment": {"flip": True, "shift": 4, "policy": "autoaugment-cifar10", "erase": 0.5},
-        "model": {"camc": "off"},
         "fit": {"epochs": 200},
     }
     return parse_recipe(raw, "bench", overrides)

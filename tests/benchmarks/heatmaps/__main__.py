@@ -15,7 +15,7 @@ import torch
 import typer
 from rich.console import Console
 
-from models.bundle import GROUPS
+from models.bundle import GROUPS, MANIFEST_FILE
 from models.classifier import LongTailClassifier
 from tests.benchmarks.heatmaps import comparison, gallery, mosaics, report, speed
 from tests.benchmarks.heatmaps.boxes import BoxedImages, load_boxes, unpack
@@ -42,7 +42,7 @@ def say(words: str) -> None:
 def trained(data: Path, out: Path, overrides: list[str]) -> Run:
     """The finished run of the recipe in `out`, trained first where that is still to be done."""
     run = Run(out)
-    if not (run.bundle / "manifest.json").is_file():
+    if not (run.bundle / MANIFEST_FILE).is_file():
         pipeline.train(load_recipe(RECIPE, [f"data.root={data}", *overrides]), run, Console())
     return run
 
@@ -126,7 +126,7 @@ def timed(
 ) -> dict[str, Any]:
     """The speed of each method, on photographs of all groups."""
     int8 = run.path / "bundle-int8"
-    if not (int8 / "manifest.json").is_file():
+    if not (int8 / MANIFEST_FILE).is_file():
         pipeline.export_run(run, int8, Console(stderr=True), "int8")
     contenders: dict[str, speed.Contender] = {
         speed.OURS: speed.served(run.bundle),
