@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -92,7 +93,11 @@ class Session:
         self._buckets: list[int] = sorted({*(powers if self._pad else range(1, max_batch)), max_batch})
         size = bundle.manifest.preprocessing.input_size
         self._input = np.zeros((max_batch, size, size, 3), dtype=np.uint8)  # of padded runs, which use its head
-        self._check()
+        self._check_names()
+        place = ("cpu", 0) if on_cpu else ("cuda", gpu)
+        padded = self._buckets if self._pad else []
+        self._bound = {count: _Bound(self._session, (count, size, size, 3), place) for count in padded}
+        self._check_shapes()
 
     def buckets(self) -> list[int]:
         """The batch sizes that are run: 1, 2, 4, … and `max_batch` where batches are padded, else every one."""
@@ -123,15 +128,15 @@ class Session:
             for row, image in enumerate(images):
                 self._input[row] = image
             # What pads a batch is left from an earlier one: no image's answer depends on its neighbours.
-            batch = self._input[: self.bucket(count)]
+            bucket = self.bucket(count)
+            arrays = self._bound[bucket].run(self._input[:bucket], top_k)
         else:
-            batch = np.asarray(images)
-        session = self._session if alone else self._narrow
-        arrays = session.run(list(OUTPUTS), {"images": batch, "top_k": np.array(top_k, dtype=np.int64)})
+            session = self._session if alone else self._narrow
+            inputs = {"images": np.asarray(images), "top_k": np.array(top_k, dtype=np.int64)}
+            arrays = session.run(list(OUTPUTS), inputs)
         return Outputs(**{name: array[:count] for name, array in zip(OUTPUTS, arrays, strict=True)})
 
-    def _check(self) -> None:
-        manifest = self.bundle.manifest
+    def _check_names(self) -> None:
         inputs = {node.name for node in self._session.get_inputs()}
         outputs = {node.name for node in self._session.get_outputs()}
         if inputs != set(INPUTS) or not outputs.issuperset(OUTPUTS):
@@ -139,6 +144,9 @@ class Session:
                 f"the graph takes {sorted(inputs)} and returns {sorted(outputs)}; "
                 f"expected {sorted(INPUTS)} and {sorted(OUTPUTS)}"
             )
+
+    def _check_shapes(self) -> None:
+        manifest = self.bundle.manifest
         size, classes = manifest.preprocessing.input_size, len(manifest.classes)
         top_k = min(2, classes)
         try:
@@ -149,6 +157,26 @@ class Session:
             expected = {"top_classes": (1, top_k), "maps": (1, top_k, *manifest.grid)}.get(name, (1, classes))
             if array.shape != expected:
                 raise BundleError(f"the graph's {name} has shape {array.shape}; the manifest says {expected}")
+
+
+class _Bound:
+    """One batch size's buffer for images, kept on the device, so that no run allocates there for its input."""
+
+    def __init__(self, session: ort.InferenceSession, shape: tuple[int, ...], place: tuple[str, int]):
+        self._session = session
+        self._images = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.uint8, *place)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input("images", self._images)
+
+    def run(self, images: NDArray[np.uint8], top_k: int) -> list[NDArray[Any]]:
+        """What the graph returns for a full batch, copied to arrays that are the caller's."""
+        self._images.update_inplace(images)
+        self._binding.bind_cpu_input("top_k", np.array(top_k, dtype=np.int64))
+        for name in OUTPUTS:  # their shapes follow top_k
+            self._binding.bind_output(name)
+        self._session.run_with_iobinding(self._binding)
+        arrays: list[NDArray[Any]] = self._binding.copy_outputs_to_cpu()
+        return arrays
 
 
 def load_sessions(settings: Settings) -> list[Session]:

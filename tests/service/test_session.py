@@ -99,6 +99,16 @@ def test_what_pads_a_batch_is_left_from_another_and_changes_nothing(bundle: Bund
     np.testing.assert_allclose(after.maps, before.maps, rtol=1e-4, atol=1e-5)
 
 
+def test_padded_runs_answer_as_others_do_and_keep_their_answers(bundle: Bundle) -> None:
+    padded, plain = (Session(bundle, device="cpu", threads=1, pad=pad) for pad in (True, False))
+    size = bundle.manifest.preprocessing.input_size
+    given = [(images(count, size, seed=count), top_k) for count, top_k in ((3, 2), (4, 1), (1, 2), (4, 2))]
+    answers = [padded.run(batch, top_k) for batch, top_k in given]  # the buffers are shared, the answers are not
+    for (batch, top_k), answer in zip(given, answers, strict=True):
+        for name, expected in vars(plain.run(batch, top_k)).items():
+            np.testing.assert_allclose(getattr(answer, name), expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 def test_sessions_side_by_side_agree(bundle: Bundle) -> None:
     one, other = load_sessions(Settings(bundle=bundle.path, max_batch=2, sessions=2))
     batch = images(2, bundle.manifest.preprocessing.input_size)
