@@ -338,10 +338,22 @@ def test_speed_is_a_ratio_of_the_same_round() -> None:
     images = np.zeros((2, 4, 4, 3), dtype=np.uint8)
 
     def busy(repeats: int) -> speed.Contender:
-        return lambda images: [np.linalg.svd(np.ones((40, 40))) for _ in range(repeats)]
+        return lambda images, classes: [np.linalg.svd(np.ones((40, 40))) for _ in range(repeats)]
 
     found = speed.measure({speed.OURS: busy(1), "slow": busy(20)}, images, rounds=5)
     assert found[speed.OURS]["ratio"] == 1 and found["slow"]["ratio"] > 4
+
+
+def test_a_peer_draws_one_map_for_each_class() -> None:
+    asked: list[tuple[int, list[int]]] = []
+
+    def draw(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> localisation.Maps:
+        asked.append((len(images), labels.tolist()))
+        return np.zeros(images.shape[:3], dtype=np.float32)
+
+    image = np.zeros((1, 4, 4, 3), dtype=np.uint8)
+    speed.measure({speed.OURS: speed.peer(draw)}, image, rounds=1, classes=3)
+    assert asked == [(3, [0, 1, 2])] * speed.TURNS
 
 
 def test_the_whole_benchmark_on_a_small_network(digits_run: Run, boxed: Path) -> None:
@@ -359,6 +371,7 @@ def test_the_whole_benchmark_on_a_small_network(digits_run: Run, boxed: Path) ->
     # The same network stands for the one trained with CAMC, so it cannot be ahead of itself.
     assert result["leads"]["with_camc"]["all"] == (0, 0, 0)
     assert set(result["speed"]["methods"]) == {"camcal", "camcal_int8", "camcal_torch", "forward", "gradcam"}
+    assert set(result["speed"]["five_classes"]) == {"camcal", "camcal_int8", "camcal_torch", "gradcam"}
 
     page = report.markdown(json.loads(json.dumps(result)))
     assert "| **camcal, calibrated** |" in page and "| Grad-CAM |" in page and "| ≥ 20× |" in page

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.classifier import LongTailClassifier
 from tests.benchmarks.heatmaps.localisation import Maps, unit_range
 
-BATCH = 4  # Score-CAM holds 256 images for each
+BATCH = 5  # Score-CAM holds 256 images for each
 
 
 class ChannelsFirst(nn.Module):
