@@ -1,24 +1,81 @@
-"""uvicorn's HTTP protocol with limits on a request's head: uvicorn waits for one forever, and of any size."""
+"""uvicorn's HTTP protocol, for clients that are slow, endless, or offer another protocol."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 
+# What a client may still send after an answer that closes the connection.
+LINGER_S, LINGER_BYTES = 5.0, 64 * 2**20
+
+
+class _Parser(httptools.HttpRequestParser):
+    """Tells its protocol of what follows the offer of another protocol."""
+
+    def __init__(self, protocol: Any):
+        super().__init__(protocol)
+        self._protocol = protocol
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # uvicorn has no others
+        try:
+            super().feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._protocol.overlook(data[offer.args[0] :])
+
+
+class _Lingering:
+    """A transport that closes once the client has sent what it was about to send, or after a while.
+
+    Closing it at once would reset the connection, and the client might never read its answer (RFC 9112, section 9.6).
+    """
+
+    def __init__(self, transport: asyncio.Transport, protocol: Any):
+        self._transport = transport
+        self._protocol = protocol
+        self.closing = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self.closing or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self._protocol.in_body and not self.is_closing():
+            self.closing = True
+            self._transport.write_eof()
+            self._transport.resume_reading()
+            self._protocol.loop.call_later(LINGER_S, self._transport.close)
+        else:
+            self._transport.close()
+
 
 def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
-    """The protocol class for `uvicorn.Config(http=…)`: a head must be complete after `head_timeout_s`."""
+    """The protocol class for `uvicorn.Config(http=…)`.
+
+    uvicorn waits forever for a head, and for one of any size: here it must be complete after `head_timeout_s`. Offers
+    of another protocol are overlooked (RFC 9110, section 7.8), where uvicorn would lose the body that follows. An
+    answer that comes before the end of the body reaches its client.
+    """
 
     class GuardedProtocol(HttpToolsProtocol):
         head_bytes = 0
+        left_over = 0
         in_body = False
         head_timer: asyncio.TimerHandle | None = None
 
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.parser = _Parser(self)
+
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
-            super().connection_made(transport)
+            super().connection_made(_Lingering(transport, self))  # type: ignore[arg-type]  # has all of its methods
             self._await_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -26,6 +83,11 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                self.left_over += len(data)
+                if self.left_over > LINGER_BYTES:
+                    self.transport.abort()
+                return
             if self.head_timer is None and (self.cycle is None or self.cycle.response_complete):
                 self._await_head()
             super().data_received(data)
@@ -35,14 +97,31 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
                     self._refuse(b"431 Request Header Fields Too Large")
 
         def on_headers_complete(self) -> None:
+            if self._is_offer():
+                return
             self._have_head()
             self.in_body = True
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:
+            if self._is_offer():
+                return
             self._have_head()  # what came after an early answer was the rest of a body
             self.in_body = False
             super().on_message_complete()
+
+        def overlook(self, rest: bytes) -> None:
+            """Read the request that has just come once more, without its offer of another protocol."""
+            if not self._is_offer():
+                return
+            lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+            lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+            self.parser = _Parser(self)
+            self.parser.feed_data(b"\r\n".join([*lines, b"", rest]))
+
+        def _is_offer(self) -> bool:
+            # CONNECT counts as an upgrade too. It has no other meaning: the app refuses it.
+            return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
         def _await_head(self) -> None:
             self.head_bytes = 0

@@ -205,6 +205,7 @@ def _prepare(
         host=settings.host,
         port=settings.port,
         http=guarded(settings.head_timeout_s),
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -50,7 +50,7 @@ def live() -> Iterator[Live]:
 def running(app: Any) -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
     http = guarded(app.state.settings.head_timeout_s)
-    server = uvicorn.Server(uvicorn.Config(app, http=http, log_config=None, timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_config=None, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -282,7 +282,33 @@ def test_endless_body_is_cut_off(live: Live, session: Session) -> None:
             yield bytes(10_000)
 
     problem(httpx.post(f"{url}/predict", content=endless(), headers=RAW), 413, "too-large")
-    assert sent < 50_000_000
+    assert sent < 200_000_000
+
+
+def test_an_answer_before_the_end_of_the_body_reaches_its_client(live: Live, session: Session) -> None:
+    connection = connect(live(session))
+    connection.sendall(head(30_000_000).replace(b"image/png", b"text/plain"))
+    connection.sendall(bytes(30_000_000))  # all of it, before the answer is looked at
+    status, body = received(connection)
+    assert (status, body["type"]) == (415, "urn:camcal:error:unsupported-format")
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one packet", "several"])
+@pytest.mark.parametrize("offered", [b"h2c", b"websocket"])
+def test_an_offer_of_another_protocol_is_overlooked(
+    live: Live, session: Session, offered: bytes, together: bool
+) -> None:
+    image = png()
+    offer = b"\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\nHTTP2-Settings: AAMAAABk\r\n\r\n" % offered
+    asked = head(len(image)).removesuffix(b"\r\n\r\n") + offer
+    with connect(live(session)) as connection:
+        for _ in range(2):  # over one connection
+            for part in [asked + image] if together else [asked[:150], asked[150:], image[:40], image[40:]]:
+                connection.sendall(part)
+                time.sleep(0.02)
+            assert connection.recv(10_000).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org:443\r\n\r\n")
+        assert connection.recv(10_000).startswith(b"HTTP/1.1 4")
 
 
 @contextmanager
