@@ -189,7 +189,7 @@ def _summary(bundle: Bundle) -> str:
     lines = [
         f"{manifest.name} {manifest.version}, made {manifest.created}",
         f"classes        {len(groups)}: " + ", ".join(f"{groups.count(group)} {group}" for group in GROUPS),
-        f"training       {sum(counts)} images, {counts[0]} to {counts[-1]} a class",
+        f"training       {sum(counts)} images with those held out, {counts[0]} to {counts[-1]} a class",
         f"preprocessing  {rule.fit} to {rule.resize} px, then the central {rule.input_size}×{rule.input_size}",
         f"heatmaps       {manifest.grid[0]}×{manifest.grid[1]}",
         f"calibration    scalar {calibration.scalar:.4g}, temperature {calibration.temperature:.4g}, "

@@ -8,8 +8,8 @@ const STEPS = { trained: "as trained", calibrated: "calibrated" };
 export function describe(model) {
   const counts = model.classes.map((info) => info.train_count).sort((a, b) => b - a);
   const total = counts.reduce((sum, count) => sum + count, 0);
-  const about = element("p", {}, `${model.name} ${model.version}: ${counts.length} classes learnt from ${total.toLocaleString("en")} images, `
-    + `${counts[0]} of the most frequent class and ${counts.at(-1)} of the rarest. It sees ${model.preprocessing.input_size} × `
+  const about = element("p", {}, `${model.name} ${model.version}: ${counts.length} classes and ${total.toLocaleString("en")} training images, those for calibration `
+    + `included: ${counts[0]} of the most frequent class and ${counts.at(-1)} of the rarest. It sees ${model.preprocessing.input_size} × `
     + `${model.preprocessing.input_size} px and explains itself on a grid of ${model.grid.join(" × ")}.`);
   const cards = element("div", { class: "cards" });
   const stack = element("div", { class: "stack" }, ...[accuracy(model), tail(model)].filter(Boolean));

@@ -20,7 +20,7 @@ function fill(node, attributes, children) {
   return node;
 }
 
-/** The answer to a request, or an Error with a sentence for people. */
+/** The answer to a request, or an Error with a sentence for people and the status, if there is one. */
 export async function ask(path, options = {}) {
   const key = $("key").value;
   const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
@@ -37,5 +37,6 @@ export async function ask(path, options = {}) {
   const problem = await response.json().catch(() => ({}));
   if (response.status === 401) $("key-label").hidden = false;
   const wait = response.headers.get("Retry-After");
-  throw new Error(`${problem.title ?? "The service failed"}: ${problem.detail ?? response.status}.${wait ? ` Try again in ${wait} s.` : ""}`);
+  const words = `${problem.title ?? "The service failed"}: ${problem.detail ?? response.status}.${wait ? ` Try again in ${wait} s.` : ""}`;
+  throw Object.assign(new Error(words), { status: response.status });
 }

@@ -12,6 +12,7 @@ let pinned = 0; // place of the class that was chosen
 let looked = null; // place of the class under the pointer or the keyboard's focus, if any
 let asked = 0; // number of the latest question: late answers to older ones are dropped
 let drawn = 0; // the same for heatmaps
+let kept = ""; // id of the last answer that had a heatmap to show: when it has none any more, its life is over
 let count = Infinity; // the model's classes
 const pictures = new Map(); // query → promise of a blob URL
 
@@ -21,24 +22,25 @@ function say(status, error = "") {
   $("error").hidden = !error;
 }
 
-const named = () => file.name || "The pasted image";
+const named = (image) => image.name || "The pasted image";
 
-async function predict() {
+/** Ask about the image on show, and choose the class at `place` of the answer. */
+async function predict(place = 0) {
   if (!file) return;
-  const question = ++asked;
-  say(`Looking at ${named()} …`);
+  const [question, image] = [++asked, file];
+  say(`Looking at ${named(image)} …`);
   $("result").setAttribute("aria-busy", "true");
   const form = new FormData();
-  form.append("image", file);
+  form.append("image", image);
   try {
-    const found = await (await ask(`predict?${options()}`, { method: "POST", body: form, size: file.size })).json();
+    const found = await (await ask(`predict?${options()}`, { method: "POST", body: form, size: image.size })).json();
     if (question !== asked) return;
-    answer = found;
-    [pinned, looked] = [0, null];
+    answer = { ...found, image: { ...found.image, file: image } };
+    [pinned, looked] = [Math.min(place, answer.predictions.length - 1), null];
     forget();
     list();
     const best = answer.predictions[0];
-    say(`${named()}, ${answer.image.width} × ${answer.image.height} px: ${best.label}, ${percent(best.calibrated_probability)} sure`
+    say(`${named(image)}, ${answer.image.width} × ${answer.image.height} px: ${best.label}, ${percent(best.calibrated_probability)} sure`
       + ` (${percent(best.probability)} before calibration)`);
     document.body.classList.add("done");
     $("result").hidden = false;
@@ -140,20 +142,27 @@ async function show() {
   });
   $("alpha-value").textContent = `${$("alpha").value} %`;
   $("view").hidden = !answer.cam;
-  let [url, words, alt] = ["", "No heatmap was kept for this prediction.", named()];
+  let [url, words, alt] = ["", "No heatmap was kept for this prediction.", named(answer.image.file)];
   if (answer.cam) {
     const query = wanted(place);
     try {
       url = await heatmap(query);
     } catch (error) {
-      if (drawing === drawn) say("", error.message);
+      if (drawing !== drawn) return;
+      if (error.status === 404 && kept === answer.id) return predict(pinned);
+      $("heatmap").removeAttribute("src");
+      $("heatmap").alt = "";
+      $("open").hidden = true;
+      $("caption").textContent = error.message;
       return;
     }
     if (drawing !== drawn) return;
+    kept = answer.id;
+    $("open").hidden = false;
     [words, alt] = caption(prediction, query);
     $("open").href = `cam/${answer.id}?${query}&size=1024&legend=true`;
   } else {
-    url = URL.createObjectURL(file);
+    url = URL.createObjectURL(answer.image.file);
     pictures.set(url, Promise.resolve(url));
   }
   const next = new Image();
@@ -202,12 +211,14 @@ function dropped(transfer) {
 }
 
 async function sample(name) {
+  const question = ++asked;
   try {
     const photograph = await (await ask(`samples/${name}.jpg`)).blob();
+    if (question !== asked) return;
     file = new File([photograph], `${name}.jpg`, { type: "image/jpeg" });
     await predict();
   } catch (error) {
-    say("", error.message);
+    if (question === asked) say("", error.message);
   }
 }
 
@@ -254,6 +265,14 @@ async function start() {
   }
   shell();
 }
+
+/** In a narrow window the controls follow the classes, for the keyboard too. */
+const narrow = matchMedia("(max-width: 46rem)");
+function arrange() {
+  $(narrow.matches ? "result" : "side").append($("view"));
+}
+narrow.addEventListener("change", arrange);
+arrange();
 
 $("file").addEventListener("change", () => take($("file").files));
 for (const id of ["top-k", "prior"]) $(id).addEventListener("change", () => { shell(); predict(); });

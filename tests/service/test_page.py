@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from decimal import ROUND_HALF_UP, Decimal
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,66 @@ def test_samples_are_offered_to_a_model_that_knows_them(tab: Tab, sampled: Bundl
         tab.open("about:blank")  # before the server goes
 
 
+SLOW_SAMPLES = """(() => {
+    const real = fetch;
+    window.fetch = async (path, ...rest) => {
+        if (path.startsWith('samples/')) await new Promise((done) => setTimeout(done, 600));
+        return real(path, ...rest).finally(() => { window.fetched = path; });
+    };
+})()"""
+
+
+def test_a_slow_sample_does_not_replace_what_was_dropped_since(tab: Tab, sampled: Bundle, photo: Path) -> None:
+    with serve(Session(sampled, device="cpu", threads=1)) as url:
+        tab.open(f"{url}/")
+        tab.wait("document.querySelectorAll('#samples button').length == 3")
+        tab.run(SLOW_SAMPLES)
+        tab.click("#samples li:nth-child(2) button")
+        tab.drop("#drop", photo)
+        tab.wait(SHOWN)
+        tab.wait("window.fetched == 'samples/ketch.jpg'")
+        time.sleep(0.3)
+        assert tab.text("#status").startswith("photo.png, ")
+        tab.open("about:blank")
+
+
+def test_a_heatmap_whose_life_is_over_is_made_again(chromium: Tab, session: Session, photo: Path) -> None:
+    with serve(session, cam_ttl_s=1.5) as url:
+        shown(chromium, f"{url}/", photo)
+        picture_of(chromium)
+        before = chromium.run("document.querySelector('#open').href")
+        time.sleep(1.6)
+        chromium.set("#colormap", "magma")
+        chromium.click("#classes li:nth-child(3) button")
+        chromium.wait(f"!document.querySelector('#open').href.startsWith({json.dumps(before.partition('?')[0])})")
+        picture_of(chromium, 2)
+        pressed = "document.querySelector('#classes [aria-pressed=true] .name').innerText"
+        assert chromium.run(pressed) == chromium.run(NAMES)[2]
+        chromium.open("about:blank")
+
+
+FAILING = """(() => {
+    const real = fetch;
+    window.fetch = (path, ...rest) => window.failing ? Promise.reject(new TypeError('gone')) : real(path, ...rest);
+    window.failing = true;
+})()"""
+
+
+def test_a_heatmap_that_fails_leaves_no_other_in_its_place(tab: Tab, url: str, photo: Path) -> None:
+    shown(tab, url, photo)
+    picture_of(tab)
+    tab.run(FAILING)
+    tab.set("#colormap", "magma")
+    tab.wait("document.querySelector('#caption').innerText == 'The service cannot be reached.'")
+    assert not tab.run("document.querySelector('#heatmap').hasAttribute('src')")
+    assert tab.run("document.querySelector('#open').hidden")
+    tab.run("window.failing = false")
+    tab.click("#classes li:nth-child(2) button")
+    picture_of(tab, 1)
+    assert "positions sum to its calibrated score" in tab.text("#caption")
+    assert not tab.run("document.querySelector('#open').hidden")
+
+
 def test_key_is_asked_for(chromium: Tab, session: Session, photo: Path) -> None:
     with serve(session, api_key="s3cret") as url:
         chromium.open(f"{url}/")
@@ -288,6 +350,20 @@ def test_accessible_and_within_the_window(tab: Tab, url: str, photo: Path, width
         tab.call("Page.setBypassCSP", enabled=False)
         tab.dark(False)
     assert [(rule["id"], rule["impact"], [node["html"] for node in rule["nodes"]]) for rule in found] == []
+
+
+def test_narrow_windows_have_the_order_of_the_keyboard_and_cover_no_focus(tab: Tab, url: str, photo: Path) -> None:
+    shown(tab, url, photo, width=360, height=740)
+    inputs = "[...document.querySelectorAll('#result select, #result button, #result input, #result a')]"
+    bottoms = tab.run(f"{inputs}.map((e) => e.getBoundingClientRect().bottom)")
+    assert all(later > earlier - 30 for earlier, later in pairwise(bottoms))  # two may stand side by side
+    uncovered = (
+        f"{inputs}.reverse().every((e) => {{ e.focus(); const box = e.getBoundingClientRect();"
+        " return box.top >= document.querySelector('figure').getBoundingClientRect().bottom - 1; })"
+    )
+    assert tab.run(uncovered)
+    shown(tab, url, photo)
+    assert tab.run("document.querySelector('#side').contains(document.querySelector('#view'))")
 
 
 def test_everything_is_reached_by_keyboard(tab: Tab, url: str, photo: Path) -> None:
