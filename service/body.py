@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from service.decoding import Data
 from service.errors import Problem
-from service.multipart import FormError, Part, parse_form
+from service.multipart import FormError, Part, TooManyPartsError, parse_form
 
 FIELD = "image"
 FORM = "multipart/form-data"
@@ -74,7 +74,7 @@ class Upload:
         """
         image: Data = self.body
         if _kind(self.content_type) == FORM:
-            images = _files(self.content_type, self.body, 1 + OTHER_PARTS)
+            images = _files(self.content_type, self.body, 1)
             if len(images) != 1:
                 raise _bad_field(f"expected one file in the field {FIELD!r}; the form has {len(images)}")
             image = images[0]
@@ -108,9 +108,10 @@ def images_of_form(content_type: str, body: bytearray, max_images: int) -> list[
     Raises:
         Problem: 400 or 415, with a sentence for the client.
     """
-    images = _files(content_type, body, max_images + OTHER_PARTS)
+    images = _files(content_type, body, max_images)
     if len(images) > max_images:
-        raise _bad_field(f"the form has {len(images)} images; the limit is {max_images} (CAMCAL_MAX_IMAGES)")
+        limit = f"{max_images}, the lower of CAMCAL_MAX_IMAGES and CAMCAL_QUEUE_LIMIT"
+        raise _bad_field(f"the form has {len(images)} images; the limit is {limit}")
     return images
 
 
@@ -128,9 +129,12 @@ def check_size(image: Data, max_bytes: int) -> None:
         raise Problem("too-large", _too_large(max_bytes))
 
 
-def _files(content_type: str, body: bytearray, max_parts: int) -> list[memoryview]:
+def _files(content_type: str, body: bytearray, max_images: int) -> list[memoryview]:
+    max_parts = max_images + OTHER_PARTS
     try:
         parts = parse_form(content_type, body, max_parts)
+    except TooManyPartsError:
+        raise _bad_field(f"the form has more than {max_parts} parts; the limit on images is {max_images}") from None
     except FormError as error:
         raise Problem("malformed-request", f"the form cannot be read: {error}") from None
     images = [part for part in parts if part.name == FIELD]

@@ -133,7 +133,11 @@ def _invalid(error: RequestValidationError) -> Problem:
     for found in error.errors():
         where, *path = (str(part) for part in found["loc"])
         name = ".".join(path)
-        message = f"{name} is {str(found['input'])[:100]!r}: {sentence(found['msg'])}"
+        if found["type"] == "extra_forbidden":
+            name = name[:100]
+            message = f"{name!r} is no parameter of this route; GET /openapi.json lists them"
+        else:
+            message = f"{name} is {str(found['input'])[:100]!r}: {sentence(found['msg'])}"
         errors.append({"in": where, "field": name, "message": message})
     return Problem("invalid-parameter", "; ".join(e["message"] for e in errors), errors=errors)
 

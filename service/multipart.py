@@ -16,6 +16,10 @@ class FormError(ValueError):
     """The body is not the form that its content type promises."""
 
 
+class TooManyPartsError(FormError):
+    """The form has more parts than it may."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One part of a form; a file has a file name, a text field has none."""
@@ -34,7 +38,8 @@ def parse_form(content_type: str, body: bytes | bytearray, max_parts: int) -> li
         max_parts: how many there may be.
 
     Raises:
-        FormError: if there is no boundary, a part has no name, there are too many, or the end is missing.
+        TooManyPartsError: if there are too many.
+        FormError: if there is no boundary, a part has no name, or the end is missing.
     """
     boundary = _BOUNDARY.search(content_type)
     if not boundary:
@@ -48,7 +53,7 @@ def parse_form(content_type: str, body: bytes | bytearray, max_parts: int) -> li
         if body[start : start + 2] == b"--":
             return parts
         if len(parts) == max_parts:
-            raise FormError(f"it has more than {max_parts} parts")
+            raise TooManyPartsError(f"it has more than {max_parts} parts")
         head_end = body.find(b"\r\n\r\n", start, start + MAX_HEAD_BYTES)
         if body[start : start + 2] != b"\r\n" or head_end == -1:
             raise FormError("it does not follow the form of multipart/form-data")

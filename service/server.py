@@ -206,6 +206,7 @@ def _prepare(
         port=settings.port,
         http=guarded(settings.head_timeout_s),
         ws="none",
+        root_path=settings.root_path,
         log_config=None,
         access_log=False,
         server_header=False,

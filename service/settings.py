@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import models
@@ -31,6 +32,7 @@ class Settings(BaseSettings):
     watch: bool = Field(False, description="Reload the bundle whenever the files of its folder change.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    root_path: str = Field("", description="Path that a proxy takes away before it asks here: /vision.")
     api_key: SecretStr | None = Field(
         None, description="Key that predictions, /cam and /model ask for; none by default."
     )
@@ -63,6 +65,20 @@ class Settings(BaseSettings):
 
     cam_ttl_s: float = Field(600.0, gt=0, le=31_536_000, description="Life of a heatmap.")
     cam_max_bytes: int = Field(48 * 2**20, ge=1, description="Memory for heatmaps; the oldest leave first.")
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_path(cls, path: str) -> str:
+        if not re.fullmatch("(/[A-Za-z0-9._~-]+)*", path):
+            raise ValueError("Input should be a path of letters, digits and ._~- that begins with /, such as /vision")
+        return path
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_into_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not re.fullmatch("[!-~]+", key.get_secret_value()):
+            raise ValueError("Input should have no spaces and only ASCII characters: clients send others in two ways")
+        return key
 
     @property
     def images_limit(self) -> int:

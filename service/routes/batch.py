@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import ExitStack
-from typing import Annotated, Literal
+from typing import Annotated
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
-from models.bundle import Prior
 from service.admission import Ticket
 from service.body import FIELD, FORM, check_size, images_of_form, read_body, require_form
 from service.deadline import TimeoutMs, latest
 from service.decoding import Data
 from service.errors import refused
 from service.routes.documented import problems
-from service.routes.predict import Wanted, answer_image, check_prior, checked_cam_classes, checked_top_k
+from service.routes.predict import PredictOptions, answer_image, checked
 from service.runtime import Key, Running, log, unless_gone
 from service.schemas import PredictionBatch
 
@@ -41,19 +40,12 @@ _BODY = {
 async def predict_batch(
     request: Request,
     runtime: Running,
-    top_k: Annotated[int | None, Query(ge=1, description="How many classes; 5 by default, at most all.")] = None,
-    cam: Annotated[bool, Query(description="Whether to keep heatmaps of these classes.")] = True,
-    cam_classes: Annotated[
-        list[str] | None, Query(description="Index or label of a class to keep a heatmap of too; may be repeated.")
-    ] = None,
-    logits: Annotated[Literal["none", "all"], Query(description="`all`: every class's scores too.")] = "none",
-    prior: Annotated[Prior, Query(description="Class prior of the calibrated probabilities.")] = "balanced",
+    options: Annotated[PredictOptions, Query()],
     timeout_ms: TimeoutMs = None,
 ) -> Response:
     """The images are files in the field `image` of a form. A bad one has its problem in its place, the rest answers."""
     model, settings, wish = runtime.model, runtime.settings, latest(timeout_ms)
-    count, others = checked_top_k(model, top_k), checked_cam_classes(model, cam_classes, cam)
-    check_prior(model, prior)
+    wanted = checked(request, model, options)
     content_type = request.headers.get("content-type", "")
     require_form(content_type)
     with runtime.admission.ticket() as held, ExitStack() as stack:
@@ -68,15 +60,12 @@ async def predict_batch(
         tickets = [stack.enter_context(runtime.admission.ticket()) for _ in images]
         for ticket in tickets:
             ticket.join()
-        path, deadline = request.scope.get("root_path", ""), min(wish, time.monotonic() + settings.timeout_s)
-        wanted = Wanted(
-            top_k=count, cam=cam, cam_classes=others, logits=logits, prior=prior, path=path, deadline=deadline
-        )
+        deadline = min(wish, time.monotonic() + settings.timeout_s)
 
         async def answer(image: Data, ticket: Ticket) -> orjson.Fragment:
             try:
                 check_size(image, settings.max_bytes)
-                prediction, _ = await answer_image(runtime, model, lambda: image, wanted, ticket)
+                prediction, _ = await answer_image(runtime, model, lambda: image, wanted, deadline, ticket)
                 return orjson.Fragment(prediction)
             except Exception as error:  # whatever befalls one image, the others are answered
                 ticket.leave()

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.colormaps import Colormap
 from service.errors import Problem, bad_parameter
@@ -46,6 +46,8 @@ _BINARY = binary("image/png", "image/webp", "image/jpeg", "application/octet-str
 
 class CamOptions(BaseModel):
     """The query of `GET /cam/{id}`."""
+
+    model_config = ConfigDict(extra="forbid")
 
     class_: str | None = Field(None, alias="class", description="Index or label, one of the kept; the best by default.")
     versus: str | None = Field(
@@ -124,8 +126,10 @@ async def _find(runtime: Runtime, id: str) -> Explanation:
             runtime.metrics.store_failures.labels("get").inc()
     runtime.metrics.store_reads.labels("hit" if data else "miss").inc()
     if data is None:
-        life = f"{runtime.settings.cam_ttl_s:g} s"
-        raise Problem("not-found", f"no heatmap has this id, or its life of {life} is over; predict again")
+        life = (
+            f"its life of {runtime.settings.cam_ttl_s:g} s is over, or newer ones took its room (CAMCAL_CAM_MAX_BYTES)"
+        )
+        raise Problem("not-found", f"no heatmap has this id, or {life}; predict again")
     return Explanation.unpack(data)
 
 

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 from opentelemetry import trace
+from pydantic import BaseModel, ConfigDict, Field
 
 from models.bundle import Prior
 from service.admission import Ticket
@@ -29,6 +30,9 @@ from service.runtime import Key, Running, Runtime, log, unless_gone
 from service.schemas import Prediction
 from service.stores import new_id
 
+S = TypeVar("S")
+T = TypeVar("T")
+
 router = APIRouter()
 
 _FORM = {
@@ -40,9 +44,26 @@ _BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM},
 _HEADERS = {"Server-Timing": header("Milliseconds of decode, queue, inference and post.")}
 
 
+class PredictOptions(BaseModel):
+    """The query of `POST /predict` and `POST /predict/batch`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top_k: int | None = Field(None, ge=1, description="How many classes; 5 by default, at most all.")
+    cam: bool = Field(True, description="Whether to keep heatmaps of these classes.")
+    cam_classes: list[str] = Field(
+        [], description="Index or label of a class to keep a heatmap of too; may be repeated."
+    )
+    logits: Literal["none", "all"] = Field("none", description="`all`: every class's scores too.")
+    prior: Prior = Field(
+        "balanced",
+        description="Class prior of the calibrated probabilities: equal, as in training, or the bundle's own.",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What the client asked for."""
+    """What the client asked for, of a model that has it."""
 
     top_k: int
     cam: bool
@@ -50,7 +71,6 @@ class Wanted:
     logits: Literal["none", "all"]
     prior: Prior
     path: str  # of the app, as the client sees it
-    deadline: float  # in the time of time.monotonic
 
 
 @router.post(
@@ -64,79 +84,57 @@ class Wanted:
 async def predict(
     request: Request,
     runtime: Running,
-    top_k: Annotated[int | None, Query(ge=1, description="How many classes; 5 by default, at most all.")] = None,
-    cam: Annotated[bool, Query(description="Whether to keep heatmaps of these classes.")] = True,
-    cam_classes: Annotated[
-        list[str] | None, Query(description="Index or label of a class to keep a heatmap of too; may be repeated.")
-    ] = None,
-    logits: Annotated[Literal["none", "all"], Query(description="`all`: every class's scores too.")] = "none",
-    prior: Annotated[
-        Prior,
-        Query(description="Class prior of the calibrated probabilities: equal, as in training, or the bundle's own."),
-    ] = "balanced",
+    options: Annotated[PredictOptions, Query()],
     timeout_ms: TimeoutMs = None,
 ) -> Response:
     """The image is the file field `image` of a form, or the raw body with the content type `image/*`."""
-    model, wish = runtime.model, latest(timeout_ms)
-    count = checked_top_k(model, top_k)
-    check_prior(model, prior)
-    others = checked_cam_classes(model, cam_classes, cam)
-    settings = runtime.settings
+    model, wish, settings = runtime.model, latest(timeout_ms), runtime.settings
+    wanted = checked(request, model, options)
     with runtime.admission.ticket() as ticket:
         upload = await read_upload(
             request, max_bytes=settings.max_bytes, timeout_s=settings.body_timeout_s, reserve=ticket.reserve
         )
         ticket.join()
-        wanted = Wanted(
-            top_k=count,
-            cam=cam,
-            cam_classes=others,
-            logits=logits,
-            prior=prior,
-            path=request.scope.get("root_path", ""),
-            deadline=min(wish, time.monotonic() + settings.timeout_s),
-        )
-        body, stages = await unless_gone(request, answer_image(runtime, model, upload.image, wanted, ticket))
+        deadline = min(wish, time.monotonic() + settings.timeout_s)
+        body, stages = await unless_gone(request, answer_image(runtime, model, upload.image, wanted, deadline, ticket))
     return Response(body, headers={"Server-Timing": server_timing(stages)}, media_type="application/json")
 
 
-def checked_top_k(model: Model, top_k: int | None) -> int:
-    """How many classes to show. Raises Problem 422 where the model has fewer."""
-    try:
-        return model.ranker.check_top_k(top_k)
-    except ValueError as error:
-        raise bad_parameter("top_k", str(error)) from None
-
-
-def check_prior(model: Model, prior: Prior) -> None:
-    """Raises Problem 422 where the model does not have the prior."""
-    try:
-        model.ranker.check_prior(prior)
-    except ValueError as error:
-        raise bad_parameter("prior", str(error)) from None
-
-
-def checked_cam_classes(model: Model, wanted: list[str] | None, cam: bool) -> list[int]:
-    """Classes with a heatmap beside the best. Raises Problem 422 for one that the model does not have."""
-    if wanted and not cam:
+def checked(request: Request, model: Model, options: PredictOptions) -> Wanted:
+    """What the options of `request` ask of `model`. Raises Problem 422 for what it does not have."""
+    if options.cam_classes and not options.cam:
         raise bad_parameter("cam_classes", "cam_classes is given, but cam is false; leave out one of them")
+    ranker = model.ranker
+    return Wanted(
+        top_k=_valid("top_k", ranker.check_top_k, options.top_k),
+        cam=options.cam,
+        cam_classes=[_valid("cam_classes", ranker.class_id, name) for name in options.cam_classes],
+        logits=options.logits,
+        prior=_valid("prior", ranker.check_prior, options.prior),
+        path=request.scope.get("root_path", ""),
+    )
+
+
+def _valid(name: str, check: Callable[[S], T], given: S) -> T:
+    """What `check` makes of a parameter. Raises Problem 422 with its sentence."""
     try:
-        return [model.ranker.class_id(name) for name in wanted or ()]
+        return check(given)
     except ValueError as error:
-        raise bad_parameter("cam_classes", f"cam_classes: {error}") from None
+        message = str(error)
+        raise bad_parameter(name, message if message.startswith(name) else f"{name}: {message}") from None
 
 
 async def answer_image(
-    runtime: Runtime, model: Model, read: Callable[[], Data], wanted: Wanted, ticket: Ticket
+    runtime: Runtime, model: Model, read: Callable[[], Data], wanted: Wanted, deadline: float, ticket: Ticket
 ) -> tuple[bytes, dict[str, float]]:
     """The JSON of the prediction for the image that `read` gives, and the seconds that each stage of it took.
 
-    `ticket` is in the queue. `read` is called in a decode thread.
+    `ticket` is in the queue until `deadline`, in the time of `time.monotonic`. `read` is called in a decode thread.
     """
     arrived = time.perf_counter()
 
     def decode_in_time() -> tuple[Decoded, float]:
-        if time.monotonic() >= wanted.deadline:
+        if time.monotonic() >= deadline:
             raise DeadlineError
         started = time.perf_counter()
         decoded = decode(
@@ -144,7 +142,7 @@ async def answer_image(
             model.manifest.preprocessing,
             runtime.limits,
             picture=wanted.cam,
-            hold=lambda nbytes: runtime.decoding.hold(nbytes, wanted.deadline),
+            hold=lambda nbytes: runtime.decoding.hold(nbytes, deadline),
         )
         return decoded, started
 
@@ -152,7 +150,7 @@ async def answer_image(
     decode_s = time.perf_counter() - decode_started
     top_k = model.ranker.maps_needed(wanted.top_k, wanted.prior, wanted.cam, bool(wanted.cam_classes))
     answer = await runtime.batcher.submit(
-        model.runs, decoded.pixels, top_k, deadline=wanted.deadline, on_dispatch=ticket.leave
+        model.runs, decoded.pixels, top_k, deadline=deadline, on_dispatch=ticket.leave
     )
 
     post_started = time.perf_counter()

@@ -84,7 +84,10 @@ def test_deadline_of_a_batch(client: TestClient) -> None:
 def test_too_many_images(client_factory: ClientFactory, field: str) -> None:
     client = client_factory(**{field: 3})
     assert len(client.post("/predict/batch", files=files(*map(png, range(3)))).json()["results"]) == 3
-    for count, said in ((4, "the form has 4 images; the limit is 3 (CAMCAL_MAX_IMAGES)"), (40, "more than 18 parts")):
+    for count, said in (
+        (4, "the form has 4 images; the limit is 3, the lower of CAMCAL_MAX_IMAGES and"),
+        (40, "more than 18 parts"),
+    ):
         response = client.post("/predict/batch", files=files(*map(png, range(count))))
         assert said in problem(response, 400, "malformed-request")
 

@@ -402,6 +402,15 @@ def test_sigint_does_not_wait_and_a_second_signal_ends_at_once(bundle: Bundle) -
         child.wait(10)
 
 
+def test_behind_a_proxy_that_takes_a_path_away(bundle: Bundle) -> None:
+    with process(bundle, CAMCAL_ROOT_PATH="/vision/v1") as (_, url):
+        address = post(url).json()["cam"]["url"]
+        assert address.startswith("/vision/v1/cam/")
+        assert httpx.get(url + address.removeprefix("/vision/v1")).headers["content-type"] == "image/png"
+        assert httpx.get(f"{url}/v2/nothing").json().keys() == {"error"}
+        assert metric(url, 'camcal_requests_total{code="200",route="/cam/{id}"}') == 1
+
+
 def test_head_has_no_body(live: Live, session: Session) -> None:
     with httpx.Client(base_url=live(session)) as client:  # over one connection: a body would be taken for an answer
         assert client.head("/openapi.json").status_code == 200

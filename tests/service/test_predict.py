@@ -195,7 +195,7 @@ def test_form_without_boundary(client: TestClient) -> None:
 
 def test_form_with_too_many_parts(client: TestClient) -> None:
     response = client.post("/predict", files=[(f"f{i}", png()) for i in range(30)])
-    assert "more than 16 parts" in problem(response, 400, "malformed-request")
+    assert "more than 16 parts; the limit on images is 1" in problem(response, 400, "malformed-request")
 
 
 def test_too_many_bytes(client_factory: ClientFactory) -> None:

@@ -158,6 +158,15 @@ def test_api_key(client_factory: ClientFactory, header: str) -> None:
         assert client.get(path).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/predict"), ("POST", "/predict/batch"), ("GET", "/cam/" + "a" * 22)]
+)
+def test_misspelt_parameter(client: TestClient, method: str, path: str) -> None:
+    response = client.request(method, path, params={"topk": 3})
+    assert "'topk' is no parameter of this route" in problem(response, 422, "invalid-parameter")
+    assert response.json()["errors"][0]["field"] == "topk"
+
+
 def test_request_id(client: TestClient) -> None:
     ids = {client.get("/health/live").headers["x-request-id"] for _ in range(3)}
     assert len(ids) == 3

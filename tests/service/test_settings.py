@@ -34,6 +34,9 @@ def test_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CAMCAL_PORT", "70000", "CAMCAL_PORT is '70000': it should be less than or equal to 65535"),
         ("CAMCAL_DEVICE", "tpu", "CAMCAL_DEVICE is 'tpu': it should be 'auto', 'cpu' or 'cuda'"),
         ("CAMCAL_MAX_BATCH", "0", "CAMCAL_MAX_BATCH is '0': it should be greater than or equal to 1"),
+        ("CAMCAL_ROOT_PATH", "vision", "CAMCAL_ROOT_PATH is 'vision': it should be a path"),
+        ("CAMCAL_ROOT_PATH", "/vision/", "CAMCAL_ROOT_PATH is '/vision/': it should be a path"),
+        ("CAMCAL_API_KEY", "schlüssel", "CAMCAL_API_KEY: it should have no spaces and only ASCII characters"),
     ],
 )
 def test_bad_value_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
