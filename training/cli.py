@@ -21,6 +21,7 @@ from service.cli import fail, spoken_errors
 
 console = Console(highlight=False)
 
+_GOES_ON = "interrupted; the same command continues after the last finished epoch"
 _EXTRA = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "sklearn"}
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder that `camcal train --out` made.")]
@@ -31,7 +32,7 @@ Overrides = Annotated[
 
 
 @contextmanager
-def _spoken_errors() -> Iterator[None]:
+def _spoken_errors(interrupted: str = "interrupted") -> Iterator[None]:
     """A user's mistake ends in one sentence and exit code 2; an interruption in one sentence and 130."""
     try:
         with spoken_errors():
@@ -41,7 +42,7 @@ def _spoken_errors() -> Iterator[None]:
             raise
         fail(f"{error.name} is not installed; training needs more than serving: pip install 'camcal[cpu,train]'")
     except KeyboardInterrupt:
-        typer.echo("\ninterrupted; the same command continues after the last finished epoch", err=True)
+        typer.echo(f"\n{interrupted}", err=True)
         raise typer.Exit(130) from None
 
 
@@ -55,7 +56,7 @@ def train(
 
     An interrupted run continues when the same command is given again.
     """
-    with _spoken_errors():
+    with _spoken_errors(_GOES_ON):
         from training.config import load_recipe
 
         settings = load_recipe(recipe, overrides or ())
@@ -173,7 +174,7 @@ def bench_table(
     overrides: Overrides = None,
 ) -> None:
     """Train, calibrate and evaluate every row of a table; finished ones are skipped, interrupted ones continue."""
-    with _spoken_errors():
+    with _spoken_errors(_GOES_ON):
         from training import pipeline
         from training.sweep import load_table, run_table
 

@@ -124,7 +124,7 @@ def evaluate(
         }
     if isinstance(network.head, WeightNormHead):
         report["scalar_curve"] = _scalar_curve(
-            network.scalar, data, logits["scalar"], held["scalar"], (raw_prior_K, held_prior_K)
+            data, logits["scalar"] / network.scalar, held["scalar"] / unseeing.scalar, (raw_prior_K, held_prior_K)
         )
     return report
 
@@ -194,20 +194,16 @@ def _rank_groups(
 
 
 def _scalar_curve(
-    scalar: float,
-    data: Dataset,
-    logits_NK: Tensor,
-    held_NK: Tensor,
-    raw_priors_K: tuple[metrics.Floats, metrics.Floats],
+    data: Dataset, cosines_NK: Tensor, held_cosines_NK: Tensor, raw_priors_K: tuple[metrics.Floats, metrics.Floats]
 ) -> list[dict[str, float]]:
     """`scalar_curve` of the test part, and of the held-out part under the names `holdout_…`, class-balanced both."""
     even_K = np.full(len(data.classes), 1 / len(data.classes))
     curves = []
-    parts = (data.test, logits_NK), (data.holdout, held_NK)
-    for (part, z_NK), raw_prior_K in zip(parts, raw_priors_K, strict=True):
+    parts = (data.test, cosines_NK), (data.holdout, held_cosines_NK)
+    for (part, c_NK), raw_prior_K in zip(parts, raw_priors_K, strict=True):
         labels_N = part.labels.numpy()
-        cosines_NK = z_NK.double().numpy() / scalar
-        curves.append(scalar_curve(cosines_NK, labels_N, prior_weights(labels_N, even_K), raw_prior_K))
+        weights_N = prior_weights(labels_N, even_K)
+        curves.append(scalar_curve(c_NK.double().numpy(), labels_N, weights_N, raw_prior_K))
     return [
         test | {f"holdout_{name}": value for name, value in held.items() if name != "scalar"}
         for test, held in zip(*curves, strict=True)

@@ -8,6 +8,7 @@ import os
 import shutil
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from models.bundle import (
     INPUTS,
+    MANIFEST_FILE,
     MODEL_FILE,
     OUTPUTS,
     REPORT_FILE,
@@ -34,7 +36,7 @@ from models.classifier import LongTailClassifier, ServedClassifier, can_fold, fo
 from training.config import Recipe
 from training.data import Dataset
 from training.data.sources import preprocessing_of
-from training.precision import PrecisionError, compare, halve, quantize
+from training.precision import Held, PrecisionError, compare, halve, quantize
 from training.priors import given_prior
 from training.run import save_json
 
@@ -86,12 +88,8 @@ def _write_onnx(network: LongTailClassifier, size: int, path: Path) -> torch.Ten
 
 def _write_smaller(
     network: LongTailClassifier, size: int, path: Path, precision: Literal["fp16", "int8"], data: Dataset
-) -> dict[str, Any]:
-    """Replace the fp32 graph at `path` by a smaller one, and return the figures of both on the held-out images.
-
-    Raises:
-        PrecisionError: if the answers change too much.
-    """
+) -> Path:
+    """Replace the fp32 graph of `network` at `path` by a smaller one; return where the fp32 one is then."""
     full = path.replace(path.with_name("full.onnx"))
     if precision == "fp16":
         _write_onnx(halve(network), size, path)
@@ -101,9 +99,22 @@ def _write_smaller(
         _strip(model)
         onnx.checker.check_model(model)
         path.write_bytes(model.SerializeToString())
-    figures = compare(full, path, precision, data)
-    full.unlink()
-    return dict(figures)
+    return full
+
+
+def _judge(
+    network: LongTailClassifier,
+    size: int,
+    precision: Literal["fp16", "int8"],
+    data: Dataset,
+    prior_temperature: float,
+) -> dict[str, Held]:
+    """The figures of the network in both precisions on the held-out images. Raises PrecisionError if they differ."""
+    with TemporaryDirectory() as folder:
+        graph = Path(folder) / MODEL_FILE
+        export_onnx(network, size, graph)
+        full = _write_smaller(network, size, graph, precision, data)
+        return compare(full, graph, precision, data, prior_temperature)
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -133,6 +144,19 @@ def _check_parity(served: ServedClassifier, path: Path, images: torch.Tensor, to
             raise ExportError(f"output {name} differs by {error:.1e} between ONNX and PyTorch; allowed: {TOLERANCE}")
 
 
+def _check_replaceable(folder: Path) -> None:
+    """Raises ExportError unless the folder is missing or empty, or holds a bundle and nothing else."""
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    foreign = there - {MANIFEST_FILE, MODEL_FILE, REPORT_FILE}
+    if foreign or (there and MANIFEST_FILE not in there):
+        other = min(foreign or there)
+        raise ExportError(f"{folder} holds {other}, which is no part of a bundle of ours; choose another folder")
+
+
+def _folded(network: LongTailClassifier) -> LongTailClassifier:
+    return fold_branches(network) if can_fold(network) else network
+
+
 @torch.no_grad()
 def export_bundle(
     network: LongTailClassifier,
@@ -143,34 +167,38 @@ def export_bundle(
     folder: Path,
     precision: Precision = "fp32",
     data: Dataset | None = None,
+    judged: LongTailClassifier | None = None,
 ) -> Bundle:
     """Write a bundle into `folder`, replacing a bundle that is there, and return it verified.
 
     Args:
         precision: of the trunk; see `training.precision`.
-        data: of the run, needed for a precision other than fp32; the report gets the figures of the comparison.
+        data: of the run, needed for a precision other than fp32.
+        judged: the network by whose answers such a precision is judged, since it has not seen the held-out images; the
+            report gets the figures.
 
     Raises:
         PrecisionError: if the smaller precision changes the answers too much.
         ExportError: if the graph does not agree with PyTorch, or `folder` holds something that is not a bundle.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / MODEL_FILE).is_file():
-        raise ExportError(f"{folder} is not empty and not a bundle; choose another folder")
+    _check_replaceable(folder)
+    prior_temperatures = report["calibration"]["prior_temperatures"]
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     preprocessing = preprocessing_of(recipe.data)
     size = preprocessing.input_size
-    if can_fold(network):
-        network = fold_branches(network)
+    network = _folded(network)
     export_onnx(network, size, partial / MODEL_FILE)
     if precision != "fp32":
-        assert data is not None
+        assert data is not None and judged is not None
         try:
-            report = report | {"held_out": _write_smaller(network, size, partial / MODEL_FILE, precision, data)}
+            held = _judge(_folded(judged), size, precision, data, prior_temperatures["train"])
         except PrecisionError:
             shutil.rmtree(partial)
             raise
+        report = report | {"held_out": held}
+        _write_smaller(network, size, partial / MODEL_FILE, precision, data).unlink()
     save_json(partial / REPORT_FILE, report)
     grid = network.features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[2:]
     files = {name: sha256(partial / name) for name in (MODEL_FILE, REPORT_FILE)}
@@ -190,7 +218,7 @@ def export_bundle(
             beta=network.marc.beta.tolist(),
             weight_norms=network.weight_norms().tolist(),
             temperature=float(network.temperature),
-            prior_temperatures=report["calibration"]["prior_temperatures"],
+            prior_temperatures=prior_temperatures,
         ),
         grid=(grid[0], grid[1]),
         precision=precision,

@@ -16,13 +16,23 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from models.classifier import LongTailClassifier
-from training.config import FitConfig, Recipe
+from training.config import FitConfig, Recipe, parse_recipe
 from training.data import Dataset
 from training.data.augment import Augment
 from training.data.mix import Mix
 from training.distributed import ALONE, Group
 from training.losses import Criterion
-from training.run import Run, RunError, build_network, load_tensors, network_tensors, recipe_in, restore, save_tensors
+from training.run import (
+    Run,
+    RunError,
+    build_network,
+    check_data,
+    data_meta,
+    load_tensors,
+    network_tensors,
+    restore,
+    save_tensors,
+)
 from training.samplers import epoch_order
 
 READ_EVERY = 20
@@ -45,7 +55,7 @@ def fit(
     optimizer = _optimizer(network, recipe.fit)
     counts_K = data.train.labels.cpu().bincount(minlength=len(data.classes)).numpy()
     criterion = Criterion(recipe.loss, counts_K, network.head.scalar, device)
-    start = _resume(run, recipe, network, optimizer) if run.checkpoint.is_file() else 0
+    start = _resume(run, recipe, network, optimizer, data) if run.checkpoint.is_file() else 0
     if start:
         console.print(f"continuing after epoch {start} of {recipe.fit.epochs}")
     data = replace(data, train=data.train.to(device))
@@ -163,18 +173,14 @@ def _momenta(optimizer: SGD) -> dict[str, Tensor]:
 
 
 def _save(run: Run, recipe: Recipe, network: LongTailClassifier, optimizer: SGD, data: Dataset, epoch: int) -> None:
-    meta = {
-        "epoch": epoch,
-        "recipe": recipe.model_dump(mode="json"),
-        "classes": data.classes,
-        "train_counts": data.train_counts().tolist(),
-    }
+    meta = {"epoch": epoch, "recipe": recipe.model_dump(mode="json")} | data_meta(data)
     save_tensors(run.checkpoint, network_tensors(network) | _momenta(optimizer), meta)
 
 
-def _resume(run: Run, recipe: Recipe, network: LongTailClassifier, optimizer: SGD) -> int:
+def _resume(run: Run, recipe: Recipe, network: LongTailClassifier, optimizer: SGD, data: Dataset) -> int:
     tensors, meta = load_tensors(run.checkpoint)
     _same_recipe(run, recipe, meta["recipe"])
+    check_data(run, meta, data)
     restore(network, tensors)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for i, parameter in enumerate(parameters):
@@ -187,7 +193,7 @@ def _resume(run: Run, recipe: Recipe, network: LongTailClassifier, optimizer: SG
 def _same_recipe(run: Run, recipe: Recipe, found: dict[str, Any]) -> None:
     """What decides the trained weights must not change half way; calibration settings may."""
     wanted = recipe.deciding()
-    found = recipe_in(found, run.checkpoint).deciding()
+    found = parse_recipe(found, run.checkpoint.name).deciding()
     for section in ("seed", "data", "augment", "model", "loss", "fit"):
         if wanted[section] == found.get(section):
             continue

@@ -23,7 +23,7 @@ from training.evaluate import evaluate, print_report
 from training.fit import fit
 from training.priors import given_prior
 from training.report import page
-from training.run import Run, RunError, load_network, network_tensors, save_json, save_tensors
+from training.run import Run, RunError, check_data, load_network, network_tensors, save_json, save_tensors
 
 
 def default_device() -> torch.device:
@@ -83,8 +83,16 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
     """
     network, trained_with, meta = _trained(run)
     recipe = recipe or trained_with
-    again = _trained(run.refit)[0] if recipe.calibrate.refit else None
+    if recipe.calibrate.refit and not run.refit.checkpoint.is_file():
+        raise RunError(
+            f"{run.path} has no second training: give its `camcal train` again, with --set calibrate.refit=true"
+        )
     data = data or load(recipe, console)
+    check_data(run, meta, data)
+    again = None
+    if recipe.calibrate.refit:
+        again, _, again_meta = _trained(run.refit)
+        check_data(run.refit, again_meta, data.whole())
     began = time.perf_counter()
     with console.status("calibrating"):
         fitted = calibrate(network.to(default_device()), data, recipe)
@@ -117,6 +125,7 @@ def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, 
     """Judge the calibrated network on the test part; writes `report.json`, and `report.html` to look at."""
     network, recipe, meta = load_network(run.network)
     data = data or load(recipe, console)
+    check_data(run, meta, data)
     device = default_device()
     before = load_network(run.before_refit)[0].to(device) if recipe.calibrate.refit else None
     with console.status("evaluating"):
@@ -138,9 +147,17 @@ def export_run(run: Run, folder: Path, console: Console, precision: Precision = 
         report = json.loads(run.report.read_text())
     except FileNotFoundError:
         raise RunError(f"{run.report} is missing: run `camcal evaluate {run.path}` first") from None
-    data = None if precision == "fp32" else load(recipe, console)
+    if report["calibration"] != meta["calibration"]:
+        raise RunError(f"{run.report} is of another calibration: run `camcal evaluate {run.path}` first")
+    data = judged = None
+    if precision != "fp32":
+        data = load(recipe, console)
+        check_data(run, meta, data)
+        judged = load_network(run.before_refit)[0] if recipe.calibrate.refit else network
     with console.status("exporting"):
-        bundle = export_bundle(network, recipe, meta["classes"], meta["train_counts"], report, folder, precision, data)
+        bundle = export_bundle(
+            network, recipe, meta["classes"], meta["train_counts"], report, folder, precision, data, judged
+        )
     for name, held in bundle.report.get("held_out", {}).items():
         console.print(f"{name}: accuracy {held['accuracy']:.2%}, ECE {held['ece']:.2%} on held-out images")
     console.print(f"bundle {bundle.manifest.name} {bundle.manifest.version} written to {folder}")
@@ -150,4 +167,4 @@ def export_run(run: Run, folder: Path, console: Console, precision: Precision = 
 def recipe_of(run: Run, overrides: Sequence[str]) -> Recipe:
     """The recipe that a run was trained with, changed by `section.key=value` overrides."""
     _, recipe, _ = load_network(run.checkpoint)
-    return parse_recipe(recipe.model_dump(mode="json"), run.checkpoint.name, overrides)
+    return parse_recipe(recipe.model_dump(mode="json"), f"the recipe of {run.path}", overrides)

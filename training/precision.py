@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from models.bundle import INPUTS, OUTPUTS, Precision
 from models.classifier import LongTailClassifier
 from training.data import Dataset, Images
-from training.metrics import expected_calibration_error
+from training.metrics import expected_calibration_error, softmax
 from training.priors import shift_prior
 
 ALLOWED = 0.005  # loss of accuracy, or growth of ECE, on held-out images; one image where it weighs more
@@ -126,10 +126,13 @@ def _outside_trunk(model: onnx.ModelProto) -> list[str]:
     return [node.name for node in model.graph.node if node.name not in inside]
 
 
-def compare(full: Path, smaller: Path, precision: Literal["fp16", "int8"], data: Dataset) -> dict[str, Held]:
-    """Accuracy and ECE of both graphs on the held-out images, which the training never saw.
+def compare(
+    full: Path, smaller: Path, precision: Literal["fp16", "int8"], data: Dataset, prior_temperature: float
+) -> dict[str, Held]:
+    """Accuracy and ECE of both graphs on the held-out images, which their network must not have been trained on.
 
-    Their classes are as frequent as in training, so the calibrated probabilities are shifted to the training prior.
+    Their classes are as frequent as in training, so the probabilities are those for the training prior, with its
+    temperature.
 
     Raises:
         PrecisionError: if accuracy falls, or ECE grows, by more than half a point, or by more than one image's share
@@ -137,7 +140,7 @@ def compare(full: Path, smaller: Path, precision: Literal["fp16", "int8"], data:
     """
     counts_K = data.train_counts()
     prior_K = counts_K / counts_K.sum()
-    before, after = (_held(path, data.holdout, prior_K) for path in (full, smaller))
+    before, after = (_held(path, data.holdout, prior_K, prior_temperature) for path in (full, smaller))
     allowed = max(ALLOWED, 1 / len(data.holdout)) + 1e-9
     if before["accuracy"] - after["accuracy"] > allowed or after["ece"] - before["ece"] > allowed:
         raise PrecisionError(
@@ -162,12 +165,12 @@ def served(path: Path, part: Images, top_k: int = 1) -> Iterator[dict[str, NDArr
         yield dict(zip(OUTPUTS, session.run(list(OUTPUTS), feed), strict=True))
 
 
-def _held(path: Path, part: Images, prior_K: NDArray[np.float64]) -> Held:
+def _held(path: Path, part: Images, prior_K: NDArray[np.float64], temperature: float) -> Held:
     rows = []
     for outputs in served(path, part, min(5, len(prior_K))):
         _check_maps(outputs)
-        rows.append(outputs["calibrated_probabilities"])
-    probabilities_NK = shift_prior(np.concatenate(rows).astype(np.float64), prior_K)
+        rows.append(outputs["calibrated_logits"])
+    probabilities_NK = shift_prior(softmax(np.concatenate(rows) / temperature), prior_K)
     labels_N = part.labels.numpy()
     return Held(
         accuracy=float((probabilities_NK.argmax(axis=1) == labels_N).mean()),

@@ -19,6 +19,7 @@ from torch import Tensor
 from models.classifier import LongTailClassifier
 from models.preprocessing import Preprocessing
 from training.config import Recipe, RecipeError, parse_recipe
+from training.data import Dataset
 from training.data.sources import preprocessing_of
 
 if sys.platform != "win32":
@@ -146,7 +147,7 @@ def load_network(path: Path) -> tuple[LongTailClassifier, Recipe, dict[str, Any]
     """
     tensors, meta = load_tensors(path)
     try:
-        recipe = recipe_in(meta["recipe"], path)
+        recipe = parse_recipe(meta["recipe"], path.name)
         # What was trained replaces the pretrained weights, which need not be fetched again.
         blank = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
         network = build_network(blank, len(meta["classes"]))
@@ -157,16 +158,25 @@ def load_network(path: Path) -> tuple[LongTailClassifier, Recipe, dict[str, Any]
     return network.eval(), recipe, meta
 
 
-def recipe_in(raw: dict[str, Any], path: Path) -> Recipe:
-    """The recipe in a checkpoint's metadata, where earlier versions kept label smoothing with the optimisation."""
-    raw = {section: dict(value) if isinstance(value, dict) else value for section, value in raw.items()}
-    if "label_smoothing" in raw["fit"]:
-        raw["loss"] = {"smoothing": raw["fit"].pop("label_smoothing")} | raw.get("loss", {})
-    return parse_recipe(raw, path.name)
-
-
 def restore(network: LongTailClassifier, tensors: dict[str, Tensor]) -> None:
-    """Copy `network.*` tensors into a network; those of earlier versions were not rescaled outside of the head."""
-    state = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
-    unscaled = {f"rescale.{name}": tensor for name, tensor in network.rescale.state_dict().items()}
-    network.load_state_dict(unscaled | state)
+    """Copy `network.*` tensors into a network."""
+    names = [name for name in tensors if name.startswith("network.")]
+    network.load_state_dict({name.removeprefix("network."): tensors[name] for name in names})
+
+
+def data_meta(data: Dataset) -> dict[str, Any]:
+    """What a checkpoint says of the data it was trained on."""
+    return {"classes": data.classes, "train_counts": data.train_counts().tolist(), "data": data.digest}
+
+
+def check_data(run: Run, meta: dict[str, Any], data: Dataset) -> None:
+    """Raises RunError unless `data` is what the run with this metadata was trained on.
+
+    Held-out and test images are drawn from what there is: with other images they would be others, and some of them
+    would have been trained on.
+    """
+    if any(meta.get(name, value) != value for name, value in data_meta(data).items()):
+        raise RunError(
+            f"{run.path} was trained on other images than the data has now; put them back, or train anew with another "
+            "--out"
+        )

@@ -218,7 +218,7 @@ def run_group(jobs: Sequence[Job], out: Path) -> list[tuple[str, bool]]:
         began = time.perf_counter()
         try:
             result = _run(job, out)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:  # PyTorch's, for want of memory too, are RuntimeErrors
             lines.append((f"{job.name}: failed: {error}", False))
             continue
         figures = "; ".join(map(_figures, result["rows"]))

@@ -9,11 +9,10 @@ import numpy as np
 from rich.console import Console
 
 from models.bundle import Bundle
-from training import metrics
+from training import metrics, precision
 from training.config import Recipe, parse_recipe
 from training.data import Dataset
 from training.evaluate import figures_table
-from training.precision import served
 
 STEPS = {"probabilities": "scalar", "calibrated_probabilities": "calibrated"}
 """The graph's outputs, and the steps of the report whose figures are theirs."""
@@ -41,19 +40,21 @@ def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Any]:
         raise VerifyError(f"the data has {len(data.classes)} classes, and they are not those of the bundle")
     groups_K: list[str] = [info.group for info in manifest.classes]
     labels_N = data.test.labels.numpy()
-    outputs = list(served(bundle.model_path, data.test))
+    outputs = list(precision.served(bundle.model_path, data.test))
     found: dict[str, dict[str, Any]] = {}
     rows: dict[str, dict[str, Any]] = {}
     for name, step in STEPS.items():
         probabilities_NK = np.concatenate([output[name] for output in outputs]).astype(np.float64)
         found[name] = dict(metrics.figures(probabilities_NK, labels_N, groups_K))
         rows |= {name: found[name], f"{name}, by the report": bundle.report["test"][step]}
+    # The report is of the network in fp32.
+    allowed = ALLOWED if manifest.precision == "fp32" else precision.ALLOWED
     title = f"{manifest.name} {manifest.version}, {len(labels_N)} test images"
     console.print(figures_table(title, bundle.report["data"]["groups"], rows))
     for name, step in STEPS.items():
         for figure in ("accuracy", "ece"):
             said = bundle.report["test"][step][figure]
-            if abs(found[name][figure] - said) > ALLOWED:
+            if abs(found[name][figure] - said) > allowed:
                 raise VerifyError(
                     f"the {figure} of the {name} is {found[name][figure]:.2%} here and {said:.2%} by the report: it is "
                     "not this data, or not this graph"

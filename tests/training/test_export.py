@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -126,9 +127,24 @@ def test_a_graph_that_computes_something_else_is_refused(digits_run: Run, tmp_pa
         export._check_parity(ServedClassifier(network), path, torch.zeros(1, 32, 32, 3, dtype=torch.uint8), 2)
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(digits_run: Run, tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
+@pytest.mark.parametrize("others", [["thesis.txt"], ["thesis.txt", "model.onnx"], ["model.onnx"]])
+def test_a_folder_with_something_else_in_it_is_left_alone(digits_run: Run, tmp_path: Path, others: list[str]) -> None:
+    for name in others:
+        (tmp_path / name).write_text("years of work")
     network, recipe, meta = load_network(digits_run.network)
-    with pytest.raises(ExportError, match="is not empty and not a bundle; choose another folder"):
+    said = f"holds {'thesis.txt' if 'thesis.txt' in others else 'model.onnx'}, which is no part of a bundle of ours"
+    with pytest.raises(ExportError, match=said):
         export.export_bundle(network, recipe, meta["classes"], meta["train_counts"], {}, tmp_path)
-    assert (tmp_path / "thesis.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+def test_a_file_beside_a_bundle_is_not_deleted_with_it(digits_run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(digits_run.bundle, folder)
+    report = json.loads(digits_run.report.read_text())
+    network, recipe, meta = load_network(digits_run.network)
+    export.export_bundle(network, recipe, meta["classes"], meta["train_counts"], report, folder)
+    (folder / "notes.txt").write_text("years of work")
+    with pytest.raises(ExportError, match="holds notes.txt"):
+        export.export_bundle(network, recipe, meta["classes"], meta["train_counts"], report, folder)
+    assert (folder / "notes.txt").exists()

@@ -14,7 +14,7 @@ from training.config import FitConfig, Recipe, load_recipe
 from training.data import Dataset, load_dataset
 from training.fit import compiled, fit, learning_rate
 from training.losses import Criterion
-from training.run import Run, RunError, build_network, load_network, load_tensors, save_tensors
+from training.run import Run, RunError, build_network, load_tensors
 
 
 @pytest.fixture(scope="module")
@@ -101,22 +101,14 @@ def test_a_last_batch_of_one_image_is_left_out(recipe: Recipe, data: Dataset, tm
     assert "epoch 1/1" in _fit(pairs, five, tmp_path)
 
 
-def test_a_run_of_an_earlier_version_goes_on(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
-    """Their recipes had label smoothing under `fit` and fewer keys, their networks nothing outside of the head."""
+def test_other_data_in_the_same_folder_is_refused(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
     _fit(recipe, data, tmp_path)
-    run = Run(tmp_path)
-    tensors, meta = load_tensors(run.checkpoint)
-    old = dict(meta["recipe"])
-    del old["loss"], old["model"]["reslt"], old["fit"]["sampler"]
-    old["fit"]["label_smoothing"] = 0.0
-    kept = {name: t for name, t in tensors.items() if "rescale" not in name}
-    save_tensors(run.checkpoint, kept, meta | {"recipe": old, "epoch": 2})
-    assert "continuing after epoch 2 of 3" in _fit(recipe, data, tmp_path)
-    old["fit"]["label_smoothing"] = 0.1
-    save_tensors(run.checkpoint, kept, meta | {"recipe": old, "epoch": 2})
-    assert load_network(run.checkpoint)[1].loss.smoothing == 0.1
-    with pytest.raises(RunError, match="another loss.smoothing"):
-        _fit(recipe, data, tmp_path)
+    order = np.arange(len(data.train))
+    order[[0, -1]] = order[[-1, 0]]
+    renamed = dataclasses.replace(data, classes=[*data.classes[:-1], "zebra"])
+    for other in (dataclasses.replace(data, train=data.train.subset(order)), renamed):
+        with pytest.raises(RunError, match="was trained on other images than the data has now"):
+            _fit(recipe, other, tmp_path)
 
 
 def test_a_run_that_diverges_says_so(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from models.bundle import Bundle
-from training import pipeline
+from training import pipeline, precision
+from training.calibrate import predict_logits
 from training.config import Recipe, RecipeError, load_recipe
 from training.data import load_dataset
 from training.run import Run, RunError, load_network
@@ -76,9 +79,43 @@ def test_calibrating_before_the_second_training_is_refused(
     run = Run(tmp_path)
     run.checkpoint.write_bytes(runs[0].checkpoint.read_bytes())
     data = load_dataset(recipe.data, recipe.seed)
-    with pytest.raises(RunError, match=r"refit/checkpoint.safetensors is missing: has `camcal train` finished"):
+    with pytest.raises(RunError, match="has no second training: give its `camcal train` again"):
         pipeline.calibrate_run(run, recipe, data, Console(file=io.StringIO()))
     assert not run.network.exists()
+
+
+def test_a_smaller_precision_is_judged_by_the_network_that_has_not_seen_the_held_out_images(
+    runs: tuple[Run, Run, str], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, again, _ = runs
+    compare, seen = precision.compare, []
+
+    def watched(full: Path, *rest: Any) -> Any:
+        seen.append(np.concatenate([out["logits"] for out in precision.served(full, data.holdout)]))
+        return compare(full, *rest)
+
+    data = load_dataset(recipe.data, recipe.seed)
+    monkeypatch.setattr("training.export.compare", watched)
+    monkeypatch.setattr(precision, "ALLOWED", 1.0)
+    bundle = pipeline.export_run(again, tmp_path / "int8", Console(file=io.StringIO()), "int8")
+    before, after = (load_network(path)[0] for path in (again.before_refit, again.network))
+    np.testing.assert_allclose(seen[0], predict_logits(before, data.holdout).numpy(), rtol=1e-3, atol=1e-3)
+    exported = np.concatenate([out["logits"] for out in precision.served(bundle.model_path, data.test)])
+    wanted = predict_logits(after, data.test).numpy()
+    assert (exported.argmax(axis=1) == wanted.argmax(axis=1)).mean() > 0.9
+
+
+def test_a_report_of_another_calibration_is_not_exported(
+    runs: tuple[Run, Run, str], recipe: Recipe, tmp_path: Path
+) -> None:
+    run, console = Run(tmp_path / "run"), Console(file=io.StringIO())
+    shutil.copytree(runs[0].path, run.path)
+    again = load_recipe("digits", [*QUICK, "calibrate.marc=false"])
+    pipeline.calibrate_run(run, again, None, console)
+    with pytest.raises(RunError, match=r"report.json is of another calibration: run `camcal evaluate"):
+        pipeline.export_run(run, tmp_path / "bundle", console)
+    pipeline.evaluate_run(run, None, console)
+    assert pipeline.export_run(run, tmp_path / "bundle", console).report["calibration"]["train_accuracy"] is None
 
 
 def test_all_images_are_the_two_parts_one_after_the_other(recipe: Recipe) -> None:

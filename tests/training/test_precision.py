@@ -115,7 +115,7 @@ def damaged(digits_run: Run, tmp_path: Path) -> Path:
 
 def test_answers_that_got_worse_are_refused_with_both_figures(digits_run: Run, data: Dataset, damaged: Path) -> None:
     with pytest.raises(PrecisionError, match=r"int8 would .* on 79 .* accuracy goes from [89].* to .* and ECE from"):
-        precision.compare(digits_run.bundle / "model.onnx", damaged, "int8", data)
+        precision.compare(digits_run.bundle / "model.onnx", damaged, "int8", data, 1.0)
 
 
 def test_a_refused_precision_ends_in_one_sentence_and_leaves_nothing_behind(
@@ -137,12 +137,12 @@ def test_a_loss_of_half_a_point_is_allowed_and_more_is_not(
     figures = iter([{"accuracy": 0.8, "ece": 0.03}, {"accuracy": 0.7951, "ece": 0.0349}] * 2)
     monkeypatch.setattr(precision, "_held", lambda *_: next(figures))
     assert len(wide.holdout) > 200 > len(data.holdout)
-    precision.compare(path, path, "fp16", wide)
+    precision.compare(path, path, "fp16", wide, 1.0)
     figures = iter([{"accuracy": 0.8, "ece": 0.03}, {"accuracy": 0.8, "ece": 0.0351}] * 2)
     with pytest.raises(PrecisionError, match=r"ECE from 3.00% to 3.51%; 0.5% is allowed for each"):
-        precision.compare(path, path, "fp16", wide)
+        precision.compare(path, path, "fp16", wide, 1.0)
     # Half a point of 79 images is less than one of them: one is allowed.
-    precision.compare(path, path, "fp16", data)
+    precision.compare(path, path, "fp16", data, 1.0)
 
 
 def test_a_map_that_misses_its_logit_is_refused() -> None:

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
+from training import pipeline
 from training.config import RecipeError
 from training.results import result_of
 from training.run import Run
@@ -89,6 +91,25 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     failed, good = _text(console).splitlines()
     assert "camc-marc-gentler_small_s0: failed: unknown backbone 'resnet33'" in failed
     assert good.startswith("1/2  digits-if10_linear_small_s0: linear ")
+
+
+def test_a_row_without_the_memory_is_named_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, tries = pipeline.fit_run, []
+
+    def short_of_memory(*args: Any) -> None:
+        tries.append(args)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        train(*args)
+
+    monkeypatch.setattr(pipeline, "fit_run", short_of_memory)
+    jobs = load_table(_table(tmp_path, TABLE.replace("[0]", "[0, 1]")), only="linear")
+    console = _console()
+    assert run_table(jobs, tmp_path / "out", 1, console) == 1
+    failed, good = _text(console).splitlines()
+    assert "failed: CUDA out of memory" in failed and "linear " in good
 
 
 def test_a_changed_row_is_run_again(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -43,6 +44,16 @@ def test_a_report_that_promises_something_else_is_found_out(
     promised = test | {"calibrated": test["calibrated"] | {figure: test["calibrated"][figure] + by}}
     with pytest.raises(VerifyError, match=f"the {figure} of the calibrated_probabilities is .* by the report"):
         verify(replace(bundle, report=bundle.report | {"test": promised}), data, Console(quiet=True))
+
+
+def test_a_smaller_graph_may_differ_by_what_its_export_allows(bundle: Bundle, data: Dataset) -> None:
+    smaller = replace(bundle, manifest=bundle.manifest.model_copy(update={"precision": "int8"}))
+    test = bundle.report["test"]
+    for by, refused in ((0.004, False), (0.006, True)):
+        promised = test | {"calibrated": test["calibrated"] | {"ece": test["calibrated"]["ece"] + by}}
+        judged = replace(smaller, report=bundle.report | {"test": promised})
+        with pytest.raises(VerifyError) if refused else nullcontext():
+            verify(judged, data, Console(quiet=True))
 
 
 def test_other_classes_are_refused(bundle: Bundle, data: Dataset) -> None:

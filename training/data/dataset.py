@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol, Self
 
 import numpy as np
@@ -29,6 +31,10 @@ class Images(Protocol):
     @property
     def images(self) -> Tensor:
         """All of them, uint8 N×S×S×3: for parts that are known to be small."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of their files, N; none where they do not come from files of their own."""
 
     def __len__(self) -> int: ...
 
@@ -56,6 +62,7 @@ class LabelledImages:
 
     images: Tensor
     labels: Tensor
+    names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -67,12 +74,15 @@ class LabelledImages:
     def subset(self, index: NDArray[np.int64]) -> LabelledImages:
         """The images at these positions, in this order."""
         chosen = torch.from_numpy(index)
-        return LabelledImages(images=self.images[chosen], labels=self.labels[chosen])
+        names = [self.names[i] for i in index] if self.names else []
+        return LabelledImages(images=self.images[chosen], labels=self.labels[chosen], names=names)
 
     def joined(self, others: LabelledImages) -> LabelledImages:
         """These and then the others."""
         return LabelledImages(
-            images=torch.cat([self.images, others.images]), labels=torch.cat([self.labels, others.labels])
+            images=torch.cat([self.images, others.images]),
+            labels=torch.cat([self.labels, others.labels]),
+            names=self.names + others.names,
         )
 
     def to(self, device: torch.device) -> LabelledImages:
@@ -112,6 +122,14 @@ class Dataset:
         """The same with all images to train on, and none held out."""
         nothing = np.empty(0, dtype=np.int64)
         return replace(self, train=self.train.joined(self.holdout), holdout=self.holdout.subset(nothing))
+
+    @cached_property
+    def digest(self) -> str:
+        """Of what is there to train on and to hold out: labels and names in their order."""
+        found = hashlib.sha256()
+        for part in (self.train, self.holdout):
+            found.update("\n".join(part.names).encode() + part.labels.numpy().tobytes())
+        return found.hexdigest()[:16]
 
     def train_counts(self) -> NDArray[np.int64]:
         """Training images per class, the held-out ones included: what the long tail of the data is. K values."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -38,6 +40,8 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
     classes, train, test = load(config, seed)
     labels = train.labels.numpy()
     rest, held = split_each(labels, config.holdout_fraction, seed)
+    if not len(held):
+        raise DataError("no class has two training images, of which one could be held out for scalar and temperature")
     return Dataset(
         classes=classes,
         preprocessing=preprocessing_of(config),
@@ -50,9 +54,11 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
 Loaded = tuple[list[str], Images, Images]
 
 
-def _tensors(arrays: Arrays) -> LabelledImages:
+def _tensors(arrays: Arrays, names: Sequence[str] = ()) -> LabelledImages:
     images, labels = arrays
-    return LabelledImages(images=torch.from_numpy(images), labels=torch.from_numpy(labels.astype(np.int64)))
+    return LabelledImages(
+        images=torch.from_numpy(images), labels=torch.from_numpy(labels.astype(np.int64)), names=list(names)
+    )
 
 
 def _square(config: DataConfig, size: int) -> None:
@@ -88,6 +94,7 @@ def _cifar(config: DataConfig, seed: int) -> Loaded:
 
 def _folder(config: DataConfig, seed: int) -> Loaded:
     assert config.root is not None
+    root = config.root
     listing = folder.list_images(config.root, config.split_file)
     if not listing.test:
         rest, part = split_each(np.array([label for _, label in listing.train]), config.test_fraction, seed)
@@ -96,8 +103,12 @@ def _folder(config: DataConfig, seed: int) -> Loaded:
             train=[listing.train[i] for i in rest],
             test=[listing.train[i] for i in part],
         )
-    train, test = (_tensors(folder.decode(part, preprocessing_of(config))) for part in (listing.train, listing.test))
-    return listing.classes, train, test
+
+    def read(part: folder.Samples) -> LabelledImages:
+        names = [path.relative_to(root).as_posix() for path, _ in part]
+        return _tensors(folder.decode(part, preprocessing_of(config)), names)
+
+    return listing.classes, read(listing.train), read(listing.test)
 
 
 def _list(config: DataConfig, seed: int) -> Loaded:

@@ -110,6 +110,28 @@ def test_too_few_cifar_images_for_the_profile_are_refused(tmp_path: Path) -> Non
         load_dataset(DataConfig(source="cifar10", root=_packed(tmp_path / "c.npz")), seed=0)
 
 
+def test_a_folder_with_nothing_to_hold_out_is_refused(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(2):
+            Image.new("RGB", (32, 32)).save(tmp_path / label / f"{number}.png")
+    with pytest.raises(DataError, match="no class has two training images, of which one could be held out"):
+        load_dataset(DataConfig(source="folder", root=tmp_path), 0)
+
+
+def test_a_file_more_or_less_is_other_data(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(9):
+            Image.new("RGB", (32, 32)).save(tmp_path / label / f"{number}.png")
+    config = DataConfig(source="folder", root=tmp_path)
+    before = load_dataset(config, 0)
+    assert load_dataset(config, 0).digest == before.digest
+    trained_on = tmp_path / before.train.names[0]
+    trained_on.rename(trained_on.with_stem("another"))  # the counts stay as they are
+    assert load_dataset(config, 0).digest != before.digest
+
+
 def test_a_folder_without_a_test_part_gets_one(tmp_path: Path) -> None:
     for name, count in (("cat", 20), ("dog", 5)):
         (tmp_path / name).mkdir()
