@@ -330,8 +330,8 @@ def _warnings(recipe: Recipe, prior_K: Floats, counts_K: NDArray[np.int64], held
         )
     if config.marc and is_balanced(prior_K, counts_K):
         warnings.append(
-            "the loss or the sampler balances the classes already; MARC on top of it tends to cost accuracy: compare "
-            "with --set calibrate.marc=false"
+            "the loss or the sampler balances the classes already; MARC on top of it may cost accuracy: compare with "
+            "--set calibrate.marc=false"
         )
     elif config.marc and config.rescale != "off":
         warnings.append(f"MARC on top of calibrate.rescale = {config.rescale!r} balances the classes twice")

@@ -36,9 +36,8 @@ def fit_marc(
     """ω and β of MARC on cached logits, by re-weighted cross-entropy, L = Σ w_y·ℓ/Σ w_y.
 
     As published (penalty 0): SGD with instance sampling and a cosine rate to zero. Ours, for few images: L plus
-    λ/(2K)·Σ_k [(ω_k-1)² + (β_k‖W_k‖-start_k)²]/n_k. Since L is close to the mean over classes of a class's mean loss,
-    its minimum is the posterior mode under normal priors of variance 1/λ around the start: a class with many images is
-    free, one with few stays near. It is convex, and L-BFGS finds it with all samples at once.
+    λ/(2K)·Σ_k [(ω_k-1)² + (β_k‖W_k‖-start_k)²]/n_k: a class with many images is free, one with few stays near its
+    start. It is convex, and L-BFGS finds the minimum with all samples at once.
 
     ω is kept at or above `MIN_OMEGA`: the published method leaves its sign free, but a negative one would turn a
     class's map upside down.
@@ -54,7 +53,7 @@ def fit_marc(
     weights_K = grw_weights(counts_K, config.exponent)
     if penalty:
         pull_K = penalty / (2 * len(counts_K) * torch.from_numpy(np.maximum(counts_K, 1)).double())
-        return _posterior_mode(logits_NK, labels_N, weight_norms_K, weights_K, start_K, pull_K, near)
+        return _penalised(logits_NK, labels_N, weight_norms_K, weights_K, start_K, pull_K, near)
     marc = MARC(logits_NK.shape[1])
     with torch.no_grad():
         marc.beta.copy_(start_K / weight_norms_K)
@@ -104,7 +103,7 @@ def _descend(
             positive.clamp_(min=MIN_OMEGA)
 
 
-def _posterior_mode(
+def _penalised(
     logits_NK: Tensor,
     labels_N: Tensor,
     weight_norms_K: Tensor,
