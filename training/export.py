@@ -36,7 +36,7 @@ from models.classifier import LongTailClassifier, ServedClassifier, can_fold, fo
 from training.config import Recipe
 from training.data import Dataset
 from training.data.sources import preprocessing_of
-from training.precision import Held, PrecisionError, compare, halve, quantize
+from training.precision import PrecisionError, compare, halve, quantize
 from training.priors import given_prior
 from training.run import save_json
 
@@ -102,21 +102,6 @@ def _write_smaller(
     return full
 
 
-def _judge(
-    network: LongTailClassifier,
-    size: int,
-    precision: Literal["fp16", "int8"],
-    data: Dataset,
-    prior_temperature: float,
-) -> dict[str, Held]:
-    """The figures of the network in both precisions on the held-out images. Raises PrecisionError if they differ."""
-    with TemporaryDirectory() as folder:
-        graph = Path(folder) / MODEL_FILE
-        export_onnx(network, size, graph)
-        full = _write_smaller(network, size, graph, precision, data)
-        return compare(full, graph, precision, data, prior_temperature)
-
-
 def _strip(model: onnx.ModelProto) -> None:
     """Drop what the exporter notes about its source: stack traces with this machine's paths, and names of modules."""
     del model.metadata_props[:]
@@ -174,8 +159,8 @@ def export_bundle(
     Args:
         precision: of the trunk; see `training.precision`.
         data: of the run, needed for a precision other than fp32.
-        judged: the network by whose answers such a precision is judged, since it has not seen the held-out images; the
-            report gets the figures.
+        judged: the network by whose answers such a precision is judged, where `network` has seen the held-out images;
+            the report gets the figures.
 
     Raises:
         PrecisionError: if the smaller precision changes the answers too much.
@@ -189,16 +174,24 @@ def export_bundle(
     preprocessing = preprocessing_of(recipe.data)
     size = preprocessing.input_size
     network = _folded(network)
-    export_onnx(network, size, partial / MODEL_FILE)
+    graph = partial / MODEL_FILE
+    export_onnx(network, size, graph)
     if precision != "fp32":
-        assert data is not None and judged is not None
-        try:
-            held = _judge(_folded(judged), size, precision, data, prior_temperatures["train"])
-        except PrecisionError:
-            shutil.rmtree(partial)
-            raise
-        report = report | {"held_out": held}
-        _write_smaller(network, size, partial / MODEL_FILE, precision, data).unlink()
+        assert data is not None
+        full = _write_smaller(network, size, graph, precision, data)
+        with TemporaryDirectory() as elsewhere:
+            pair = full, graph
+            if judged is not None:
+                other = Path(elsewhere) / MODEL_FILE
+                judged = _folded(judged)
+                export_onnx(judged, size, other)
+                pair = _write_smaller(judged, size, other, precision, data), other
+            try:
+                report = report | {"held_out": compare(*pair, precision, data, prior_temperatures["train"])}
+            except PrecisionError:
+                shutil.rmtree(partial)
+                raise
+        full.unlink()
     save_json(partial / REPORT_FILE, report)
     grid = network.features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[2:]
     files = {name: sha256(partial / name) for name in (MODEL_FILE, REPORT_FILE)}

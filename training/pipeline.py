@@ -153,7 +153,7 @@ def export_run(run: Run, folder: Path, console: Console, precision: Precision = 
     if precision != "fp32":
         data = load(recipe, console)
         check_data(run, meta, data)
-        judged = load_network(run.before_refit)[0] if recipe.calibrate.refit else network
+        judged = load_network(run.before_refit)[0] if recipe.calibrate.refit else None
     with console.status("exporting"):
         bundle = export_bundle(
             network, recipe, meta["classes"], meta["train_counts"], report, folder, precision, data, judged
