@@ -24,8 +24,8 @@ function say(status, error = "") {
 
 const named = (image) => image.name || "The pasted image";
 
-/** Ask about the image on show, and choose the class at `place` of the answer. */
-async function predict(place = 0) {
+/** Ask about the image on show and choose its best class; or once more, and keep the class chosen by then. */
+async function predict(again = false) {
   if (!file) return;
   const [question, image] = [++asked, file];
   say(`Looking at ${named(image)} …`);
@@ -35,8 +35,9 @@ async function predict(place = 0) {
   try {
     const found = await (await ask(`predict?${options()}`, { method: "POST", body: form, size: image.size })).json();
     if (question !== asked) return;
+    const same = again && answer.image.file === image;
     answer = { ...found, image: { ...found.image, file: image } };
-    [pinned, looked] = [Math.min(place, answer.predictions.length - 1), null];
+    [pinned, looked] = [same ? Math.min(pinned, answer.predictions.length - 1) : 0, null];
     forget();
     list();
     const best = answer.predictions[0];
@@ -149,7 +150,7 @@ async function show() {
       url = await heatmap(query);
     } catch (error) {
       if (drawing !== drawn) return;
-      if (error.status === 404 && kept === answer.id) return predict(pinned);
+      if (error.status === 404 && kept === answer.id) return predict(true);
       $("heatmap").removeAttribute("src");
       $("heatmap").alt = "";
       $("open").hidden = true;

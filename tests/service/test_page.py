@@ -291,6 +291,31 @@ def test_a_heatmap_whose_life_is_over_is_made_again(chromium: Tab, session: Sess
         chromium.open("about:blank")
 
 
+SLOW_ANSWERS = """(() => {
+    const real = fetch;
+    window.fetch = async (path, ...rest) => {
+        const slow = path.startsWith('predict') ? 600 : window.slow;
+        if (slow) await new Promise((done) => setTimeout(done, slow));
+        return real(path, ...rest);
+    };
+})()"""
+
+
+def test_a_class_chosen_while_heatmaps_are_made_again_stays(chromium: Tab, session: Session, photo: Path) -> None:
+    with serve(session, cam_ttl_s=1.5) as url:
+        shown(chromium, f"{url}/", photo)
+        picture_of(chromium)
+        time.sleep(1.6)
+        chromium.run(SLOW_ANSWERS)
+        chromium.set("#colormap", "magma")
+        chromium.wait("document.querySelector('#result').hasAttribute('aria-busy')")
+        chromium.run("window.slow = 2000")  # the answer shall be there before it is known that this heatmap has gone too
+        chromium.click("#classes li:nth-child(3) button")
+        chromium.wait("!document.querySelector('#result').hasAttribute('aria-busy')")
+        assert chromium.run("document.querySelector('#classes li:nth-child(3) button').ariaPressed") == "true"
+        chromium.open("about:blank")
+
+
 FAILING = """(() => {
     const real = fetch;
     window.fetch = (path, ...rest) => window.failing ? Promise.reject(new TypeError('gone')) : real(path, ...rest);
