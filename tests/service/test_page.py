@@ -309,7 +309,7 @@ def test_a_class_chosen_while_heatmaps_are_made_again_stays(chromium: Tab, sessi
         chromium.run(SLOW_ANSWERS)
         chromium.set("#colormap", "magma")
         chromium.wait("document.querySelector('#result').hasAttribute('aria-busy')")
-        chromium.run("window.slow = 2000")  # the answer shall be there before it is known that this heatmap has gone too
+        chromium.run("window.slow = 2000")  # the answer comes before it is known that this heatmap has gone too
         chromium.click("#classes li:nth-child(3) button")
         chromium.wait("!document.querySelector('#result').hasAttribute('aria-busy')")
         assert chromium.run("document.querySelector('#classes li:nth-child(3) button').ariaPressed") == "true"

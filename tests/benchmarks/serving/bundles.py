@@ -1,32 +1,45 @@
-"""The second model: a ResNet-50 at 224×224 pixels with random weights, exported like any other network."""
+"""A ResNet-50 at 224×224 pixels with random weights, exported like any other network, in fp32 or fp16."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from models.bundle import MANIFEST_FILE
+from models.bundle import MANIFEST_FILE, MODEL_FILE, Bundle, sha256
 from training.config import parse_recipe
-from training.export import export_bundle
+from training.export import _write_onnx, export_bundle
+from training.precision import halve
 from training.run import build_network
 
 CLASSES = 1000
 
 
-def resnet50(folder: Path) -> Path:
+def random_weights(folder: Path, backbone: str = "resnet50", precision: Literal["fp32", "fp16"] = "fp32") -> Path:
     """The bundle in `folder`, made once. Speed does not depend on the weights; the answers mean nothing."""
-    if not (folder / MANIFEST_FILE).is_file():
-        recipe = parse_recipe(
-            {
-                "name": "resnet50-random",
-                "data": {"source": "digits", "resize": 256, "input_size": 224},
-                "model": {"backbone": "resnet50"},
-                "fit": {"epochs": 1},
-            },
-            "bench-serving",
-        )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        names = [f"class {k}" for k in range(CLASSES)]
-        report: dict[str, Any] = {"test": {"trained": {}, "calibrated": {}}}
-        export_bundle(build_network(recipe, CLASSES), recipe, names, [100] * CLASSES, report, folder)
+    if (folder / MANIFEST_FILE).is_file():
+        return folder
+    recipe = parse_recipe(
+        {
+            "name": f"{backbone}-random",
+            "data": {"source": "digits", "resize": 256, "input_size": 224},
+            "model": {"backbone": backbone},
+            "fit": {"epochs": 1},
+        },
+        "bench-serving",
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    network = build_network(recipe, CLASSES)
+    report: dict[str, Any] = {
+        "test": {"trained": {}, "calibrated": {}},
+        "calibration": {"prior_temperatures": {"train": 1.0}},
+    }
+    export_bundle(network, recipe, [f"class {k}" for k in range(CLASSES)], [100] * CLASSES, report, folder)
+    if precision == "fp16":  # the export itself would judge it by held-out images, and there are none
+        manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
+        (folder / MANIFEST_FILE).unlink()
+        _write_onnx(halve(network), 224, folder / MODEL_FILE)
+        manifest["files"][MODEL_FILE] = sha256(folder / MODEL_FILE)
+        (folder / MANIFEST_FILE).write_text(json.dumps(manifest | {"precision": precision}))
+    Bundle.load(folder)
     return folder

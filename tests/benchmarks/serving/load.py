@@ -31,7 +31,9 @@ Form = Literal["raw", "multipart"]
 class Load(BaseModel):
     """What to send, and how.
 
-    form: `raw` sends the file as the body, `multipart` as a part with the name `field`.
+    photos: folder of the files to send, in turns.
+    form: `raw` sends a file as the body, `multipart` as a part with the name `field`.
+    headers: lines of the request's head beside the usual ones.
     clients: a closed loop of so many connections, each with one request at a time; or
     rate: an open loop of Poisson arrivals, so many a second.
     seconds: for how long. count: stop a closed loop earlier, after so many requests.
@@ -44,6 +46,7 @@ class Load(BaseModel):
     photos: Path
     form: Form = "raw"
     field: str = "image"
+    headers: str = ""
     clients: int | None = Field(default=None, ge=1)
     rate: float | None = Field(default=None, gt=0)
     seconds: float = Field(gt=0)
@@ -64,7 +67,7 @@ class Outcome(BaseModel):
 
 def requests_of(load: Load) -> list[bytes]:
     """One complete HTTP request for each photograph."""
-    return [_request(load, photo.read_bytes()) for photo in sorted(load.photos.glob("*.jpg"))]
+    return [_request(load, photo.read_bytes()) for photo in sorted(load.photos.iterdir())]
 
 
 def body_of(form: Form, field: str, photo: bytes) -> tuple[str, bytes]:
@@ -79,7 +82,7 @@ def body_of(form: Form, field: str, photo: bytes) -> tuple[str, bytes]:
 def _request(load: Load, photo: bytes) -> bytes:
     kind, body = body_of(load.form, load.field, photo)
     head = f"POST {load.path} HTTP/1.1\r\nHost: 127.0.0.1:{load.port}\r\nContent-Type: {kind}\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    return f"{head}{load.headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 class Connection(asyncio.Protocol):

@@ -49,6 +49,15 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def generate(load: Load) -> Outcome:
+    """Run the load generator in a process of its own. Raises ServerError if it fails."""
+    command = [sys.executable, "-m", "tests.benchmarks.serving.load"]
+    result = subprocess.run(command, input=load.model_dump_json(), capture_output=True, text=True, cwd=ROOT)
+    if result.returncode:
+        raise ServerError(f"the load generator failed: {result.stderr.strip()[-300:]}")
+    return Outcome.model_validate_json(result.stdout)
+
+
 class Bench:
     """Servers by name, where they run from, and the photographs they all see."""
 
@@ -73,12 +82,7 @@ class Bench:
         """Run the generator against a server."""
         server = running.server
         asked = {"port": running.port, "path": "/predict", "form": server.form, "field": server.field}
-        spec = Load.model_validate(asked | {"photos": self.photos} | load)
-        command = [sys.executable, "-m", "tests.benchmarks.serving.load"]
-        result = subprocess.run(command, input=spec.model_dump_json(), capture_output=True, text=True, cwd=ROOT)
-        if result.returncode:
-            raise ServerError(f"the load generator failed: {result.stderr.strip()[-300:]}")
-        return Outcome.model_validate_json(result.stdout)
+        return generate(Load.model_validate(asked | {"photos": self.photos} | load))
 
     def generator(self, seconds: float) -> dict[str, float]:
         """What the generator can do against a server that does nothing: it must not be the bottleneck."""
