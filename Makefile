@@ -79,7 +79,7 @@ lock: .venv-lock/.ready ## Pin what pyproject.toml asks for (UPGRADE=1 for the n
 	$(COMPILE) --extra cpu --extra train --extra dev --group build --output-file requirements/dev.txt
 	$(subst pyproject.toml,--group lock,$(COMPILE)) --output-file requirements/uv.txt
 
-bench-serving: .venv/.ready .venv-dev/.ready ## Measure camcal beside other servers, for half an hour (see ARGS="--help")
+bench-serving: .venv/.ready .venv-dev/.ready ## Measure camcal beside other servers, for 35 minutes (see ARGS="--help")
 	.venv-dev/bin/python -m tests.benchmarks.serving $(ARGS)
 
 bench-heatmaps: .venv-dev/.ready .venv-bench/heatmaps/.ready ## Measure heatmaps against boxes, for hours (see ARGS="--help")
