@@ -39,7 +39,6 @@ def hardware() -> dict[str, Any]:
         "cpu": names[0] if names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "load_before": round(os.getloadavg()[0], 2),
     }
 
 
@@ -78,9 +77,10 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     path = out / "serving.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"models": {}}
-    results |= {"commit": commit(), "hardware": hardware(), "decoder": decoder}
+    results |= {"hardware": hardware(), "decoder": decoder}
     bench = rounds.Bench(work, camcal, [CAMCAL.name] if growth else names)
-    results["generator"] = bench.generator(min(seconds or 5, 5))
+    if not growth or "generator" not in results:
+        results["generator"] = bench.generator(min(seconds or 5, 5))
     for model in chosen:
         folder = _bundle(model, bundle, work)
         plan = rounds.Plan(
@@ -92,16 +92,21 @@ def main(
         )
         began = time.monotonic()
         if growth:
-            results["growth"] = bench.growth(plan, growth)
+            results["growth"] = bench.growth(plan, growth) | _made(began)
             _write(out, results)
             break
         for measured in bench.measure(plan):
-            results["models"][model] = measured | {
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "minutes": round((time.monotonic() - began) / 60, 1),
-            }
+            results["models"][model] = measured | _made(began)
             _write(out, results)
     print(f"written to {out}", file=sys.stderr)
+
+
+def _made(began: float) -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "commit": commit(),
+    }
 
 
 def _bundle(model: str, shipped: Path, work: Path) -> Path:

@@ -64,8 +64,9 @@ def markdown(results: dict[str, Any]) -> str:
     if growth := results.get("growth"):
         samples = growth["samples"]
         parts.append(
-            f"## Memory over {samples[-1]['requests']:,} requests\n\n{samples[-1]['memory_mb']:.0f} MB at the end, "
-            f"{growth['growth']:+.1%} since the first tenth; {sum(s['errors'] for s in samples)} errors.\n"
+            f"## Memory over {samples[-1]['requests']:,} requests\n\n{growth['date'][:10]}, at {growth['commit']}: "
+            f"{samples[-1]['memory_mb']:.0f} MB at the end, {growth['growth']:+.1%} since the first tenth; "
+            f"{sum(s['errors'] for s in samples)} errors.\n"
         )
     return "\n".join(parts)
 
@@ -78,8 +79,9 @@ def _model(name: str, model: Entry) -> str:
     lines = [
         title,
         "",
-        f"{model['date'][:10]}, {len(rounds)} rounds, {model['minutes']:.0f} minutes. Ceiling: {ceiling} images/s; one "
-        f"image alone takes {_value(_ceiling(rounds, 'decode_inference_ms'), '{:.1f}')} ms "
+        f"{model['date'][:10]}, at {model['commit']}, {len(rounds)} rounds, {model['minutes']:.0f} minutes. "
+        f"Ceiling: {ceiling} images/s; one image alone takes "
+        f"{_value(_ceiling(rounds, 'decode_inference_ms'), '{:.1f}')} ms "
         f"(decoding {_value(_ceiling(rounds, 'decode_ms'), '{:.1f}')}, "
         f"inference {_value(_ceiling(rounds, 'inference_ms'), '{:.1f}')}).",
         "",
