@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,25 +18,26 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 import onnxruntime as ort
+import torch
 import typer
 from numpy.typing import NDArray
 
 from models.bundle import OUTPUTS, Bundle
 from service.batching import Batcher
 from service.cpus import usable_cpus
-from service.decoding import Limits, decode
+from service.decoding import decode
 from service.session import CPU, CUDA, Session
 from service.settings import Device
 from tests.benchmarks.serving import photos
-from tests.benchmarks.serving.__main__ import RESULTS, commit, hardware
+from tests.benchmarks.serving.__main__ import RESULTS
 from tests.benchmarks.serving.bundles import random_weights
+from tests.benchmarks.serving.ceiling import LIMITS, TOP_K
 from tests.benchmarks.serving.load import Load
 from tests.benchmarks.serving.rounds import SKIP_S, generate
-from tests.benchmarks.serving.servers import Running, Server, running
+from tests.benchmarks.serving.servers import SERVERS, Running, Server, running
 from tests.benchmarks.serving.summary import closed_loop
+from training.provenance import commit, hardware
 
-LIMITS = Limits(max_bytes=20_000_000, max_pixels=50_000_000)
-TOP_K = 5
 TENSOR_OUTPUT = "calibrated_probabilities"
 
 Result = dict[str, Any]
@@ -57,7 +57,7 @@ def main(
     if device not in ("cuda", "cpu") or precision not in ("fp32", "fp16"):
         raise typer.BadParameter("expected --device cuda or cpu, and --precision fp32 or fp16")
     sizes = [int(size) for size in batches.split(",")]
-    results: Result = {"commit": commit(), "hardware": hardware() | {"device": _device_name(device)}}
+    results: Result = {"commit": commit(), "hardware": hardware(torch.device(device)), "cpus": usable_cpus()}
     results |= {"device": device, "backbone": backbone, "clients": clients}
     with TemporaryDirectory() as work:
         folder = Path(work)
@@ -185,10 +185,7 @@ def served(bundle: Bundle, folder: Path, device: str, workers: int, clients: int
     """Images per second over HTTP: photographs to `/predict`, and pixels to `/v2`, which need no decoding."""
     server = Server(
         name=f"camcal-{workers}",
-        command=lambda bin_, bundle, port: [
-            *(str(bin_ / Path(sys.executable).name), "-m", "service", "serve", "--bundle", str(bundle)),
-            *("--port", str(port), "--device", device, "--workers", str(workers)),
-        ],
+        command=lambda *place: [*SERVERS["camcal-1"].command(*place), "--device", device, "--workers", str(workers)],
     )
     photo = next((folder / "photos").iterdir()).read_bytes()
     size = bundle.manifest.preprocessing.input_size
@@ -219,14 +216,14 @@ def _answered(server: Running, load: Result, seconds: float) -> float:
 
 def markdown(results: Result) -> str:
     """The figures as a page."""
-    machine, curve = results["hardware"], results["curve"]
+    curve = results["curve"]
     title = f"{results['backbone']} at 224², {results['precision']}, random weights"
     options = f"--device {results['device']} --precision {results['precision']}"
     best = max(row["camcal"] for row in curve)
     lines = [
         f"# camcal and its device: {title}",
         "",
-        f"{machine['device']}, {machine['cores']} CPUs ({machine['cpu']}), images per second. Made by",
+        f"{results['hardware']}, {results['cpus']} CPUs; images per second. Made by",
         f"`python -m tests.benchmarks.serving.device {options}`; more in [device.json](device.json).",
         "",
         "| batch | ONNX Runtime, all stays on the device | ONNX Runtime | camcal's session | of ONNX Runtime |",
@@ -263,13 +260,6 @@ def bottleneck(results: Result, best: float) -> str:
         f"Photographs come through at {photographs:.0f} a second. What holds them up is {slowest}, which makes "
         f"{parts[slowest]:.0f} a second without the rest."
     )
-
-
-def _device_name(device: str) -> str:
-    if device == "cpu":
-        return "CPU"
-    line = os.popen("nvidia-smi --query-gpu=name --format=csv,noheader").readline().strip()
-    return line or "GPU"
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class Outcome(BaseModel):
 
 
 def requests_of(load: Load) -> list[bytes]:
-    """One complete HTTP request for each photograph."""
+    """One complete HTTP request for each file."""
     return [_request(load, photo.read_bytes()) for photo in sorted(load.photos.iterdir())]
 
 
