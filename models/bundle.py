@@ -81,6 +81,7 @@ class Calibration(_Strict):
 class Manifest(_Strict):
     """`manifest.json`: everything a server needs to know about `model.onnx`, and the checksum of every file.
 
+    map_shift: by how many positions of their grid maps lie right of and below what they show.
     prior: the class frequencies expected in use, where the operator gave some: K positive numbers that sum to one.
         See `Calibration.prior_temperatures`.
     """
@@ -93,6 +94,7 @@ class Manifest(_Strict):
     preprocessing: Preprocessing
     calibration: Calibration
     grid: tuple[int, int]
+    map_shift: float = 0.0
     precision: Precision = "fp32"  # of the trunk; CAMC, head and maps are always fp32
     figures: dict[str, Any]
     recipe: dict[str, Any]

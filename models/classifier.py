@@ -68,6 +68,8 @@ class LongTailClassifier(nn.Module):
         self.marc = MARC(classes)
         self.register_buffer("temperature", torch.ones(()))
         self.temperature: Tensor
+        self.register_buffer("map_shift", torch.zeros(()))
+        self.map_shift: Tensor
         self.register_buffer("mean", 255 * torch.tensor(preprocessing.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(preprocessing.std).reshape(3, 1, 1), persistent=False)
         self.mean: Tensor

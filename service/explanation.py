@@ -34,6 +34,7 @@ class Explanation:
     picture_size: tuple[int, int]  # width, height
     picture: bytes  # JPEG of what the network saw
     maps: NDArray[np.float32]  # k×h×w, plain
+    shift: float = 0.0  # of the maps, see `service.heatmap.View`
 
     def score(self, place: int, calibrated: bool, versus: int | None = None) -> float:
         """The logit that the map at `place` explains, or by how much it exceeds that of the class at `versus`."""
@@ -128,4 +129,5 @@ def explain(
         picture_size=decoded.picture_size,
         picture=decoded.picture,
         maps=ranker.maps(outputs, row, classes),
+        shift=manifest.map_shift,
     )

@@ -37,13 +37,18 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How a heatmap is to look."""
+    """How a heatmap is to look.
+
+    shift: by how many positions of its grid the map lies right of and below what it shows; see
+        `training.placement`. It is drawn that much further left and up.
+    """
 
     size: int  # of the longest side, px
     colormap: Colormap = "turbo"
     alpha: float = 0.6  # how much the strongest colour covers, in [0, 1]
     overlay: bool = True  # on the picture, or the colours alone
     format: PictureFormat = "png"
+    shift: float = 0.0
 
 
 def positive_scale(maps: NDArray[np.float32]) -> Scale:
@@ -67,20 +72,23 @@ def fit(shape: tuple[int, int], size: int) -> tuple[int, int]:
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
-def levels(contributions: NDArray[np.float32], scale: Scale, size: tuple[int, int]) -> NDArray[np.uint8]:
+def levels(
+    contributions: NDArray[np.float32], scale: Scale, size: tuple[int, int], shift: float = 0.0
+) -> NDArray[np.uint8]:
     """A map h×w, smoothly enlarged, as indices into a colour table: height×width.
 
     Args:
         contributions: the map.
         scale: what lies beyond it gets its first or last colour. Where it is empty, nothing is shown.
         size: width and height of the result.
+        shift: as in `View`.
     """
     span = scale.high - scale.low
     if span > 0:
         steps = (contributions.astype(np.float64) - scale.low) * (255 / span)
     else:
         steps = np.full(contributions.shape, 127.0 if scale.signed else 0.0)
-    rows, columns = _weights(steps.shape[0], size[1]), _weights(steps.shape[1], size[0])
+    rows, columns = enlargement(steps.shape[0], size[1], shift), enlargement(steps.shape[1], size[0], shift)
     # einsum, because a product by BLAS would wake its threads beside those of the model.
     enlarged = np.einsum("yi,ix->yx", rows @ (steps + 0.5).astype(np.float32), columns.T.copy())
     indices = np.empty(enlarged.shape, dtype=np.uint8)
@@ -89,12 +97,13 @@ def levels(contributions: NDArray[np.float32], scale: Scale, size: tuple[int, in
 
 
 @lru_cache(maxsize=64)
-def _weights(count: int, size: int) -> NDArray[np.float32]:
+def enlargement(count: int, size: int, shift: float = 0.0) -> NDArray[np.float32]:
     """What each of `count` values in a row gives to each of `size` pixels, size×count; rows sum to 1.
 
+    The values lie evenly, each in the middle of its part of the row, and then moved to the left by `shift` parts.
     Cubic convolution with a = -1/2 (Keys, 1981), the outermost values repeated beyond the edges.
     """
-    at = (np.arange(size) + 0.5) * (count / size) - 0.5
+    at = (np.arange(size) + 0.5) * (count / size) - 0.5 + shift
     first = np.floor(at).astype(np.int64)
     t = at - first
     taps = (
@@ -162,7 +171,7 @@ def paint(
     view: View,
 ) -> Image.Image:
     """One heatmap of width and height `shape`, with or without the picture below it."""
-    indices = levels(contributions, scale, shape)
+    indices = levels(contributions, scale, shape, view.shift)
     if not view.overlay:
         return draw(indices, view.colormap)
     return overlay(read_picture(picture, shape), indices, view, scale.signed)

@@ -105,5 +105,5 @@ def _run(
 def draw_best(explanation: Explanation, rows: Sequence[dict[str, Any]], name: str) -> bytes:
     """The calibrated map of the best class, on the picture."""
     scale = explanation.scale(0, True, None, signed=False, common=False)
-    view = View(size=CAM_SIZE)
+    view = View(size=CAM_SIZE, shift=explanation.shift)
     return render(explanation.contributions(0, True), scale, explanation.picture, explanation.picture_size, view)

@@ -77,6 +77,7 @@ class Contributions(BaseModel):
     contributions: list[list[float]] = Field(description="h rows of w values; each position's part of the score.")
     sum: float = Field(description="Of all contributions.")
     score: float = Field(description="The logit that they explain, or the difference of two.")
+    shift: float = Field(description="By how many positions the grid lies right of and below what it shows.")
 
 
 class ClassDescription(BaseModel):

@@ -21,6 +21,7 @@ from training.config import Recipe
 from training.data import Dataset, Images
 from training.data.augment import Augment
 from training.margins import MIN_OMEGA, fit_lws, fit_marc
+from training.placement import measure_shift
 from training.priors import Floats, given_prior, is_balanced, logit_prior, prior_weights
 
 TAUS = tuple(t / 10 for t in range(21))
@@ -36,8 +37,8 @@ class Fitted:
     that was tried, with accuracy and negative log-likelihood of held-out images, class-balanced. temperature: for the
     balanced prior; prior_temperatures: for the others that probabilities may be asked for, by name. logit_prior: the
     class prior that the trained logits are for. penalty: λ of the margins. omega_at_bound: classes whose ω met its
-    lower bound. train_accuracy: of the cached training logits, where MARC or LWS used them. logits_s, fits_s:
-    seconds that went into computing logits, and into all else. warnings: in sentences.
+    lower bound. map_shift: see `training.placement`. train_accuracy: of the cached training logits, where MARC or LWS
+    used them. logits_s, fits_s: seconds that went into computing logits, and into all else. warnings: in sentences.
     """
 
     trained_scalar: float
@@ -49,6 +50,7 @@ class Fitted:
     logit_prior: list[float]
     penalty: float
     omega_at_bound: int
+    map_shift: float
     train_accuracy: float | None
     logits_s: float
     fits_s: float
@@ -116,8 +118,9 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe, like: 
         like: what was found for a network of the same recipe: scalar and temperatures are taken from it. For a network
             that was trained on all images, so that none is held out.
     """
-    began = time.perf_counter()
     network.eval()
+    network.map_shift.fill_(measure_shift(network, data.train, recipe.seed))
+    began = time.perf_counter()
     network.rescale.load_state_dict(Rescale(len(data.classes)).state_dict())
     cache = _Cache(network, data, recipe)
     prior_K = logit_prior(recipe, cache.counts_K)
@@ -159,6 +162,7 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe, like: 
         logit_prior=prior_K.tolist(),
         penalty=penalty,
         omega_at_bound=int((network.marc.omega <= 1.01 * MIN_OMEGA).sum()),
+        map_shift=round(float(network.map_shift), 2),
         train_accuracy=cache.train_accuracy(),
         logits_s=round(cache.logits_s, 2),
         fits_s=round(time.perf_counter() - began - cache.logits_s, 2),

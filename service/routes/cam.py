@@ -182,6 +182,7 @@ def _body(explanation: Explanation, place: int, versus: int | None, options: Cam
         alpha=options.alpha,
         overlay=options.overlay,
         format=options.format,
+        shift=explanation.shift,
     )
     caption = explanation.caption(place, options.calibrated, versus) if options.legend else None
     return render(contributions, scale, explanation.picture, explanation.picture_size, view, caption)
@@ -197,6 +198,7 @@ def _numbers(
         "contributions": contributions,
         "sum": float(contributions.sum(dtype=np.float64)),
         "score": explanation.score(place, calibrated, versus),
+        "shift": explanation.shift,
     }
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 

@@ -93,21 +93,22 @@ def _all_maps(
     classes: Mapping[str, Ints],
 ) -> Iterator[tuple[str, str, Maps]]:
     """The maps of each method under each rule, as (method, rule, N×S×S)."""
-    side = data.images.shape[1]
+    side, shift = data.images.shape[1], float(network.map_shift)
     every = np.arange(len(data.labels))
     for rule, chosen in classes.items():
-        yield OURS, rule, maps.scaled(on.calibrated_maps[every, chosen], side)
-        yield PLAIN, rule, maps.scaled(on.maps[every, chosen], side)
-        yield DRAWN, rule, maps.drawn(on.calibrated_maps[every, chosen], side)
+        yield OURS, rule, maps.scaled(on.calibrated_maps[every, chosen], side, shift)
+        yield PLAIN, rule, maps.scaled(on.maps[every, chosen], side, shift)
+        yield DRAWN, rule, maps.drawn(on.calibrated_maps[every, chosen], side, shift)
         for name, lean in ((HALF, 0.5), (ALONG, 0.0)):
-            yield name, rule, maps.scaled(maps.leaning(network, data.images, chosen, lean), side)
+            yield name, rule, maps.scaled(maps.leaning(network, data.images, chosen, lean), side, shift)
         yield CENTRE, rule, localisation.centre(len(every), side)
     if with_camc is not None:
+        shift = float(with_camc.map_shift)
         other = maps.answer(with_camc, data.images)
         off = maps.answer(maps.without_camc(with_camc), data.images)
         for rule, chosen in other.classes(data.labels).items():
-            yield WITH, rule, maps.scaled(other.calibrated_maps[every, chosen], side)
-            yield OFF, rule, maps.scaled(off.calibrated_maps[every, chosen], side)
+            yield WITH, rule, maps.scaled(other.calibrated_maps[every, chosen], side, shift)
+            yield OFF, rule, maps.scaled(off.calibrated_maps[every, chosen], side, shift)
     for name, draw in peers.items():
         for rule, result in draw_each(draw, data.images, classes).items():
             yield name, rule, result

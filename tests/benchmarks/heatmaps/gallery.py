@@ -44,12 +44,12 @@ def draw(
     raw_N, calibrated_N = classes["raw"], classes["calibrated"]
     shares_NK = softmax(found.logits), softmax(found.calibrated_logits / network.temperature.item())
     theirs = grad_cam(images, raw_N)
-    rows = []
+    shift, rows = float(network.map_shift), []
     for i, image in enumerate(images):
         picture = Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BICUBIC)
-        plain = _on(picture, found.maps[i, raw_N[i]])
-        calibrated = _on(picture, found.calibrated_maps[i, calibrated_N[i]])
-        peer = _on(picture, theirs[i], Scale(low=0, high=1, signed=False))
+        plain = _on(picture, found.maps[i, raw_N[i]], shift)
+        calibrated = _on(picture, found.calibrated_maps[i, calibrated_N[i]], shift)
+        peer = _on(picture, theirs[i], 0.0, Scale(low=0, high=1, signed=False))
         raw, after = f"{shares_NK[0][i, raw_N[i]]:.0%}", f"{shares_NK[1][i, calibrated_N[i]]:.0%}"
         rows.append(
             _row(
@@ -64,10 +64,12 @@ def draw(
     return _stack(rows)
 
 
-def _on(picture: Image.Image, contributions: NDArray[np.float32], scale: Scale | None = None) -> Image.Image:
+def _on(
+    picture: Image.Image, contributions: NDArray[np.float32], shift: float, scale: Scale | None = None
+) -> Image.Image:
     """A map laid on a copy of a picture, in the colours of `GET /cam`."""
     scale = scale or positive_scale(contributions)
-    return overlay(picture.copy(), levels(contributions, scale, picture.size), View(size=TILE), scale.signed)
+    return overlay(picture.copy(), levels(contributions, scale, picture.size, shift), View(size=TILE), scale.signed)
 
 
 def _stack(rows: Sequence[Image.Image]) -> Image.Image:

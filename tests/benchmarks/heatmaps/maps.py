@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from models import cam
 from models.classifier import LongTailClassifier
-from service.heatmap import _weights, positive_scale
+from service.heatmap import enlargement, positive_scale
 from tests.benchmarks.heatmaps.localisation import Maps, unit_range
 
 BATCH = 64
@@ -79,20 +79,20 @@ def without_camc(network: LongTailClassifier) -> LongTailClassifier:
     return plain.eval()
 
 
-def enlarge(maps_Phw: Maps, side: int) -> Maps:
+def enlarge(maps_Phw: Maps, side: int, shift: float = 0.0) -> Maps:
     """Maps in pixels, P×S×S, by the interpolation that heatmaps are drawn with."""
-    rows, columns = (_weights(count, side) for count in maps_Phw.shape[1:])
+    rows, columns = (enlargement(count, side, shift) for count in maps_Phw.shape[1:])
     return np.asarray(rows @ maps_Phw @ columns.T)
 
 
-def scaled(maps_Phw: Maps, side: int) -> Maps:
+def scaled(maps_Phw: Maps, side: int, shift: float = 0.0) -> Maps:
     """Exact contributions as maps in [0, 1], P×S×S, each from its lowest to its highest value."""
-    return unit_range(enlarge(maps_Phw, side))
+    return unit_range(enlarge(maps_Phw, side, shift))
 
 
-def drawn(maps_Phw: Maps, side: int) -> Maps:
+def drawn(maps_Phw: Maps, side: int, shift: float = 0.0) -> Maps:
     """The same in the colours' range: from 0, or the map's median where that is higher, to its highest contribution."""
-    pixels = enlarge(maps_Phw, side)
+    pixels = enlarge(maps_Phw, side, shift)
     for place, contributions in enumerate(maps_Phw):
         scale = positive_scale(contributions)
         pixels[place] -= scale.low

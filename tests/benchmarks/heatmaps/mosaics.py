@@ -73,16 +73,16 @@ def compare(
     chosen_M4 = choose(maps.answer(network, data.images), data.labels, count, seed)
     pictures, labels_M4 = compose(data.images, chosen_M4), data.labels[chosen_M4]
     found = maps.answer(network, pictures)
-    every, side = np.arange(count), pictures.shape[1]
+    every, side, shift = np.arange(count), pictures.shape[1], float(network.map_shift)
     values: dict[str, list[Floats]] = {}
     for place in range(PHOTOGRAPHS):
         asked = labels_M4[:, place]
         ours = {
-            OURS: maps.enlarge(found.calibrated_maps[every, asked], side),
-            PLAIN: maps.enlarge(found.maps[every, asked], side),
-            DRAWN: maps.drawn(found.calibrated_maps[every, asked], side),
-            HALF: maps.enlarge(maps.leaning(network, pictures, asked, 0.5), side),
-            ALONG: maps.enlarge(maps.leaning(network, pictures, asked, 0.0), side),
+            OURS: maps.enlarge(found.calibrated_maps[every, asked], side, shift),
+            PLAIN: maps.enlarge(found.maps[every, asked], side, shift),
+            DRAWN: maps.drawn(found.calibrated_maps[every, asked], side, shift),
+            HALF: maps.enlarge(maps.leaning(network, pictures, asked, 0.5), side, shift),
+            ALONG: maps.enlarge(maps.leaning(network, pictures, asked, 0.0), side, shift),
             CENTRE: localisation.centre(count, side),
         }
         for name, result in (ours | {name: draw(pictures, asked) for name, draw in peers.items()}).items():

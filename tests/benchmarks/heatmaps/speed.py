@@ -28,10 +28,11 @@ TURNS = 5
 
 def served(bundle: Path) -> Contender:
     """camcal as it serves, and the maps of the best classes enlarged."""
-    session = Session(Bundle.load(bundle), device="cpu", threads=torch.get_num_threads(), max_batch=1)
+    loaded = Bundle.load(bundle)
+    session = Session(loaded, device="cpu", threads=torch.get_num_threads(), max_batch=1)
 
     def run(images: NDArray[np.uint8], classes: int) -> object:
-        return enlarge(session.run(images, classes).maps[0], images.shape[1])
+        return enlarge(session.run(images, classes).maps[0], images.shape[1], loaded.manifest.map_shift)
 
     return run
 
@@ -55,7 +56,7 @@ def in_torch(network: LongTailClassifier) -> Contender:
             best = network.calibrate(logits_BK)[0].topk(classes).indices
             weight_KC, bias_K = network.rows()
             maps = cam.contributions(features_BChw, weight_KC[best][None], bias_K[best][None])
-        return enlarge(maps[0].numpy(), images.shape[1])
+        return enlarge(maps[0].numpy(), images.shape[1], float(network.map_shift))
 
     return run
 
