@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 MAX_HEAD_BYTES = 8 * 1024  # of one part
 
+_LINE_END = re.compile(rb"[ \t]*\r\n")  # of a delimiter, after which mail systems may add blanks (RFC 2046, 5.1.1)
+_FOLD = re.compile(rb"\r\n[ \t]+")  # within a header that is written on several lines
 _BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
 # `name` and `filename` as browsers write them: quoted, with " as %22 or \"; or bare.
 _PARAMETER = re.compile(rb';\s*(name|filename\*?)=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))', re.IGNORECASE)
@@ -54,11 +56,12 @@ def parse_form(content_type: str, body: bytes | bytearray, max_parts: int) -> li
             return parts
         if len(parts) == max_parts:
             raise TooManyPartsError(f"it has more than {max_parts} parts")
-        head_end = body.find(b"\r\n\r\n", start, start + MAX_HEAD_BYTES)
-        if body[start : start + 2] != b"\r\n" or head_end == -1:
+        line_end = _LINE_END.match(body, start, start + MAX_HEAD_BYTES)
+        head_end = body.find(b"\r\n\r\n", line_end.end() - 2, start + MAX_HEAD_BYTES) if line_end else -1
+        if line_end is None or head_end == -1:
             raise FormError("it does not follow the form of multipart/form-data")
         end = body.find(delimiter, head_end + 4)
-        name, is_file = _disposition(bytes(body[start + 2 : head_end]))
+        name, is_file = _disposition(bytes(body[line_end.end() : head_end]))
         parts.append(Part(name=name, is_file=is_file, data=memoryview(body)[head_end + 4 : end if end >= 0 else None]))
         start = end
     raise FormError("it ends before its last boundary")
@@ -66,7 +69,7 @@ def parse_form(content_type: str, body: bytes | bytearray, max_parts: int) -> li
 
 def _disposition(head: bytes) -> tuple[str, bool]:
     """The name of a part with these headers, and whether it is a file."""
-    for line in head.split(b"\r\n"):
+    for line in _FOLD.sub(b" ", head).split(b"\r\n"):
         header, colon, value = line.partition(b":")
         if not colon:
             raise FormError("it does not follow the form of multipart/form-data")

@@ -37,6 +37,7 @@ def test_data_that_looks_like_a_delimiter() -> None:
         ('Content-Disposition: form-data; name="image"; filename=""', "image", True),
         ('Content-Disposition: form-data; name="ima; filename=ge"', "ima; filename=ge", False),
         ('Content-Disposition: form-data; name="image"', "image", False),
+        ('Content-Disposition: form-data;\r\n name="image";\r\n\t filename="a.png"\r\nA: b', "image", True),
     ],
 )
 def test_dispositions(head: str, name: str, is_file: bool) -> None:
@@ -48,6 +49,15 @@ def test_preamble_epilogue_and_quoted_boundary() -> None:
     body = b"before\r\n" + part('Content-Disposition: form-data; name="a"', b"1") + b"--x--\r\nafter"
     for content_type in ('multipart/form-data; boundary="x"', "multipart/form-data; charset=utf-8; Boundary=x"):
         assert [bytes(p.data) for p in parse_form(content_type, bytearray(body), 1)] == [b"1"]
+
+
+def test_blanks_after_a_delimiter() -> None:
+    head = b'Content-Disposition: form-data; name="a"\r\n\r\n'
+    body = b"--x \t\r\n" + head + b"1\r\n--x  \r\n" + head + b"2\r\n--x-- \r\n"
+    assert [bytes(p.data) for p in parse_form(TYPE, body, 2)] == [b"1", b"2"]
+    for delimiter in (b"--x y\r\n", b"--x \n", b"--x" + b" " * 10_000 + b"\r\n"):
+        with pytest.raises(FormError, match="does not follow"):
+            parse_form(TYPE, delimiter + head + b"1\r\n--x--", 1)
 
 
 def test_nothing_is_copied() -> None:
