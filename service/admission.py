@@ -117,21 +117,28 @@ class Ticket:
     def __init__(self, admission: Admission):
         self._admission = admission
         self._nbytes = 0
+        self._keepers = 0
         self._waiting = False
 
     def __enter__(self) -> Ticket:
+        self.keep()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.leave()
-        self._admission.nbytes -= self._nbytes
+        self._drop()
 
     def reserve(self, nbytes: int) -> None:
         """Hold `nbytes` more. Raises QueueFullError when all bodies together would exceed the limit."""
         self._admission._reserve(nbytes)
         self._nbytes += nbytes
+
+    def keep(self) -> Callable[[], None]:
+        """Hold the bytes until what this returns is called, even if the ticket is left before."""
+        self._keepers += 1
+        return self._drop
 
     def join(self) -> None:
         """Begin to wait for the model. Raises QueueFullError when the queue is full."""
@@ -143,6 +150,11 @@ class Ticket:
         if self._waiting:
             self._waiting = False
             self._admission._leave()
+
+    def _drop(self) -> None:
+        self._keepers -= 1
+        if not self._keepers:
+            self._admission.nbytes -= self._nbytes
 
 
 def _whole(wait_s: float) -> int:

@@ -1,12 +1,18 @@
-"""The header with which a client says how long it will wait."""
+"""The header with which a client says how long it will wait, and waiting no longer than that."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
-from typing import Annotated
+from collections.abc import Awaitable
+from typing import Annotated, TypeVar
 
 from fastapi import Header
+
+from service.batching import DeadlineError
+
+T = TypeVar("T")
 
 TimeoutMs = Annotated[
     int | None,
@@ -22,3 +28,16 @@ TimeoutMs = Annotated[
 def latest(wish_ms: int | None) -> float:
     """The moment, in the time of `time.monotonic`, `wish_ms` from now; infinitely late without a wish."""
     return math.inf if wish_ms is None else time.monotonic() + wish_ms / 1000
+
+
+async def until(deadline: float, result: Awaitable[T]) -> T:
+    """Wait for `result`, which is cancelled at `deadline`, in the time of `time.monotonic`.
+
+    Raises:
+        DeadlineError: at the deadline.
+    """
+    try:
+        async with asyncio.timeout(None if deadline == math.inf else deadline - time.monotonic()):
+            return await result
+    except TimeoutError:
+        raise DeadlineError from None

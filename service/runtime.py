@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, TypeVar
@@ -13,9 +15,10 @@ from fastapi import Depends, FastAPI, Request
 
 from models.bundle import Manifest
 from service.admission import Admission
-from service.batching import Batcher, BatchReport
+from service.batching import Batcher, BatchReport, DeadlineError
 from service.budget import Budget
 from service.cpus import usable_cpus, yield_to_event_loop
+from service.deadline import until
 from service.decoding import Limits
 from service.errors import Problem
 from service.metrics import Metrics
@@ -117,16 +120,45 @@ class Runtime:
         self.render.shutdown()
         await self.store.close()
 
-    async def in_thread(self, work: Callable[[], T], threads: ThreadPoolExecutor | None = None) -> T:
+    async def in_thread(
+        self,
+        work: Callable[[], T],
+        threads: ThreadPoolExecutor | None = None,
+        *,
+        deadline: float = math.inf,
+        after: Callable[[], None] = lambda: None,
+    ) -> T:
         """Run `work` in one of `threads`, by default those that decode.
 
-        It is never started, or kept, if the caller has gone before.
+        It is never started, or kept, if the caller has gone before or `deadline` has passed.
+
+        Args:
+            work: what to do. If it has begun, it goes on to its end, even if nobody waits for it any more.
+            threads: where.
+            deadline: end of the wait, in the time of `time.monotonic`.
+            after: called in the event loop when `work` has ended or will never begin; that may be after this call.
+
+        Raises:
+            DeadlineError: at the deadline.
         """
+        loop = asyncio.get_running_loop()
         held = [work]  # a cancelled item stays in the executor's queue, with all that it holds
+
+        def begin() -> T:
+            if time.monotonic() >= deadline:
+                raise DeadlineError
+            return held[0]()
+
+        item = (threads or self.threads).submit(begin)
         try:
-            return await asyncio.get_running_loop().run_in_executor(threads or self.threads, lambda: held[0]())
+            return await until(deadline, asyncio.wrap_future(item))
         finally:
             held.clear()
+            item.cancel()
+            if item.running():
+                item.add_done_callback(lambda _: loop.call_soon_threadsafe(after))
+            else:
+                after()
 
     async def draw(self, request: Request, work: Callable[[], T]) -> T:
         """Run `work` in the thread that draws heatmaps, unless the client of `request` leaves before.

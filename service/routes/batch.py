@@ -33,7 +33,7 @@ _BODY = {
     "/predict/batch",
     dependencies=[Key],
     response_model=PredictionBatch,
-    responses=problems(400, 401, 408, 413, 415, 422, 429, 500, 503),
+    responses=problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra={"requestBody": _BODY},
     summary="Classify several images",
 )
@@ -56,16 +56,18 @@ async def predict_batch(
             timeout_s=settings.body_timeout_s,
             reserve=held.reserve,
         )
-        images = await runtime.in_thread(lambda: images_of_form(content_type, body, settings.images_limit))
+        deadline = min(wish, time.monotonic() + settings.timeout_s)
+        images = await runtime.in_thread(
+            lambda: images_of_form(content_type, body, settings.images_limit), deadline=deadline, after=held.keep()
+        )
         tickets = [stack.enter_context(runtime.admission.ticket()) for _ in images]
         for ticket in tickets:
             ticket.join()
-        deadline = min(wish, time.monotonic() + settings.timeout_s)
 
         async def answer(image: Data, ticket: Ticket) -> orjson.Fragment:
             try:
                 check_size(image, settings.max_bytes)
-                prediction, _ = await answer_image(runtime, model, lambda: image, wanted, deadline, ticket)
+                prediction, _ = await answer_image(runtime, model, lambda: image, wanted, deadline, ticket, held=held)
                 return orjson.Fragment(prediction)
             except Exception as error:  # whatever befalls one image, the others are answered
                 ticket.leave()

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.bundle import Prior
 from service.admission import Ticket
-from service.batching import Answer, DeadlineError
+from service.batching import Answer
 from service.body import FIELD, read_upload
 from service.deadline import TimeoutMs, latest
 from service.decoding import Data, Decoded, decode
@@ -96,7 +96,8 @@ async def predict(
         )
         ticket.join()
         deadline = min(wish, time.monotonic() + settings.timeout_s)
-        body, stages = await unless_gone(request, answer_image(runtime, model, upload.image, wanted, deadline, ticket))
+        answered = answer_image(runtime, model, upload.image, wanted, deadline, ticket, held=ticket)
+        body, stages = await unless_gone(request, answered)
     return Response(body, headers={"Server-Timing": server_timing(stages)}, media_type="application/json")
 
 
@@ -125,17 +126,23 @@ def _valid(name: str, check: Callable[[S], T], given: S) -> T:
 
 
 async def answer_image(
-    runtime: Runtime, model: Model, read: Callable[[], Data], wanted: Wanted, deadline: float, ticket: Ticket
+    runtime: Runtime,
+    model: Model,
+    read: Callable[[], Data],
+    wanted: Wanted,
+    deadline: float,
+    ticket: Ticket,
+    *,
+    held: Ticket,
 ) -> tuple[bytes, dict[str, float]]:
     """The JSON of the prediction for the image that `read` gives, and the seconds that each stage of it took.
 
-    `ticket` is in the queue until `deadline`, in the time of `time.monotonic`. `read` is called in a decode thread.
+    `ticket` is in the queue until `deadline`, in the time of `time.monotonic`. `read` is called in a decode thread; it
+    needs the bytes of `held`.
     """
     arrived = time.perf_counter()
 
-    def decode_in_time() -> tuple[Decoded, float]:
-        if time.monotonic() >= deadline:
-            raise DeadlineError
+    def decode_timed() -> tuple[Decoded, float]:
         started = time.perf_counter()
         decoded = decode(
             read(),
@@ -146,7 +153,7 @@ async def answer_image(
         )
         return decoded, started
 
-    decoded, decode_started = await runtime.in_thread(decode_in_time)
+    decoded, decode_started = await runtime.in_thread(decode_timed, deadline=deadline, after=held.keep())
     decode_s = time.perf_counter() - decode_started
     top_k = model.ranker.maps_needed(wanted.top_k, wanted.prior, wanted.cam, bool(wanted.cam_classes))
     answer = await runtime.batcher.submit(

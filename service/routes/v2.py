@@ -166,11 +166,14 @@ async def infer(
             timeout_s=settings.body_timeout_s,
             reserve=held.reserve,
         )
-        inference = await runtime.in_thread(lambda: _parse(runtime, model, body, header_length))
+        deadline = min(wish, time.monotonic() + settings.timeout_s)
+        inference = await runtime.in_thread(
+            lambda: _parse(runtime, model, body, header_length), deadline=deadline, after=held.keep()
+        )
         tickets = [stack.enter_context(runtime.admission.ticket()) for _ in inference.images]
         for ticket in tickets:
             ticket.join()
-        top_k, deadline = _top_k(model, inference), min(wish, time.monotonic() + settings.timeout_s)
+        top_k = _top_k(model, inference)
         tasks = [
             asyncio.ensure_future(
                 runtime.batcher.submit(model.runs, image, top_k, deadline=deadline, on_dispatch=ticket.leave)

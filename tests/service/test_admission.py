@@ -24,6 +24,18 @@ def test_ticket_gives_everything_back() -> None:
     assert (admission.depth, admission.nbytes) == (0, 0)
 
 
+def test_bytes_are_held_as_long_as_anybody_keeps_them() -> None:
+    admission = Admission(queue_limit=2, queue_bytes=100)
+    with admission.ticket() as ticket:
+        ticket.reserve(60)
+        ticket.join()
+        ticket.keep()()
+        drop = ticket.keep()
+    assert (admission.depth, admission.nbytes) == (0, 60)
+    drop()
+    assert admission.nbytes == 0
+
+
 def test_full_in_requests() -> None:
     admission = Admission(queue_limit=1, queue_bytes=100)
     with admission.ticket() as first:

@@ -23,7 +23,9 @@ import uvicorn
 
 from models.bundle import Bundle
 from service.app import create_app
+from service.decoding import decode
 from service.protocol import guarded
+from service.routes import predict
 from service.session import Session
 from service.settings import Settings
 from tests.service.conftest import GatedSession, png
@@ -74,8 +76,8 @@ def metric(url: str, name: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
 
 
-def post(url: str, seed: int = 0, **options: Any) -> httpx.Response:
-    return httpx.post(f"{url}/predict", content=png(seed), headers=RAW, timeout=15, **options)
+def post(url: str, seed: int = 0, headers: dict[str, str] = RAW, **options: Any) -> httpx.Response:
+    return httpx.post(f"{url}/predict", content=png(seed), headers=headers, timeout=15, **options)
 
 
 def test_answers_are_not_mixed(live: Live, session: Session) -> None:
@@ -161,6 +163,32 @@ def test_deadline_passes_before_decoding(live: Live, gated: GatedSession) -> Non
     url = live(gated, timeout_s=1e-9)
     broken = httpx.post(f"{url}/predict", content=b"no image", headers=RAW)  # nobody finds out
     problem(broken, 504, "deadline-passed")
+
+
+def test_deadline_passes_while_every_thread_decodes(
+    live: Live, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        assert gate.wait(10)
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(predict, "decode", slow)
+    url = live(session, decode_threads=1)
+    problem(post(url, headers=RAW | {"X-Request-Timeout-Ms": "1000"}), 504, "deadline-passed")
+    assert begun.is_set()
+    hurry = {"X-Request-Timeout-Ms": "50"}
+    problem(post(url, headers=RAW | hurry), 504, "deadline-passed")
+    problem(httpx.post(f"{url}/predict/batch", files={"image": png()}, headers=hurry), 504, "deadline-passed")
+    infer = f"{url}/v2/models/{session.bundle.manifest.name}/infer"
+    assert httpx.post(infer, content=b"{}", headers=hurry).status_code == 504
+    assert metric(url, "camcal_queue_depth") == 0
+    assert metric(url, "camcal_queue_bytes") == len(png())  # which the thread still has
+    gate.set()
+    wait_for(lambda: metric(url, "camcal_queue_bytes") == 0)
+    assert post(url).status_code == 200
 
 
 def test_client_that_leaves_is_skipped(live: Live, gated: GatedSession) -> None:
