@@ -46,6 +46,14 @@ class ImageTooLargeError(ValueError):
     """The file has too many bytes, or the picture too many pixels."""
 
 
+class NoRoomError(RuntimeError):
+    """There is no memory now for the `nbytes` that decoding takes."""
+
+    def __init__(self, nbytes: int):
+        super().__init__(f"there is no room for {nbytes} bytes")
+        self.nbytes = nbytes
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """The largest file, in bytes, and the largest picture, in pixels, that are decoded."""
@@ -101,7 +109,7 @@ def decode(
         preprocessing: the network's rule.
         limits: checked from the file's header, before any pixel is decoded.
         picture: whether to keep a small JPEG of what the network sees.
-        hold: told how many bytes the decoding takes at most; held while it goes on.
+        hold: told how many bytes the decoding takes at most; held while it goes on. It may raise NoRoomError.
 
     Raises:
         UnsupportedFormatError: if the bytes begin like none of the accepted formats.
@@ -117,7 +125,7 @@ def decode(
             shrink = _shrink(image, preprocessing, picture)
             with hold(_memory(image, shrink)):
                 return _decode(data, image, shrink, preprocessing, picture)
-    except (ImageTooLargeError, TimeoutError):
+    except (ImageTooLargeError, NoRoomError):
         raise
     except Image.DecompressionBombError:
         raise ImageTooLargeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,7 +20,7 @@ from service.admission import Ticket
 from service.batching import Answer
 from service.body import FIELD, read_upload
 from service.deadline import TimeoutMs, latest
-from service.decoding import Data, Decoded, decode
+from service.decoding import Data, Decoded, Hold, NoRoomError, decode
 from service.errors import bad_parameter
 from service.explanation import explain
 from service.metrics import server_timing
@@ -142,18 +143,12 @@ async def answer_image(
     """
     arrived = time.perf_counter()
 
-    def decode_timed() -> tuple[Decoded, float]:
+    def decode_timed(hold: Hold) -> tuple[Decoded, float]:
         started = time.perf_counter()
-        decoded = decode(
-            read(),
-            model.manifest.preprocessing,
-            runtime.limits,
-            picture=wanted.cam,
-            hold=lambda nbytes: runtime.decoding.hold(nbytes, deadline),
-        )
+        decoded = decode(read(), model.manifest.preprocessing, runtime.limits, picture=wanted.cam, hold=hold)
         return decoded, started
 
-    decoded, decode_started = await runtime.in_thread(decode_timed, deadline=deadline, after=held.keep())
+    decoded, decode_started = await _with_memory(runtime, decode_timed, deadline, held)
     decode_s = time.perf_counter() - decode_started
     top_k = model.ranker.maps_needed(wanted.top_k, wanted.prior, wanted.cam, bool(wanted.cam_classes))
     answer = await runtime.batcher.submit(
@@ -173,6 +168,22 @@ async def answer_image(
     span = trace.get_current_span()  # does nothing without CAMCAL_OTEL
     span.set_attributes({f"camcal.{stage}_ms": seconds * 1000 for stage, seconds in stages.items()})
     return body, stages
+
+
+async def _with_memory(runtime: Runtime, work: Callable[[Hold], T], deadline: float, held: Ticket) -> T:
+    """Run `work` in a decode thread. If there is no memory for it, wait outside of the thread and run it again."""
+    budget = runtime.decoding
+    try:
+        return await runtime.in_thread(lambda: work(budget.hold), deadline=deadline, after=held.keep())
+    except NoRoomError as error:
+        nbytes = error.nbytes
+    give_back, drop = await budget.wait(nbytes, deadline), held.keep()
+
+    def after() -> None:
+        give_back()
+        drop()
+
+    return await runtime.in_thread(lambda: work(lambda _: nullcontext()), deadline=deadline, after=after)
 
 
 async def _compose(runtime: Runtime, model: Model, answer: Answer, decoded: Decoded, wanted: Wanted) -> bytes:
