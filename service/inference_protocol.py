@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,13 +20,18 @@ from models.bundle import OUTPUTS, Manifest
 from service.settings import sentence
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-MAX_JSON_BYTES = 8 * 2**20  # numbers take up to 30 times the memory of their JSON
+# JSON is read without letting another thread run, some 30 ms for a MiB; so much is allowed, or what one image takes.
+MAX_JSON_BYTES, JSON_BYTES = 2**20, 8  # in all, and for each number of one image
 MAX_DIMENSIONS = 8
 DATATYPES = {"top_classes": "INT64"}  # of outputs; the others are FP32
 
 
 class ProtocolError(ValueError):
     """The body is no request of this protocol for this model; the message says why."""
+
+
+class TooLongError(ProtocolError):
+    """The JSON exceeds its limit."""
 
 
 class RequestTensor(BaseModel):
@@ -93,6 +99,7 @@ def parse(body: bytearray, header_length: str | None, input_size: int, max_image
     """The request in `body`, whose first `header_length` bytes are JSON; all of them by default.
 
     Raises:
+        TooLongError: if the JSON has more than `MAX_JSON_BYTES`, and more than one image takes.
         ProtocolError: with a sentence for the client.
     """
     length = -1
@@ -104,8 +111,9 @@ def parse(body: bytearray, header_length: str | None, input_size: int, max_image
         raise ProtocolError(
             f"{HEADER_LENGTH} is {(header_length or '')[:100]!r}; expected at most the body's {len(body)} bytes"
         )
-    if length > MAX_JSON_BYTES:
-        raise ProtocolError(f"the JSON has {length} bytes; the limit is {MAX_JSON_BYTES}: send binary tensors")
+    limit = max(MAX_JSON_BYTES, JSON_BYTES * 3 * input_size**2)
+    if length > limit:
+        raise TooLongError(f"the JSON has {length} bytes; the limit is {limit}: send binary tensors")
     try:
         request = InferenceRequest.model_validate(orjson.loads(memoryview(body)[:length]))
     except orjson.JSONDecodeError as error:
@@ -114,15 +122,14 @@ def parse(body: bytearray, header_length: str | None, input_size: int, max_image
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the request"
         raise ProtocolError(f"{where}: {sentence(first['msg'])}") from None
+    for tensor in request.inputs:
+        _check_shape(tensor, input_size, max_images)
     tensors = _tensors(request, memoryview(body)[length:])
     if "images" not in tensors:
         raise ProtocolError("the input 'images' is missing")
-    images = tensors["images"]
-    if images.shape[1:] != (input_size, input_size, 3) or not 1 <= len(images) <= max_images:
-        expected = f"[N, {input_size}, {input_size}, 3] with N from 1 to {max_images} (CAMCAL_MAX_IMAGES)"
-        raise ProtocolError(f"the input 'images' has shape {list(images.shape)}; expected {expected}")
+    images, top_k = tensors["images"].astype(np.uint8, copy=False), tensors.get("top_k")
     return Inference(
-        id=request.id, images=images.astype(np.uint8, copy=False), top_k=_top_k(tensors), outputs=_wanted(request)
+        id=request.id, images=images, top_k=None if top_k is None else int(top_k.item()), outputs=_wanted(request)
     )
 
 
@@ -144,6 +151,16 @@ def compose(inference: Inference, manifest: Manifest, arrays: dict[str, NDArray[
         answer["id"] = inference.id
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return b"".join([head, *tail]), len(head) if tail else None
+
+
+def _check_shape(tensor: RequestTensor, input_size: int, max_images: int) -> None:
+    """Before any of the data is looked at."""
+    if tensor.name == "images":
+        if tensor.shape[1:] != [input_size, input_size, 3] or tensor.shape[0] > max_images:
+            expected = f"[N, {input_size}, {input_size}, 3] with N from 1 to {max_images} (CAMCAL_MAX_IMAGES)"
+            raise ProtocolError(f"the input 'images' has shape {tensor.shape}; expected {expected}")
+    elif tensor.name == "top_k" and math.prod(tensor.shape) != 1:
+        raise ProtocolError(f"the input 'top_k' has shape {tensor.shape}; expected [1]")
 
 
 def _tensors(request: InferenceRequest, tail: memoryview) -> dict[str, NDArray[Any]]:
@@ -175,11 +192,7 @@ def _tensors(request: InferenceRequest, tail: memoryview) -> dict[str, NDArray[A
 
 
 def _from_json(tensor: RequestTensor, dtype: type[np.integer[Any]]) -> NDArray[Any]:
-    try:
-        # NumPy would give every string the length of the longest.
-        values = np.array(tensor.data if _are_whole(tensor.data) else None)
-    except ValueError:  # rows of unequal length
-        values = np.array(None)
+    values = np.array(_numbers(tensor.data or []))
     limits = np.iinfo(dtype)
     whole = values.size and values.dtype.kind == "i" and limits.min <= values.min() <= values.max() <= limits.max
     if not whole or values.size != math.prod(tensor.shape):
@@ -190,11 +203,13 @@ def _from_json(tensor: RequestTensor, dtype: type[np.integer[Any]]) -> NDArray[A
     return values.reshape(tensor.shape)
 
 
-def _are_whole(values: Any, depth: int = 0) -> bool:
-    """Whether there are whole numbers and nothing else in a list, or in lists of such lists."""
-    if not isinstance(values, list):
-        return type(values) is int
-    return depth < MAX_DIMENSIONS and all(_are_whole(value, depth + 1) for value in values)
+def _numbers(values: list[Any]) -> list[int]:
+    """The whole numbers of a list, or of lists of such lists, all of one length; none if there is anything else."""
+    for _ in range(MAX_DIMENSIONS):
+        if set(map(type, values)) != {list}:
+            break
+        values = list(chain.from_iterable(values)) if len(set(map(len, values))) == 1 else []
+    return values if set(map(type, values)) == {int} else []
 
 
 def _from_bytes(tensor: RequestTensor, dtype: type[np.integer[Any]], data: memoryview) -> NDArray[Any]:
@@ -204,14 +219,6 @@ def _from_bytes(tensor: RequestTensor, dtype: type[np.integer[Any]], data: memor
             f"the input {tensor.name!r} has {len(data)} bytes; its shape {tensor.shape} needs {expected}"
         )
     return np.frombuffer(data, dtype=np.dtype(dtype).newbyteorder("<")).reshape(tensor.shape)
-
-
-def _top_k(tensors: dict[str, NDArray[Any]]) -> int | None:
-    if (values := tensors.get("top_k")) is None:
-        return None
-    if values.size != 1:
-        raise ProtocolError(f"the input 'top_k' has shape {list(values.shape)}; expected [1]")
-    return int(values.item())
 
 
 def _wanted(request: InferenceRequest) -> list[tuple[str, bool]]:

@@ -21,6 +21,7 @@ from service.inference_protocol import (
     Inference,
     ProtocolError,
     TensorMetadata,
+    TooLongError,
     compose,
     input_metadata,
     output_metadata,
@@ -217,6 +218,8 @@ def _parse(runtime: Runtime, model: Model, body: bytearray, header_length: str |
     size = model.manifest.preprocessing.input_size
     try:
         return parse(body, header_length, size, runtime.settings.images_limit)
+    except TooLongError as error:
+        raise Problem("too-large", str(error)) from None
     except ProtocolError as error:
         raise Problem("malformed-request", str(error)) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from models.bundle import OUTPUTS, Bundle
-from service.inference_protocol import HEADER_LENGTH
+from service.inference_protocol import HEADER_LENGTH, MAX_JSON_BYTES, parse
 from service.session import Session
 from tests.service.conftest import ClientFactory, GatedSession, TestClient, encoded, picture
 from tests.service.test_live import Live as Live
@@ -157,12 +158,16 @@ TOP_K = {"name": "top_k", "shape": [1], "datatype": "INT64", "data": [2]}
         ({"inputs": [tensor(ZEROS), tensor(ZEROS)]}, "the input 'images' is unknown or twice there"),
         ({"inputs": [tensor(ZEROS, datatype="FP32")]}, "the input 'images' is 'FP32'; expected UINT8"),
         ({"inputs": [tensor(ZEROS, shape=[2, SIZE, SIZE, 3])]}, "6144 whole numbers from 0 to 255"),
-        ({"inputs": [tensor(ZEROS, shape=[10**9] * 8)]}, "whole numbers"),
+        ({"inputs": [tensor(ZEROS, shape=[10**9] * 8)]}, "expected [N, 32, 32, 3] with N from 1 to 64"),
+        ({"inputs": [tensor(ZEROS, shape=[])]}, "expected [N, 32, 32, 3] with N from 1 to 64"),
+        ({"inputs": [tensor(ZEROS, shape=[65, SIZE, SIZE, 3], data=["no number"])]}, "has shape [65, 32, 32, 3]"),
         ({"inputs": [tensor(ZEROS, shape=[3072])]}, "has shape [3072]; expected [N, 32, 32, 3]"),
         ({"inputs": [tensor(np.repeat(ZEROS, 65, axis=0))]}, "with N from 1 to 64"),
         ({"inputs": [tensor(ZEROS, data=[256] * 3072)]}, "whole numbers from 0 to 255"),
         ({"inputs": [tensor(ZEROS, data=[0.5] * 3072)]}, "whole numbers"),
         ({"inputs": [tensor(ZEROS, data=[[0], [0, 1]])]}, "whole numbers"),
+        ({"inputs": [tensor(ZEROS, data=[[0] * 3071, [0]])]}, "whole numbers"),
+        ({"inputs": [tensor(ZEROS, data=[2**63] * 3072)]}, "whole numbers"),
         ({"inputs": [tensor(ZEROS, data=["a"] * 3072)]}, "whole numbers"),
         ({"inputs": [tensor(ZEROS, data=None)]}, "needs either data or a binary_data_size within the 0 bytes"),
         ({"inputs": [tensor(ZEROS, parameters={"binary_data_size": 3072})]}, "needs either data or"),
@@ -226,8 +231,16 @@ def test_other_errors_have_the_protocols_form(client_factory: ClientFactory, bun
 
 
 def test_large_json_is_refused(client: TestClient, bundle: Bundle) -> None:
-    response = client.post(infer_path(bundle), content=b" " * (8 * 2**20 + 1))
-    assert "send binary tensors" in response.json()["error"]
+    response = client.post(infer_path(bundle), content=b" " * (2**20 + 1))
+    assert response.status_code == 413
+    assert response.json()["error"] == "the JSON has 1048577 bytes; the limit is 1048576: send binary tensors"
+
+
+def test_one_image_of_any_size_is_never_too_long() -> None:
+    pixels = np.full((1, 512, 512, 3), 255, dtype=np.uint8)
+    body = bytearray(json.dumps({"inputs": [tensor(pixels)]}).encode())
+    assert len(body) > MAX_JSON_BYTES
+    np.testing.assert_array_equal(parse(body, None, 512, 1).images, pixels)
 
 
 def test_infer_shares_batches_with_predict(client_factory: ClientFactory, gated: GatedSession, bundle: Bundle) -> None:
