@@ -54,9 +54,7 @@ class Explanation:
         score = f"{self.score(place, calibrated, versus):.2f}"
         if versus is None:
             return Caption(title=self.labels[place], detail=f"{kind} score {score}")
-        return Caption(
-            title=f"{self.labels[place]} rather than {self.labels[versus]}", detail=f"{kind} difference {score}"
-        )
+        return Caption(title=self.labels[place], detail=f"{kind} difference {score}", rival=self.labels[versus])
 
     def scale(self, place: int, calibrated: bool, versus: int | None, *, signed: bool, common: bool) -> Scale:
         """What the colours of a heatmap stand for.

@@ -197,7 +197,7 @@ def render(
     """
     if caption is None:
         return encode(paint(contributions, scale, picture, fit(picture_size, view.size), view), view.format)
-    shape = room_for_legend(picture_size, view.size)
+    shape = room_for_legend(picture_size, view.size, caption.lines)
     heatmap = paint(contributions, scale, picture, shape, view)
     ends = (scale.low, scale.high)
     return encode(add_legend(heatmap, view.size, caption, COLORMAPS[view.colormap], ends, scale.signed), view.format)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,18 +20,29 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """What a heatmap shows: at the left a class, which is cut where room ends, at the right its score."""
+    """What a heatmap shows: a class, its score, and the class that it is compared with."""
 
     title: str
     detail: str
+    rival: str | None = None
+
+    @property
+    def lines(self) -> int:
+        """Two with a rival: both names need the first."""
+        return 1 if self.rival is None else 2
 
 
-def room_for_legend(shape: tuple[int, int], size: int) -> tuple[int, int]:
-    """Width and height in proportion to `shape` such that with a legend below the longest side is `size`."""
-    width, height = shape
-    room = size - _strip_height(size)
-    scale = min(size / width, room / height)
-    return max(1, round(width * scale)), max(1, min(room, round(height * scale)))
+def room_for_legend(shape: tuple[int, int], size: int, lines: int) -> tuple[int, int]:
+    """Width and height in proportion to `shape` such that with `lines` of words below the longest side is `size`."""
+
+    def height(width: int) -> int:
+        return round(width * shape[1] / shape[0])
+
+    def strip(width: int) -> int:
+        return _strip_height(_legend_width(width, size), lines)
+
+    width = max(1, bisect(range(1, size + 1), size, key=lambda width: height(width) + strip(width)))
+    return width, max(1, min(size - strip(width), height(width)))
 
 
 def add_legend(
@@ -52,29 +64,33 @@ def add_legend(
         signed: whether its middle is zero.
     """
     wide = heatmap.width == size
-    width = max(heatmap.width, min(size, _MIN_WIDTH))
-    height = heatmap.height + _strip_height(width) if wide else size
+    width = _legend_width(heatmap.width, size)
+    height = heatmap.height + _strip_height(width, caption.lines) if wide else size
     canvas = Image.new("RGB", (width, height), PAPER)
     canvas.paste(heatmap.convert("RGB"), ((width - heatmap.width) // 2, 0))
     font_px = _font_px(width)
     pad = font_px // 2
     brush = ImageDraw.Draw(canvas)
     top = heatmap.height + pad
-    write_caption(brush, (pad, top, width - pad), caption, font_px)
-    top += round(1.4 * font_px)
+    _write_caption(brush, (pad, top, width - pad), caption, font_px)
+    top += caption.lines * _line_height(font_px)
     bar = Image.fromarray(colours[None]).resize((width - 2 * pad, max(4, font_px // 2)), Image.Resampling.BILINEAR)
     canvas.paste(bar, (pad, top))
     _write_ends(brush, (pad, top + bar.height + font_px // 4, width - pad), ends, signed, font_px)
     return canvas
 
 
-def write_caption(brush: ImageDraw.ImageDraw, box: tuple[int, int, int], caption: Caption, font_px: int) -> None:
-    """One line between `box`: left, top, right."""
+def _write_caption(brush: ImageDraw.ImageDraw, box: tuple[int, int, int], caption: Caption, font_px: int) -> None:
+    """Between `box`: left, top, right."""
     left, top, right = box
     font = builtin_font(font_px)
-    detail_px = brush.textlength(caption.detail, font)
-    brush.text((right, top), caption.detail, SOFT, font, anchor="ra")
-    title = shortened(caption.title, font, right - left - detail_px - font_px)
+    if caption.rival is None:
+        detail_px = brush.textlength(caption.detail, font)
+        title = shortened(caption.title, font, right - left - detail_px - font_px)
+        brush.text((right, top), caption.detail, SOFT, font, anchor="ra")
+    else:
+        title = contrast(caption.title, caption.rival, font, right - left)
+        brush.text((left, top + _line_height(font_px)), caption.detail, SOFT, font, anchor="la")
     brush.text((left, top), title, INK, font, anchor="la")
 
 
@@ -92,12 +108,26 @@ def _write_ends(
 
 def shortened(text: str, font: Font, room_px: float) -> str:
     """One line of `text` in the letters that the font has, cut with an ellipsis where it needs more than `room_px`."""
-    line = " ".join(latin(text).split())
+    line = _line(text)
     if font.getlength(line) <= room_px:
         return line
     while line and font.getlength(f"{line}…") > room_px:
         line = line[:-1]
     return f"{line.rstrip()}…"
+
+
+def contrast(title: str, rival: str, font: Font, room_px: float) -> str:
+    """Both names in one line; where room ends, the longer is cut first."""
+    words = " rather than "
+    room_px -= font.getlength(words)
+    title_px, rival_px = (font.getlength(_line(name)) for name in (title, rival))
+    half = room_px / 2
+    shown = shortened(title, font, max(half, room_px - rival_px)), shortened(rival, font, max(half, room_px - title_px))
+    return words.join(shown)
+
+
+def _line(text: str) -> str:
+    return " ".join(latin(text).split())
 
 
 # Letters and marks that are no plain one with an accent.
@@ -123,6 +153,15 @@ def _font_px(width: int) -> int:
     return max(10, width // 28)
 
 
-def _strip_height(width: int) -> int:
+def _line_height(font_px: int) -> int:
+    return round(1.4 * font_px)
+
+
+def _legend_width(width: int, size: int) -> int:
+    return max(width, min(size, _MIN_WIDTH))
+
+
+def _strip_height(width: int, lines: int) -> int:
     font_px = _font_px(width)
-    return 2 * (font_px // 2) + round(1.4 * font_px) + max(4, font_px // 2) + font_px // 4 + round(0.9 * font_px)
+    bar = max(4, font_px // 2)
+    return 2 * (font_px // 2) + lines * _line_height(font_px) + bar + font_px // 4 + round(0.9 * font_px)

@@ -82,7 +82,7 @@ def _views(client: httpx.Client, photo: Path) -> None:
         {"class": runner_up, "scale": "image", "colormap": "magma"},
     ]
     drawn = [Image.open(io.BytesIO(_cam(client, answer, legend=True, size=420, **view))) for view in views]
-    width, height = drawn[0].size
+    width, height = (max(sides) for sides in zip(*(view.size for view in drawn), strict=True))
     canvas = Image.new("RGB", (GAP + len(drawn) * (width + GAP), height + 2 * GAP), PAPER)
     for place, view in enumerate(drawn):
         canvas.paste(view, (GAP + place * (width + GAP), GAP))

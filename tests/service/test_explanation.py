@@ -80,7 +80,7 @@ def test_caption(explanation: Explanation) -> None:
     assert explanation.caption(1, calibrated=True).title == "Löwe"
     assert explanation.caption(1, True).detail == f"calibrated score {explanation.calibrated_logits[1]:.2f}"
     versus = explanation.caption(1, False, versus=0)
-    assert versus.title == "Löwe rather than red\nfox"
+    assert (versus.title, versus.rival) == ("Löwe", "red\nfox")
     assert versus.detail == f"plain difference {explanation.logits[1] - explanation.logits[0]:.2f}"
 
 
