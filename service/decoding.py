@@ -248,6 +248,7 @@ def _picture(rgb: Image.Image, preprocessing: Preprocessing) -> tuple[bytes, tup
     shrink = min(1.0, PICTURE_SIDE / max(right - left, bottom - top))
     size = (max(1, round((right - left) * shrink)), max(1, round((bottom - top) * shrink)))
     small = rgb.resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom), reducing_gap=2.0)
+    small.info.clear()  # Pillow would write the comment, or refuse one of more than 64 kB
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return buffer.getvalue(), size

@@ -147,7 +147,9 @@ def encode(image: Image.Image, format: PictureFormat) -> bytes:
     if format == "png":
         return encode_png(image)
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, format, **_SAVE[format])
+    rgb = image.convert("RGB")
+    rgb.info.clear()  # Pillow would write the comment of an upload
+    rgb.save(buffer, format, **_SAVE[format])
     return buffer.getvalue()
 
 

@@ -274,3 +274,11 @@ def test_small_jpeg_is_its_own_picture() -> None:
         with Image.open(io.BytesIO(other.picture)) as image:
             assert (image.format, image.size) == ("JPEG", other.picture_size)
             assert other.picture != data
+
+
+@pytest.mark.parametrize("length", [20, 70_000])
+def test_comments_are_not_kept(length: int) -> None:
+    result = decoded(encoded(picture(), "GIF", comment=b"SECRET".ljust(length, b".")))
+    assert b"SECRET" not in result.picture
+    with Image.open(io.BytesIO(result.picture)) as kept:
+        assert "comment" not in kept.info

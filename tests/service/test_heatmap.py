@@ -160,6 +160,21 @@ def test_render(format: PictureFormat, on_picture: bool, caption: Caption | None
         image.load()
 
 
+@pytest.mark.parametrize("format", ["png", "webp", "jpeg"])
+@pytest.mark.parametrize("size", [80, 256])
+def test_heatmaps_carry_no_metadata_of_the_upload(format: PictureFormat, size: int) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "SECRET description"
+    uploaded = encoded(picture(size=(80, 40)), "JPEG", comment=b"SECRET comment", exif=exif, icc_profile=b"SECRET icc")
+    assert uploaded.count(b"SECRET") == 3
+    contributions = random_map()
+    view = View(size=size, format=format)
+    data = render(contributions, positive_scale(contributions), uploaded, (80, 40), view)
+    assert b"SECRET" not in data
+    with Image.open(io.BytesIO(data)) as image:
+        assert not {"comment", "exif", "icc_profile", "xmp"} & image.info.keys()
+
+
 def test_webp_and_jpeg_look_like_the_png() -> None:
     image = picture(size=(64, 48))
     for format in ("webp", "jpeg"):
