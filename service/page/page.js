@@ -35,11 +35,11 @@ async function predict(again = false) {
   try {
     const found = await (await ask(`predict?${options()}`, { method: "POST", body: form, size: image.size })).json();
     if (question !== asked) return;
-    const same = again && answer.image.file === image;
+    const same = answer?.image.file === image;
     answer = { ...found, image: { ...found.image, file: image } };
-    [pinned, looked] = [same ? Math.min(pinned, answer.predictions.length - 1) : 0, null];
+    [pinned, looked] = [again && same ? Math.min(pinned, answer.predictions.length - 1) : 0, null];
     forget();
-    list();
+    list(same ? $("versus").value : "");
     const best = answer.predictions[0];
     say(`${named(image)}, ${answer.image.width} × ${answer.image.height} px: ${best.label}, ${percent(best.calibrated_probability)} sure`
       + ` (${percent(best.probability)} before calibration)`);
@@ -58,7 +58,8 @@ function options() {
   return new URLSearchParams({ top_k: Math.min($("top-k").value, count), prior: $("prior").value });
 }
 
-function list() {
+/** The classes, each with its bars, and those that `versus` can be; it is kept if it is still among them. */
+function list(versus) {
   $("classes").replaceChildren(...answer.predictions.map((prediction, place) => {
     const button = element("button", { type: "button" },
       element("span", { class: "top" }, element("span", { class: "name" }, prediction.label),
@@ -72,6 +73,7 @@ function list() {
   }));
   $("versus").replaceChildren(element("option", { value: "" }, "nothing: this class alone"),
     ...answer.predictions.map((prediction) => element("option", { value: prediction.class_id }, prediction.label)));
+  if (answer.predictions.some((prediction) => String(prediction.class_id) === versus)) $("versus").value = versus;
 }
 
 function bars(prediction) {

@@ -170,6 +170,25 @@ def test_prior_and_number_of_classes_ask_again(tab: Tab, url: str, photo: Path) 
     tab.wait("document.querySelectorAll('#classes li').length == 3")
 
 
+def test_contrast_stays_as_long_as_its_class_is_offered(tab: Tab, url: str, photo: Path) -> None:
+    shown(tab, url, photo)
+    tab.set("#top-k", "10")
+    tab.wait("document.querySelectorAll('#classes li').length == 10")
+    worst = tab.run("document.querySelector('#versus').options[10].value")
+    versus = "document.querySelector('#versus').value"
+    link = "new URL(document.querySelector('#open').href)"
+    tab.set("#versus", worst)
+    tab.wait(f"{link}.searchParams.get('versus') == {worst}")
+    before = tab.run(f"{link}.pathname")
+    tab.set("#prior", "train")
+    tab.wait(f"{link}.pathname != {json.dumps(before)}")
+    assert (tab.run(versus), tab.run(f"{link}.searchParams.get('versus')")) == (worst, worst)
+    tab.set("#prior", "balanced")
+    tab.set("#top-k", "3")
+    tab.wait("document.querySelectorAll('#classes li').length == 3")
+    assert tab.run(versus) == ""
+
+
 def test_chosen_and_pasted_images(tab: Tab, url: str, photo: Path) -> None:
     tab.open(url)
     tab.choose("#file", photo)
