@@ -410,6 +410,20 @@ def test_narrow_windows_have_the_order_of_the_keyboard_and_cover_no_focus(tab: T
     assert tab.run("document.querySelector('#side').contains(document.querySelector('#view'))")
 
 
+def test_controls_stay_in_a_low_window_below_a_portrait(tab: Tab, url: str, tmp_path: Path) -> None:
+    portrait = tmp_path / "portrait.png"
+    portrait.write_bytes(png(7, (200, 300)))
+    shown(tab, url, portrait, height=720)
+    tab.set("#top-k", "10")
+    tab.wait("document.querySelectorAll('#classes li').length == 10")
+    tab.run("document.querySelector('#answers').scrollIntoView()")
+    for control in ("#alpha", "#open"):
+        box = tab.run(f"document.querySelector('{control}').getBoundingClientRect().toJSON()")
+        assert box["top"] > 0
+        assert box["bottom"] <= 720
+    assert tab.run("document.querySelector('#heatmap').height") > 300
+
+
 def test_everything_is_reached_by_keyboard(tab: Tab, url: str, photo: Path) -> None:
     shown(tab, url, photo)
     tab.run("(() => { document.activeElement.blur(); scrollTo(0, 0); })()")
