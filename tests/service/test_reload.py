@@ -28,7 +28,7 @@ from tests.service.conftest import TestClient, png
 from tests.service.test_live import metric, process, running, wait_for
 from tests.service.test_predict import RAW
 
-RELOADS = int(os.environ.get("CAMCAL_TEST_RELOADS", "12"))
+RELOADS = 100
 
 
 @pytest.fixture(scope="module")
