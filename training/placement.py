@@ -49,9 +49,9 @@ def map_shift(maps_Nhw: NDArray[np.float32], mirrored_Nhw: NDArray[np.float32]) 
         maps_Nhw: of one class of each image.
         mirrored_Nhw: of the same classes and the same images, mirrored left to right.
     """
-    width = maps_Nhw.shape[2]
-    if width < 2:
+    if not np.ptp(maps_Nhw, axis=2).any():  # nothing tells one column from another
         return 0.0
+    width = maps_Nhw.shape[2]
     moved = [enlargement(width, FINENESS * width, shift).T for shift in SHIFTS]
     agreement = [_correlation(maps_Nhw @ move, (mirrored_Nhw @ move)[:, :, ::-1]) for move in moved]
     return float(SHIFTS[np.argmax(agreement)])
