@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
 from training import pipeline
 from training.config import RECIPES, load_recipe
 from training.data import load_dataset
+from training.data.dataset import long_tail_counts
 from training.run import Run, build_network
+from training.verify import verify
 
 # How each benchmark names its files: (training, test) path of image i of a class.
 LAYOUTS = {
@@ -60,6 +63,36 @@ def test_a_benchmark_runs_from_its_lists_to_a_bundle(name: str, tmp_path: Path) 
     assert bundle is not None
     assert [c.train_count for c in bundle.manifest.classes] == list(COUNTS)
     assert json.loads((tmp_path / "run" / "report.json").read_text())["data"]["test"] == 8
+
+
+@pytest.mark.parametrize(("name", "largest", "total"), [("cifar10-lt", 5000, 12406), ("cifar100-lt", 500, 10847)])
+def test_a_cifar_recipe_runs_from_packed_arrays_to_a_bundle_that_keeps_its_word(
+    name: str, largest: int, total: int, tmp_path: Path
+) -> None:
+    random, classes = np.random.default_rng(0), 50_000 // largest
+    tones = random.integers(60, 196, (classes, 1, 1, 3))  # a class is known by its colour
+
+    def images(labels: NDArray[np.int64]) -> NDArray[np.uint8]:
+        noise = random.integers(-60, 60, (len(labels), 32, 32, 3), dtype=np.int8)
+        return np.asarray((tones.astype(np.int16)[labels] + noise).astype(np.uint8))
+
+    train = np.arange(classes).repeat(long_tail_counts(largest, classes, 100))  # no more than is taken
+    test = np.arange(classes).repeat(3)
+    np.savez(
+        tmp_path / "data.npz",
+        train_images=images(train),
+        train_labels=train,
+        test_images=images(test),
+        test_labels=test,
+        class_names=np.array([f"class {k}" for k in range(classes)]),
+    )
+    settings = ["model.backbone=resnet8", "fit.epochs=1", "data.holdout_fraction=0.8", "calibrate.passes=1"]
+    recipe = load_recipe(name, [*settings, "calibrate.iterations=50", f"data.root={tmp_path / 'data.npz'}"])
+    bundle = pipeline.train(recipe, Run(tmp_path / "run"), Console(file=io.StringIO()))
+    assert bundle is not None
+    counts = [c.train_count for c in bundle.manifest.classes]
+    assert (sum(counts), counts[0], counts[-1]) == (total, largest, largest // 100)
+    verify(bundle, load_dataset(recipe.data, recipe.seed), Console(file=io.StringIO()))
 
 
 def test_the_large_benchmarks_have_the_papers_settings() -> None:
