@@ -24,8 +24,8 @@ function say(status, error = "") {
 
 const named = (image) => image.name || "The pasted image";
 
-/** Ask about the image on show and choose its best class; or once more, and keep the class chosen by then. */
-async function predict(again = false) {
+/** Ask about the image on show. Of a new one the best class is chosen; what was chosen before of the same one is kept. */
+async function predict() {
   if (!file) return;
   const [question, image] = [++asked, file];
   say(`Looking at ${named(image)} …`);
@@ -36,8 +36,9 @@ async function predict(again = false) {
     const found = await (await ask(`predict?${options()}`, { method: "POST", body: form, size: image.size })).json();
     if (question !== asked) return;
     const same = answer?.image.file === image;
+    const chosen = same && pinned ? answer.predictions[pinned].class_id : null;
     answer = { ...found, image: { ...found.image, file: image } };
-    [pinned, looked] = [again && same ? Math.min(pinned, answer.predictions.length - 1) : 0, null];
+    [pinned, looked] = [Math.max(0, answer.predictions.findIndex((prediction) => prediction.class_id === chosen)), null];
     forget();
     list(same ? $("versus").value : "");
     const best = answer.predictions[0];
@@ -152,7 +153,7 @@ async function show() {
       url = await heatmap(query);
     } catch (error) {
       if (drawing !== drawn) return;
-      if (error.status === 404 && kept === answer.id) return predict(true);
+      if (error.status === 404 && kept === answer.id) return predict();
       $("heatmap").removeAttribute("src");
       $("heatmap").alt = "";
       $("open").hidden = true;

@@ -170,6 +170,23 @@ def test_prior_and_number_of_classes_ask_again(tab: Tab, url: str, photo: Path) 
     tab.wait("document.querySelectorAll('#classes li').length == 3")
 
 
+def test_the_class_that_was_chosen_stays_under_another_prior(tab: Tab, url: str, photo: Path) -> None:
+    shown(tab, url, photo)
+    tab.set("#top-k", "10")
+    tab.wait("document.querySelectorAll('#classes li').length == 10")
+    link = "new URL(document.querySelector('#open').href)"
+    pressed = "document.querySelector('#classes button[aria-pressed=true] .name').innerText"
+    name, before = tab.run(f"{NAMES}[4]"), tab.run(f"{link}.pathname")
+    tab.run("document.querySelectorAll('#classes button')[4].click()")
+    tab.set("#prior", "train")
+    tab.wait(f"{link}.pathname != {json.dumps(before)}")
+    assert tab.run(pressed) == name
+    before = tab.run(f"{link}.pathname")
+    tab.drop("#drop", photo)  # as a new image: its best
+    tab.wait(f"{link}.pathname != {json.dumps(before)}")
+    assert tab.run(pressed) == tab.run(f"{NAMES}[0]")
+
+
 def test_contrast_stays_as_long_as_its_class_is_offered(tab: Tab, url: str, photo: Path) -> None:
     shown(tab, url, photo)
     tab.set("#top-k", "10")
