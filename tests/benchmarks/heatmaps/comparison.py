@@ -22,6 +22,7 @@ RULES = ("true", "raw", "calibrated")
 """Which class is explained: the label, the plain prediction or the calibrated one."""
 
 OURS, PLAIN, DRAWN, CENTRE = "calibrated", "plain", "drawn", "centre"
+UNMOVED = "unmoved"  # as drawn, but for `map_shift`
 HALF, ALONG = "half", "along"  # `maps.leaning` by a half and by nothing
 WITH, OFF = "with_camc", "camc_off"  # of the other network: its maps, and those with the module switched off
 CORRECT = "correct"  # the images whose calibrated prediction is right
@@ -99,6 +100,7 @@ def _all_maps(
         yield OURS, rule, maps.scaled(on.calibrated_maps[every, chosen], side, shift)
         yield PLAIN, rule, maps.scaled(on.maps[every, chosen], side, shift)
         yield DRAWN, rule, maps.drawn(on.calibrated_maps[every, chosen], side, shift)
+        yield UNMOVED, rule, maps.drawn(on.calibrated_maps[every, chosen], side)
         for name, lean in ((HALF, 0.5), (ALONG, 0.0)):
             yield name, rule, maps.scaled(maps.leaning(network, data.images, chosen, lean), side, shift)
         yield CENTRE, rule, localisation.centre(len(every), side)
@@ -150,20 +152,24 @@ def localise(found: Comparison) -> dict[str, Any]:
 
 
 def leads(found: Comparison) -> dict[str, Any]:
-    """How far the mean of our calibrated maps, class by calibrated prediction, is ahead of others, with its interval.
+    """How far the mean of our calibrated maps is ahead of others, with its interval: bare ones, and those as drawn.
 
-    The others explain what is predicted without calibration; the network with CAMC, on or off, its own calibrated
-    prediction.
+    Ours explain the calibrated prediction, and the network with CAMC, on or off, its own; the others explain what is
+    predicted without calibration.
     """
-    ours = found.statistics["calibrated"][OURS]
     positions = found.data.positions()
-    result = {}
-    for name, theirs in found.statistics["raw"].items():
-        if name in (WITH, OFF):
-            theirs = found.statistics["calibrated"][name]
-        if name not in (OURS, DRAWN, HALF, ALONG):
-            result[name] = {group: localisation.lead(ours, theirs, index) for group, index in positions.items()}
-    return result
+    others = {name: s for name, s in found.statistics["raw"].items() if name not in (OURS, DRAWN, UNMOVED, HALF, ALONG)}
+    others |= {name: s for name, s in found.statistics["calibrated"].items() if name in (WITH, OFF)}
+    return {
+        ours: {
+            name: {
+                group: localisation.lead(found.statistics["calibrated"][ours], theirs, index)
+                for group, index in positions.items()
+            }
+            for name, theirs in others.items()
+        }
+        for ours in (OURS, DRAWN)
+    }
 
 
 def bear(network: LongTailClassifier, found: Comparison, say: Say) -> dict[str, dict[str, dict[str, float]]]:

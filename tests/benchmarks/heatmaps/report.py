@@ -17,6 +17,7 @@ from tests.benchmarks.heatmaps.comparison import (
     OURS,
     PLAIN,
     RULES,
+    UNMOVED,
     WITH,
 )
 from tests.benchmarks.heatmaps.localisation import MEASURES
@@ -26,6 +27,7 @@ TITLES = {
     OURS: "**camcal, calibrated**",
     PLAIN: "camcal, plain",
     DRAWN: "camcal, calibrated, as drawn",
+    UNMOVED: "camcal, calibrated, as drawn, but not moved back",
     HALF: "camcal, leaning by half",
     ALONG: "camcal, leaning by nothing",
     WITH: "camcal, trained with CAMC",
@@ -109,7 +111,7 @@ def _by_group(values: dict[str, float]) -> str:
 
 
 def _own_rule(name: str) -> str:
-    return "calibrated" if name in (OURS, DRAWN, HALF, ALONG, WITH, OFF) else "raw"
+    return "calibrated" if name in (OURS, DRAWN, UNMOVED, HALF, ALONG, WITH, OFF) else "raw"
 
 
 def _groups_of(result: dict[str, Any]) -> list[str]:
@@ -130,16 +132,21 @@ def _own_classes(result: dict[str, Any]) -> list[str]:
 
 
 def _leads(leads: dict[str, Any]) -> list[str]:
-    groups = list(next(iter(leads.values())))
-    rows = []
-    for name, title in TITLES.items():
-        if name in leads:
-            found = [leads[name][group] for group in groups]
-            rows.append([title, *(f"{100 * d:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" for d, low, high in found)])
     words = (
         "Points by which the mean of camcal's calibrated maps is ahead, with the 95 % interval of a paired bootstrap"
     )
-    return [f"{words} over the images:", "", *_table(["ahead of", *groups], rows)]
+    lines = [f"{words} over the images:"]
+    for ours, others in leads.items():
+        groups = list(next(iter(others.values())))
+        rows = []
+        for name, title in TITLES.items():
+            if name in others:
+                found = [others[name][group] for group in groups]
+                rows.append(
+                    [title, *(f"{100 * d:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" for d, low, high in found)]
+                )
+        lines += ["", *_table([f"{TITLES[ours]}, ahead of", *groups], rows)]
+    return lines
 
 
 def _effects(localisation: dict[str, Any]) -> list[str]:
