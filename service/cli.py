@@ -93,7 +93,7 @@ def predict(
         session = _session(settings)
         ranker = Ranker(session.bundle.manifest)
         count, wanted = ranker.check_top_k(top_k), ranker.check_prior(prior)
-        cams = CamWriter(cam, single=len(files) == 1) if cam else None
+        cams = CamWriter(cam, files, single=len(images) == 1 and images[0].is_file()) if cam else None
         limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
         draw = (sheet if grid else draw_best) if cams else None
         answers = predict_files(session, files, top_k=count, prior=wanted, limits=limits, draw=draw)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.bundle import Calibration
 from service.decoding import Decoded
 from service.heatmap import Scale, positive_scale, signed_scale
-from service.legend import Caption
+from service.legend import Caption, legible
 from service.prediction import Ranker, Ranking
 from service.session import Outputs
 
@@ -53,8 +53,12 @@ class Explanation:
         kind = "calibrated" if calibrated else "plain"
         score = f"{self.score(place, calibrated, versus):.2f}"
         if versus is None:
-            return Caption(title=self.labels[place], detail=f"{kind} score {score}")
-        return Caption(title=self.labels[place], detail=f"{kind} difference {score}", rival=self.labels[versus])
+            return Caption(title=self.title(place), detail=f"{kind} score {score}")
+        return Caption(title=self.title(place), detail=f"{kind} difference {score}", rival=self.title(versus))
+
+    def title(self, place: int) -> str:
+        """The name of the class at `place`, as a picture can show it."""
+        return legible(self.labels[place], self.classes[place])
 
     def scale(self, place: int, calibrated: bool, versus: int | None, *, signed: bool, common: bool) -> Scale:
         """What the colours of a heatmap stand for.

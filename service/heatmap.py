@@ -20,6 +20,8 @@ from service.png import encode_png
 
 PictureFormat = Literal["png", "webp", "jpeg"]
 
+_GENTLE = 0.02  # how much of the scale the colours take to come in
+
 _SAVE: dict[PictureFormat, dict[str, int]] = {
     "webp": {"quality": 85, "method": 0},  # method 2 takes 1.6 times as long for a quarter less
     "jpeg": {"quality": 88},
@@ -54,10 +56,13 @@ class View:
 def positive_scale(maps: NDArray[np.float32]) -> Scale:
     """From the floor to the highest contribution of `maps`; the floor is 0, or the median where that is positive.
 
+    Empty where no contribution is positive.
+
     A share that most positions have, such as the one that calibration adds to all of them, says nothing about the
     place.
     """
-    return Scale(low=max(0.0, float(np.median(maps))), high=float(maps.max()), signed=False)
+    low = max(0.0, float(np.median(maps)))
+    return Scale(low=low, high=max(low, float(maps.max())), signed=False)
 
 
 def signed_scale(maps: NDArray[np.float32]) -> Scale:
@@ -123,7 +128,9 @@ def shares(alpha: float, signed: bool) -> list[int]:
     if signed:  # both middle levels stand for zero; a root would draw a line where the sign changes
         strength = (np.abs(np.arange(256) - 127.5) - 0.5) / 127
     else:
-        strength = np.sqrt(np.linspace(0, 1, 256))
+        # Nearly a root: one that begins as steeply would draw a line along the floor.
+        strength = np.sqrt(np.linspace(0, 1, 256) + _GENTLE) - _GENTLE**0.5
+        strength /= strength[-1]
     covered: list[int] = (255 * alpha * strength).round().astype(int).tolist()
     return covered
 

@@ -133,8 +133,14 @@ def _line(text: str) -> str:
 # Letters and marks that are no plain one with an accent.
 _PLAIN = str.maketrans(
     {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"}
-    | {"ð": "d", "þ": "th", "ı": "i", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"'}
+    | {"ð": "d", "Ð": "D", "þ": "th", "Þ": "Th", "ħ": "h", "Ħ": "H", "ŧ": "t", "Ŧ": "T", "ŋ": "n", "Ŋ": "N", "ı": "i"}
+    | {"ẞ": "SS", "×": "x", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"'}
 )
+
+
+def legible(label: str, class_id: int) -> str:
+    """`label`, or the class's number where the font has none of its letters."""
+    return label if any(c.isalnum() for c in latin(label)) else f"class {class_id}"
 
 
 def latin(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -86,25 +86,40 @@ def _table() -> Iterator[Write]:
 
 
 class CamWriter:
-    """Writes heatmaps: to the file `path` for a single image, else into the folder `path`."""
+    """Writes heatmaps, never over an image: to the file `path` if one image was named, else into the folder `path`.
 
-    def __init__(self, path: Path, *, single: bool):
+    Args:
+        path: where to.
+        images: what is predicted.
+        single: whether `images` is one file that was named, rather than found in a folder.
+
+    Raises:
+        ValueError: if `path` is neither, or the image itself.
+    """
+
+    def __init__(self, path: Path, images: Sequence[Path], *, single: bool):
         self._path = path
         self._single = single and not path.is_dir()
-        if self._single and path.suffix.lower() != ".png":
-            raise ValueError(f"--cam is {path}; expected a file that ends in .png, or an existing folder")
-        if not single:
+        self._images = {image.resolve() for image in images}
+        if self._single:
+            if path.suffix.lower() != ".png":
+                raise ValueError(f"--cam is {path}; expected a file that ends in .png, or an existing folder")
+            if path.resolve() in self._images:
+                raise ValueError(f"--cam is {path}, the image itself; expected another file")
+        elif path.suffix.lower() == ".png" and not path.is_dir():
+            raise ValueError(f"--cam is {path}; expected a folder, since there may be several images")
+        else:
             path.mkdir(parents=True, exist_ok=True)
         self._taken: set[str] = set()
 
     def write(self, image: Path, heatmap: bytes) -> None:
-        """Write the heatmap of `image`. Images of the same name are numbered."""
+        """Write the heatmap of `image`. In a folder, images of the same name are numbered."""
         target = self._path if self._single else self._path / self._free(image.name)
         target.write_bytes(heatmap)
 
     def _free(self, name: str) -> str:
         number, free = 1, f"{name}.png"
-        while free in self._taken:
+        while free in self._taken or (self._path / free).resolve() in self._images:
             number += 1
             free = f"{name}-{number}.png"
         self._taken.add(free)

@@ -34,7 +34,7 @@ def sheet(explanation: Explanation, rows: Sequence[dict[str, Any]], name: str) -
         heatmap = paint(contributions, scale, explanation.picture, shape, View(size=TILE, shift=explanation.shift))
         share = rows[place]["calibrated_probability" if calibrated else "probability"]
         detail = f"{share:.1%}, {explanation.caption(place, calibrated).detail}"
-        tiles.append((heatmap, Caption(title=f"{title}: {explanation.labels[place]}", detail=detail)))
+        tiles.append((heatmap, Caption(title=f"{title}: {explanation.title(place)}", detail=detail)))
     return encode(_row(tiles), "png")
 
 
@@ -42,7 +42,7 @@ def _row(tiles: Sequence[tuple[Image.Image, Caption]]) -> Image.Image:
     """Pictures of one size side by side, each above its caption."""
     font = builtin_font(_FONT)
     width, height = tiles[0][0].size
-    step = max(width, 12 * _FONT) + _GAP
+    step = max(width, 16 * _FONT) + _GAP
     canvas = Image.new("RGB", (_GAP + len(tiles) * step, height + 2 * _GAP + 3 * _FONT), PAPER)
     brush = ImageDraw.Draw(canvas)
     for place, (picture, caption) in enumerate(tiles):

@@ -5,6 +5,7 @@ import { $, ask, element, percent } from "./dom.js";
 
 const SAMPLES = ["Leopards", "ketch", "metronome"]; // photographs in samples/, offered to models that know the class
 const PX = 768; // longest side of a heatmap
+const CHOICES = ["prior", "top-k"]; // what an answer depends on, beside the image
 
 let file = null; // the image on show
 let answer = null; // the service's answer to it
@@ -27,7 +28,7 @@ const named = (image) => image.name || "The pasted image";
 /** Ask about the image on show. Of a new one the best class is chosen; what was chosen before of the same one is kept. */
 async function predict() {
   if (!file) return;
-  const [question, image] = [++asked, file];
+  const [question, image, choices] = [++asked, file, CHOICES.map((id) => $(id).value)];
   say(`Looking at ${named(image)} …`);
   $("result").setAttribute("aria-busy", "true");
   const form = new FormData();
@@ -37,10 +38,13 @@ async function predict() {
     if (question !== asked) return;
     const same = answer?.image.file === image;
     const chosen = same && pinned ? answer.predictions[pinned].class_id : null;
-    answer = { ...found, image: { ...found.image, file: image } };
-    [pinned, looked] = [Math.max(0, answer.predictions.findIndex((prediction) => prediction.class_id === chosen)), null];
+    const focused = same ? answer.predictions[buttons().indexOf(document.activeElement)]?.class_id : null;
+    answer = { ...found, image: { ...found.image, file: image }, choices };
+    const place = (id) => answer.predictions.findIndex((prediction) => prediction.class_id === id);
+    [pinned, looked] = [Math.max(0, place(chosen)), null];
     forget();
     list(same ? $("versus").value : "");
+    buttons()[place(focused)]?.focus({ preventScroll: true });
     const best = answer.predictions[0];
     say(`${named(image)}, ${answer.image.width} × ${answer.image.height} px: ${best.label}, ${percent(best.calibrated_probability)} sure`
       + ` (${percent(best.probability)} before calibration)`);
@@ -49,11 +53,16 @@ async function predict() {
     await show();
     prefetch(question);
   } catch (error) {
-    if (question === asked) { $("result").hidden = true; say("", error.message); }
+    if (question !== asked) return;
+    say("", error.message);
+    if (answer?.image.file !== image) $("result").hidden = true;
+    else { CHOICES.forEach((id, k) => { $(id).value = answer.choices[k]; }); shell(); } // what is on show was asked for so
   } finally {
     if (question === asked) $("result").removeAttribute("aria-busy");
   }
 }
+
+const buttons = () => [...$("classes").querySelectorAll("button")];
 
 function options() {
   return new URLSearchParams({ top_k: Math.min($("top-k").value, count), prior: $("prior").value });
@@ -102,7 +111,7 @@ function wanted(place) {
   return new URLSearchParams({
     class: prediction.class_id,
     calibrated: score() === "calibrated",
-    colormap: $("colormap").value,
+    ...($("colormap").value && { colormap: $("colormap").value }),
     alpha: $("alpha").value / 100,
     ...($("common").checked && { scale: "image" }),
     ...(versus && Number(versus) !== prediction.class_id && { versus }),
@@ -140,7 +149,7 @@ async function show() {
   const drawing = ++drawn;
   const place = looked ?? pinned;
   const prediction = answer.predictions[place];
-  document.querySelectorAll("#classes button").forEach((button, k) => {
+  buttons().forEach((button, k) => {
     button.setAttribute("aria-pressed", k === pinned);
     button.classList.toggle("shown", k === place);
   });
@@ -183,12 +192,14 @@ function caption(prediction, query) {
   const kind = score();
   const logit = kind === "calibrated" ? "calibrated_logit" : "logit";
   const rival = answer.predictions.find((other) => String(other.class_id) === query.get("versus"));
+  const prior = answer.prior === "balanced" ? "" : " The class prior weighs on probabilities alone.";
   if (!rival) {
-    return [`Where the evidence for ${prediction.label} is: all positions sum to its ${kind} score, ${prediction[logit].toFixed(2)}.`,
+    return [`Where the evidence for ${prediction.label} is: all positions sum to its ${kind} score, ${prediction[logit].toFixed(2)}.${prior}`,
       `Heatmap of ${prediction.label}`];
   }
   const difference = (prediction[logit] - rival[logit]).toFixed(2);
-  return [`What speaks for ${prediction.label} rather than ${rival.label}: all positions sum to the difference of their ${kind} scores, ${difference}.`,
+  const [red, blue] = ["", "coolwarm"].includes($("colormap").value) ? [" (red)", " (blue)"] : ["", ""];
+  return [`What speaks for ${prediction.label}${red} rather than ${rival.label}${blue}: all positions sum to the difference of their ${kind} scores, ${difference}.${prior}`,
     `Heatmap of ${prediction.label} rather than ${rival.label}`];
 }
 

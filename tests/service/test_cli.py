@@ -94,6 +94,23 @@ def test_many_heatmaps(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     assert sorted(file.name for file in target.iterdir()) == ["a.png-2.png", "a.png.png", "b.PNG.png"]
 
 
+def test_one_image_of_a_folder_has_its_heatmap_in_a_folder(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "maps"
+    assert run("predict", folder / "below", "--bundle", bundle.path, "--cam", target).exit_code == 0
+    assert [file.name for file in target.iterdir()] == ["a.png.png"]
+
+
+def test_no_heatmap_is_written_over_an_image(bundle: Bundle, folder: Path) -> None:
+    image, beside = folder / "a.png", folder / "a.png.png"
+    beside.write_bytes(png(5))
+    before = image.read_bytes(), beside.read_bytes()
+    result = run("predict", image, "--bundle", bundle.path, "--cam", folder / "below" / ".." / "a.png")
+    assert result.exit_code == 2 and "a.png, the image itself; expected another file" in result.stderr
+    assert run("predict", image, beside, "--bundle", bundle.path, "--cam", folder).exit_code == 0
+    assert (image.read_bytes(), beside.read_bytes()) == before
+    assert {"a.png-2.png", "a.png.png.png"} <= {file.name for file in folder.iterdir()}
+
+
 def test_grid(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "grid.png"
     result = run("predict", folder / "a.png", "--bundle", bundle.path, "--cam", target, "--grid", "--top-k", 1)
@@ -135,6 +152,10 @@ def test_only_bad_images(bundle: Bundle, folder: Path) -> None:
         (["predict", "{image}", "--bundle", "{bundle}", "--out", "a.txt"], "expected a file that ends in .csv or"),
         (["predict", "{image}", "--bundle", "{bundle}", "--out", "none/a.csv"], "none/a.csv: No such file"),
         (["predict", "{image}", "--bundle", "{bundle}", "--cam", "a.bmp"], "expected a file that ends in .png"),
+        (
+            ["predict", "{image}", "{image}", "--bundle", "{bundle}", "--cam", "a.png"],
+            "expected a folder, since there may",
+        ),
         (["predict", "{image}", "--bundle", "{bundle}", "--grid"], "--grid says what --cam draws; add --cam FILE.png"),
         (["inspect", "nowhere"], "error: no bundle at nowhere"),
         (["serve", "--bundle", "nowhere"], "error: no bundle at nowhere"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -66,6 +67,7 @@ def test_positive_scale_starts_at_zero_or_at_a_positive_median() -> None:
     contributions = np.array([[-1.0, -2.0], [-3.0, 4.0]], dtype=np.float32)
     assert positive_scale(contributions) == Scale(low=0.0, high=4.0, signed=False)
     assert positive_scale(contributions + 10) == Scale(low=8.5, high=14.0, signed=False)
+    assert positive_scale(contributions - 10) == Scale(low=0.0, high=0.0, signed=False)
 
 
 def test_signed_scale_has_zero_in_the_middle() -> None:
@@ -129,6 +131,9 @@ def test_signed_colours_what_speaks_against_too() -> None:
     colours = np.asarray(draw(indices, "coolwarm").convert("RGB"))
     assert colours[5, 0].argmax() == 2  # blue: against
     assert colours[5, -1].argmax() == 0  # red: for
+    rising = shares(1.0, signed=False)
+    assert rising[0] == 0 and rising[-1] == 255 and rising == sorted(rising)
+    assert max(b - a for a, b in pairwise(rising)) <= 4  # no line along the floor
     assert shares(0.5, signed=True)[0] == shares(0.5, signed=True)[255] == 128
 
 
@@ -137,7 +142,8 @@ def test_overlay_covers_where_the_evidence_is() -> None:
     mixed = np.asarray(overlay(Image.new("RGB", (2, 2)), indices, View(size=2, colormap="gray", alpha=0.5), False))
     assert mixed[0, 0].tolist() == [128, 128, 128]
     assert mixed[1, 0].tolist() == [0, 0, 0]
-    assert mixed[1, 1].tolist() == pytest.approx([64 * 0.5 * 0.5] * 3, abs=1)
+    share = (np.sqrt(64 / 255 + 0.02) - np.sqrt(0.02)) / (np.sqrt(1.02) - np.sqrt(0.02))
+    assert mixed[1, 1].tolist() == pytest.approx([64 * share * 0.5] * 3, abs=1)
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "jpeg"])

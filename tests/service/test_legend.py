@@ -13,6 +13,7 @@ from service.legend import (
     builtin_font,
     contrast,
     latin,
+    legible,
     room_for_legend,
     shortened,
 )
@@ -104,4 +105,6 @@ def test_letters_that_the_font_does_not_have() -> None:
     assert latin("Löwe, café") == "Lowe, cafe"
     assert latin("狐 fox") == "? fox"
     assert latin("straße, łódź – “Ærø”") == 'strasse, lodz - "AEro"'
+    assert latin("Þór, Ðað, ẞ, Ħal, 3×4") == "Thor, Dad, SS, Hal, 3x4"
+    assert [legible(label, 44) for label in ("帆船", "مركب", "狐 fox", "4")] == ["class 44", "class 44", "狐 fox", "4"]
     with_legend((400, 300), 400, Caption(title="狐\u202e\x00", detail=""))

@@ -187,6 +187,48 @@ def test_the_class_that_was_chosen_stays_under_another_prior(tab: Tab, url: str,
     assert tab.run(pressed) == tab.run(f"{NAMES}[0]")
 
 
+REFUSED = """(() => {
+    const real = fetch;
+    window.fetch = (path, ...rest) => !window.open429 && path.startsWith('predict')
+        ? Promise.resolve(new Response('{"error": {"message": "Too busy."}}', {status: 429})) : real(path, ...rest);
+})()"""
+
+
+def test_an_answer_stays_when_the_next_is_refused(chromium: Tab, url: str, photo: Path) -> None:
+    tab = chromium
+    shown(tab, url, photo)
+    tab.run(REFUSED)
+    tab.set("#top-k", "3")
+    tab.wait("!document.querySelector('#error').hidden")
+    choices = "[document.querySelector('#prior').value, document.querySelector('#top-k').value]"
+    assert tab.run(SHOWN) and tab.run(choices) == ["balanced", "5"]  # what is on show was asked for so
+    assert tab.text("#curl").endswith("/predict?top_k=5'")
+    tab.run("window.open429 = true")
+    tab.set("#top-k", "3")
+    tab.wait("document.querySelectorAll('#classes li').length == 3")
+    assert tab.run("document.querySelector('#error').hidden")
+
+
+def test_contrasts_have_red_and_blue_unless_other_colours_are_chosen(tab: Tab, url: str, photo: Path) -> None:
+    shown(tab, url, photo)
+    caption, link = "document.querySelector('#caption').innerText", "document.querySelector('#open').href"
+    tab.set("#versus", tab.run("document.querySelector('#versus').options[2].value"))
+    tab.wait(f"{caption}.includes('What speaks for')")
+    first, second = tab.run(NAMES)[:2]
+    assert f"for {first} (red) rather than {second} (blue)" in tab.text("#caption")
+    assert "colormap" not in tab.run(link)
+    tab.set("#colormap", "magma")
+    tab.wait(f"{caption}.includes('for {first} rather than')")
+    assert "colormap=magma" in tab.run(link)
+
+
+def test_what_a_prior_weighs_on_is_said(tab: Tab, url: str, photo: Path) -> None:
+    shown(tab, url, photo)
+    assert "prior" not in tab.text("#caption")
+    tab.set("#prior", "train")
+    tab.wait("document.querySelector('#caption').innerText.includes('The class prior weighs on probabilities alone.')")
+
+
 def test_contrast_stays_as_long_as_its_class_is_offered(tab: Tab, url: str, photo: Path) -> None:
     shown(tab, url, photo)
     tab.set("#top-k", "10")
@@ -324,6 +366,15 @@ def test_a_heatmap_whose_life_is_over_is_made_again(chromium: Tab, session: Sess
         picture_of(chromium, 2)
         pressed = "document.querySelector('#classes [aria-pressed=true] .name').innerText"
         assert chromium.run(pressed) == chromium.run(NAMES)[2]
+        chromium.call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
+        time.sleep(1.6)
+        before = chromium.run("document.querySelector('#open').href")
+        chromium.run("document.querySelector('#classes li:nth-child(4) button').focus()")
+        chromium.set("#colormap", "viridis")
+        chromium.wait(f"!document.querySelector('#open').href.startsWith({json.dumps(before.partition('?')[0])})")
+        picture_of(chromium, 3)  # of the class that has the focus, as before
+        assert chromium.run("document.activeElement.querySelector('.name').innerText") == chromium.run(NAMES)[3]
+        assert chromium.run(pressed) == chromium.run(NAMES)[2]
         chromium.open("about:blank")
 
 
@@ -439,6 +490,15 @@ def test_controls_stay_in_a_low_window_below_a_portrait(tab: Tab, url: str, tmp_
         assert box["top"] > 0
         assert box["bottom"] <= 720
     assert tab.run("document.querySelector('#heatmap').height") > 300
+
+
+def test_in_a_very_low_window_all_that_has_the_focus_is_seen(tab: Tab, url: str, photo: Path) -> None:
+    shown(tab, url, photo, width=844, height=390)
+    seen = (
+        "[...document.querySelectorAll('#result select, #result button, #result input, #result a')].every((e) =>"
+        " { e.focus(); const box = e.getBoundingClientRect(); return box.top >= 0 && box.bottom <= innerHeight; })"
+    )
+    assert tab.run(seen)
 
 
 def test_everything_is_reached_by_keyboard(tab: Tab, url: str, photo: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,22 +10,29 @@ from PIL import Image
 from models.bundle import Bundle
 from service.decoding import Limits, decode
 from service.explanation import Explanation, explain
+from service.legend import builtin_font
 from service.prediction import Ranker
 from service.session import Session
 from service.sheet import TILE, sheet
 from tests.service.conftest import png
 
+Told = tuple[Explanation, list[dict[str, object]]]
+
 
 @pytest.fixture
-def told(bundle: Bundle, session: Session) -> tuple[Explanation, list[dict[str, object]]]:
+def told(bundle: Bundle, session: Session) -> Told:
+    return _told(bundle, session, png(3))
+
+
+def _told(bundle: Bundle, session: Session, image_file: bytes) -> Told:
     ranker = Ranker(bundle.manifest)
-    image = decode(png(3), bundle.manifest.preprocessing, Limits(max_bytes=10**6, max_pixels=10**6))
+    image = decode(image_file, bundle.manifest.preprocessing, Limits(max_bytes=10**6, max_pixels=10**6))
     outputs = session.run(image.pixels[None], top_k=2)
     ranking = ranker.rank(outputs, 0, 2, "balanced")
     return explain(ranker, outputs, 0, ranking, ranking.classes, image, expires_at=0), ranker.rows(ranking)
 
 
-def test_four_pictures_and_their_captions(told: tuple[Explanation, list[dict[str, object]]]) -> None:
+def test_four_pictures_and_their_captions(told: Told) -> None:
     explanation, rows = told
     with Image.open(io.BytesIO(sheet(explanation, rows, "a.png"))) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
@@ -40,7 +48,15 @@ def test_four_pictures_and_their_captions(told: tuple[Explanation, list[dict[str
     assert runner_up < calibrated  # its score is far lower
 
 
-def test_runner_up_shares_the_scale_of_the_best(told: tuple[Explanation, list[dict[str, object]]]) -> None:
+def test_a_caption_has_room_below_a_narrow_picture(bundle: Bundle, session: Session) -> None:
+    explanation, rows = _told(bundle, session, png(3, (90, 160)))
+    explanation = replace(explanation, picture_size=(90, 160))
+    with Image.open(io.BytesIO(sheet(explanation, rows, "a.png"))) as image:
+        width = (image.width - 16) // 4 - 16
+    assert builtin_font(17).getlength("100.0%, calibrated score -88.88") <= width
+
+
+def test_runner_up_shares_the_scale_of_the_best(told: Told) -> None:
     explanation, _ = told
     best, second = (explanation.scale(place, True, None, signed=False, common=True) for place in range(2))
     assert best == second
