@@ -21,8 +21,11 @@ from tests.benchmarks.heatmaps.localisation import Ints, Maps, Statistics
 RULES = ("true", "raw", "calibrated")
 """Which class is explained: the label, the plain prediction or the calibrated one."""
 
-OURS, PLAIN, DRAWN, CENTRE = "calibrated", "plain", "drawn", "centre"
-UNMOVED = "unmoved"  # as drawn, but for `map_shift`
+VERSIONS = ("given", "cut")
+"""Maps as a method gives them, and cut off at their median, as camcal's are in a picture."""
+
+OURS, PLAIN, CENTRE = "calibrated", "plain", "centre"
+UNMOVED = "unmoved"  # without `map_shift`
 HALF, ALONG = "half", "along"  # `maps.leaning` by a half and by nothing
 WITH, OFF = "with_camc", "camc_off"  # of the other network: its maps, and those with the module switched off
 CORRECT = "correct"  # the images whose calibrated prediction is right
@@ -36,17 +39,17 @@ class Comparison:
     """What was found on N images.
 
     classes: N under each rule.
-    statistics: of each method under each rule.
+    statistics: in each version, under each rule, of each method.
     probes: the images whose maps are kept.
-    kept: each method's maps of these for the calibrated prediction.
+    kept: in each version, each method's maps of these for the calibrated prediction.
     order_changed: the largest difference between the plain and the calibrated map of one class, both in [0, 1].
     """
 
     data: BoxedImages
     classes: dict[str, Ints]
-    statistics: dict[str, dict[str, Statistics]]
+    statistics: dict[str, dict[str, dict[str, Statistics]]]
     probes: Ints
-    kept: dict[str, Maps]
+    kept: dict[str, dict[str, Maps]]
     order_changed: float
 
 
@@ -67,19 +70,20 @@ def compare(
     """
     on = maps.answer(network, data.images)
     classes = on.classes(data.labels)
-    statistics: dict[str, dict[str, Statistics]] = {rule: {} for rule in RULES}
-    kept: dict[str, Maps] = {}
+    statistics: dict[str, dict[str, dict[str, Statistics]]] = {v: {rule: {} for rule in RULES} for v in VERSIONS}
+    kept: dict[str, dict[str, Maps]] = {version: {} for version in VERSIONS}
     ours: dict[str, Maps] = {}
     changed = 0.0
-    for name, rule, result in _all_maps(network, on, with_camc, data, peers, classes):
+    for name, rule, *results in _all_maps(network, on, with_camc, data, peers, classes):
         say(f"scoring {name}, {rule} class")
-        statistics[rule][name] = localisation.statistics(result, data.boxes)
-        if rule == "calibrated" and name not in (WITH, OFF):
-            kept[name] = result[probes]
+        for version, result in zip(VERSIONS, results, strict=True):
+            statistics[version][rule][name] = localisation.statistics(result, data.boxes)
+            if rule == "calibrated" and name not in (UNMOVED, WITH, OFF):
+                kept[version][name] = result[probes]
         if name == OURS:
-            ours[rule] = result
+            ours[rule] = results[0]
         elif name == PLAIN:
-            changed = max(changed, float(np.abs(result - ours.pop(rule)).max()))
+            changed = max(changed, float(np.abs(results[0] - ours.pop(rule)).max()))
     return Comparison(
         data=data, classes=classes, statistics=statistics, probes=probes, kept=kept, order_changed=changed
     )
@@ -92,28 +96,31 @@ def _all_maps(
     data: BoxedImages,
     peers: Mapping[str, Draw],
     classes: Mapping[str, Ints],
-) -> Iterator[tuple[str, str, Maps]]:
-    """The maps of each method under each rule, as (method, rule, N×S×S)."""
-    side, shift = data.images.shape[1], float(network.map_shift)
-    every = np.arange(len(data.labels))
+) -> Iterator[tuple[str, str, Maps, Maps]]:
+    """The maps of each method under each rule, as (method, rule, N×S×S in each of `VERSIONS`)."""
+    side, every = data.images.shape[1], np.arange(len(data.labels))
+
+    def both(contributions_Nhw: Maps, shift: float = float(network.map_shift)) -> tuple[Maps, Maps]:
+        return maps.scaled(contributions_Nhw, side, shift), maps.drawn(contributions_Nhw, side, shift)
+
     for rule, chosen in classes.items():
-        yield OURS, rule, maps.scaled(on.calibrated_maps[every, chosen], side, shift)
-        yield PLAIN, rule, maps.scaled(on.maps[every, chosen], side, shift)
-        yield DRAWN, rule, maps.drawn(on.calibrated_maps[every, chosen], side, shift)
-        yield UNMOVED, rule, maps.drawn(on.calibrated_maps[every, chosen], side)
+        yield OURS, rule, *both(on.calibrated_maps[every, chosen])
+        yield PLAIN, rule, *both(on.maps[every, chosen])
+        yield UNMOVED, rule, *both(on.calibrated_maps[every, chosen], 0.0)
         for name, lean in ((HALF, 0.5), (ALONG, 0.0)):
-            yield name, rule, maps.scaled(maps.leaning(network, data.images, chosen, lean), side, shift)
-        yield CENTRE, rule, localisation.centre(len(every), side)
+            yield name, rule, *both(maps.leaning(network, data.images, chosen, lean))
+        spot = localisation.centre(len(every), side)
+        yield CENTRE, rule, spot, localisation.cut(spot)
     if with_camc is not None:
         shift = float(with_camc.map_shift)
         other = maps.answer(with_camc, data.images)
         off = maps.answer(maps.without_camc(with_camc), data.images)
         for rule, chosen in other.classes(data.labels).items():
-            yield WITH, rule, maps.scaled(other.calibrated_maps[every, chosen], side, shift)
-            yield OFF, rule, maps.scaled(off.calibrated_maps[every, chosen], side, shift)
+            yield WITH, rule, *both(other.calibrated_maps[every, chosen], shift)
+            yield OFF, rule, *both(off.calibrated_maps[every, chosen], shift)
     for name, draw in peers.items():
         for rule, result in draw_each(draw, data.images, classes).items():
-            yield name, rule, result
+            yield name, rule, result, localisation.cut(result)
 
 
 def draw_each(draw: Draw, images: NDArray[np.uint8], classes: Mapping[str, Ints]) -> dict[str, Maps]:
@@ -137,58 +144,60 @@ def accuracy(found: Comparison) -> dict[str, dict[str, float]]:
 
 
 def localise(found: Comparison) -> dict[str, Any]:
-    """The measures under each rule, of each method, over all images, those of each group and the correct ones."""
+    """The measures by version, rule and method, over all images, those of each group and the correct ones."""
     positions = found.data.positions()
     correct = np.flatnonzero(found.classes["calibrated"] == found.data.labels)
     if len(correct):
         positions[CORRECT] = correct
     return {
-        rule: {
-            name: {group: localisation.measures(statistics, index) for group, index in positions.items()}
-            for name, statistics in of_method.items()
+        version: {
+            rule: {
+                name: {group: localisation.measures(statistics, index) for group, index in positions.items()}
+                for name, statistics in of_method.items()
+            }
+            for rule, of_method in of_rule.items()
         }
-        for rule, of_method in found.statistics.items()
+        for version, of_rule in found.statistics.items()
     }
 
 
 def leads(found: Comparison) -> dict[str, Any]:
-    """How far the mean of our calibrated maps is ahead of others, with its interval: bare ones, and those as drawn.
+    """How far the mean of our calibrated maps is ahead of others in the same version, with its interval.
 
     Ours explain the calibrated prediction, and the network with CAMC, on or off, its own; the others explain what is
     predicted without calibration.
     """
-    positions = found.data.positions()
-    others = {name: s for name, s in found.statistics["raw"].items() if name not in (OURS, DRAWN, UNMOVED, HALF, ALONG)}
-    others |= {name: s for name, s in found.statistics["calibrated"].items() if name in (WITH, OFF)}
-    return {
-        ours: {
+    result: dict[str, Any] = {}
+    for version, of_rule in found.statistics.items():
+        others = {name: s for name, s in of_rule["raw"].items() if name not in (OURS, UNMOVED, HALF, ALONG)}
+        others |= {name: s for name, s in of_rule["calibrated"].items() if name in (WITH, OFF)}
+        result[version] = {
             name: {
-                group: localisation.lead(found.statistics["calibrated"][ours], theirs, index)
-                for group, index in positions.items()
+                group: localisation.lead(of_rule["calibrated"][OURS], theirs, index)
+                for group, index in found.data.positions().items()
             }
             for name, theirs in others.items()
         }
-        for ours in (OURS, DRAWN)
-    }
+    return result
 
 
-def bear(network: LongTailClassifier, found: Comparison, say: Say) -> dict[str, dict[str, dict[str, float]]]:
-    """ROAD, insertion and deletion of each method's map of the calibrated prediction, over the probes and by group."""
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in found.kept}
-    for count, place in enumerate(found.probes):
-        say(f"perturbing image {count + 1} of {len(found.probes)}")
-        for name, drawn in found.kept.items():
-            label = int(found.classes["calibrated"][place])
-            rows[name].append(bears(network, found.data.images[place], drawn[count], label))
+def bear(network: LongTailClassifier, found: Comparison, say: Say) -> dict[str, Any]:
+    """ROAD, insertion and deletion of maps of the calibrated prediction: in each version, by method and by group."""
     groups = np.array(found.data.groups)[found.probes]
-    chosen = {"all": np.arange(len(groups))} | {name: np.flatnonzero(groups == name) for name in np.unique(groups)}
-    return {
-        name: {
-            str(group): {key: float(np.mean([values[i][key] for i in index])) for key in values[0]}
-            for group, index in chosen.items()
-        }
-        for name, values in rows.items()
-    }
+    chosen = {"all": np.arange(len(groups))} | {str(name): np.flatnonzero(groups == name) for name in np.unique(groups)}
+    labels = found.classes["calibrated"][found.probes]
+    images = found.data.images[found.probes]
+    result: dict[str, Any] = {}
+    for version, of_method in found.kept.items():
+        result[version] = {}
+        for name, drawn in of_method.items():
+            say(f"perturbing by {name}, {version}")
+            values = [bears(network, *probe) for probe in zip(images, drawn, labels.tolist(), strict=True)]
+            result[version][name] = {
+                group: {key: float(np.mean([values[i][key] for i in index])) for key in values[0]}
+                for group, index in chosen.items()
+            }
+    return result
 
 
 def bears(

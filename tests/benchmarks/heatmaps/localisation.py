@@ -30,6 +30,11 @@ def unit_range(maps_NSS: Maps) -> Maps:
     return np.asarray((maps_NSS - low_N11) / np.where(span_N11 > 0, span_N11, 1), dtype=np.float32)
 
 
+def cut(maps_NSS: Maps) -> Maps:
+    """Each map from its median upwards, in [0, 1], as camcal draws its own: what most pixels have shows no place."""
+    return unit_range((maps_NSS - np.median(maps_NSS, axis=(1, 2), keepdims=True)).clip(0))
+
+
 def inside(boxes_N4: Ints, side: int) -> NDArray[np.bool_]:
     """Which pixels lie in the box, N×S×S."""
     left, top, right, bottom = (edge[:, None, None] for edge in boxes_N4.T)

@@ -18,7 +18,7 @@ from models.bundle import GROUPS
 from models.classifier import LongTailClassifier
 from tests.benchmarks.heatmaps import localisation, maps
 from tests.benchmarks.heatmaps.boxes import BoxedImages
-from tests.benchmarks.heatmaps.comparison import ALONG, CENTRE, DRAWN, HALF, OURS, PLAIN, Draw
+from tests.benchmarks.heatmaps.comparison import ALONG, CENTRE, HALF, OURS, PLAIN, VERSIONS, Draw
 from tests.benchmarks.heatmaps.localisation import Floats, Ints, Maps
 from training.metrics import softmax
 
@@ -74,19 +74,26 @@ def compare(
     pictures, labels_M4 = compose(data.images, chosen_M4), data.labels[chosen_M4]
     found = maps.answer(network, pictures)
     every, side, shift = np.arange(count), pictures.shape[1], float(network.map_shift)
-    values: dict[str, list[Floats]] = {}
+    values: dict[str, dict[str, list[Floats]]] = {version: {} for version in VERSIONS}
     for place in range(PHOTOGRAPHS):
         asked = labels_M4[:, place]
-        ours = {
-            OURS: maps.enlarge(found.calibrated_maps[every, asked], side, shift),
-            PLAIN: maps.enlarge(found.maps[every, asked], side, shift),
-            DRAWN: maps.drawn(found.calibrated_maps[every, asked], side, shift),
-            HALF: maps.enlarge(maps.leaning(network, pictures, asked, 0.5), side, shift),
-            ALONG: maps.enlarge(maps.leaning(network, pictures, asked, 0.0), side, shift),
-            CENTRE: localisation.centre(count, side),
+        contributions = {
+            OURS: found.calibrated_maps[every, asked],
+            PLAIN: found.maps[every, asked],
+            HALF: maps.leaning(network, pictures, asked, 0.5),
+            ALONG: maps.leaning(network, pictures, asked, 0.0),
         }
-        for name, result in (ours | {name: draw(pictures, asked) for name, draw in peers.items()}).items():
-            values.setdefault(name, []).append(shares(result, place))
+        drawn = {
+            name: (maps.enlarge(result, side, shift), maps.drawn(result, side, shift))
+            for name, result in contributions.items()
+        }
+        given = {CENTRE: localisation.centre(count, side)} | {
+            name: draw(pictures, asked) for name, draw in peers.items()
+        }
+        drawn |= {name: (result, localisation.cut(result)) for name, result in given.items()}
+        for name, results in drawn.items():
+            for version, result in zip(VERSIONS, results, strict=True):
+                values[version].setdefault(name, []).append(shares(result, place))
     groups = np.array(data.groups)[chosen_M4].T.ravel()
     index = {"all": np.arange(len(groups))} | {name: np.flatnonzero(groups == name) for name in GROUPS}
     index = {name: positions for name, positions in index.items() if len(positions)}
@@ -94,7 +101,10 @@ def compare(
         "mosaics": count,
         "asked": {name: len(positions) for name, positions in index.items()},
         "shares": {
-            name: {group: float(np.concatenate(parts)[positions].mean()) for group, positions in index.items()}
-            for name, parts in values.items()
+            version: {
+                name: {group: float(np.concatenate(parts)[positions].mean()) for group, positions in index.items()}
+                for name, parts in of_method.items()
+            }
+            for version, of_method in values.items()
         },
     }

@@ -11,13 +11,13 @@ from tests.benchmarks.heatmaps.comparison import (
     ALONG,
     CENTRE,
     CORRECT,
-    DRAWN,
     HALF,
     OFF,
     OURS,
     PLAIN,
     RULES,
     UNMOVED,
+    VERSIONS,
     WITH,
 )
 from tests.benchmarks.heatmaps.localisation import MEASURES
@@ -26,8 +26,7 @@ from tests.benchmarks.heatmaps.speed import TURNS
 TITLES = {
     OURS: "**camcal, calibrated**",
     PLAIN: "camcal, plain",
-    DRAWN: "camcal, calibrated, as drawn",
-    UNMOVED: "camcal, calibrated, as drawn, but not moved back",
+    UNMOVED: "camcal, calibrated, not moved back",
     HALF: "camcal, leaning by half",
     ALONG: "camcal, leaning by nothing",
     WITH: "camcal, trained with CAMC",
@@ -40,6 +39,11 @@ TITLES = {
     "scorecam": "Score-CAM",
     CENTRE: "centre baseline",
 }
+HEADINGS = {"given": "maps as given, %", "cut": "maps cut off at their median, %"}
+LEADS = (
+    "Points by which the mean of camcal's calibrated maps is ahead, with the 95 % interval of a paired bootstrap over "
+    "the images"
+)
 PEERS = ("cam", "gradcam", "gradcam++", "layercam", "eigencam", "scorecam")
 SPEED_TITLES = {
     "camcal": "camcal, as served (ONNX Runtime)",
@@ -73,9 +77,6 @@ def markdown(result: dict[str, Any]) -> str:
         "The class is the calibrated prediction for camcal's calibrated maps and the plain prediction for all others.",
         "",
         *_own_classes(result),
-        "",
-        *_leads(result["leads"]),
-        "",
         "## Which effect is which",
         "",
         "The mean of the four measures when all methods explain the same class. Down a column the class is the same "
@@ -83,7 +84,7 @@ def markdown(result: dict[str, Any]) -> str:
         "that is calibration. The plain and the calibrated map of one class are one map in two units, as ω > 0: the "
         f"largest difference found between the two after scaling is {result['order_changed']:.1e}.",
         "",
-        *_effects(result["localisation"]),
+        *_effects(result["localisation"]["given"]),
         "",
         *(_faithfulness(result) if result.get("faithfulness") else []),
         *(_mosaics(result["mosaics"]) if result.get("mosaics") else []),
@@ -111,7 +112,7 @@ def _by_group(values: dict[str, float]) -> str:
 
 
 def _own_rule(name: str) -> str:
-    return "calibrated" if name in (OURS, DRAWN, UNMOVED, HALF, ALONG, WITH, OFF) else "raw"
+    return "calibrated" if name in (OURS, UNMOVED, HALF, ALONG, WITH, OFF) else "raw"
 
 
 def _groups_of(result: dict[str, Any]) -> list[str]:
@@ -119,34 +120,30 @@ def _groups_of(result: dict[str, Any]) -> list[str]:
 
 
 def _own_classes(result: dict[str, Any]) -> list[str]:
-    rows = []
-    groups = _groups_of(result) + [CORRECT] * (CORRECT in result["localisation"]["raw"][OURS])
-    for name, title in TITLES.items():
-        if name not in result["localisation"]["raw"]:
-            continue
-        of_group = result["localisation"][_own_rule(name)][name]
-        values = [of_group["all"][key] for key in (*MEASURES, "mean")] + [of_group[group]["mean"] for group in groups]
-        rows.append([title, *map(_percent, values)])
-    header = ["maps, %", "pointing", "energy", "MaxBoxAccV2", "PxAP", "mean", *(f"mean, {group}" for group in groups)]
-    return _table(header, rows)
-
-
-def _leads(leads: dict[str, Any]) -> list[str]:
-    words = (
-        "Points by which the mean of camcal's calibrated maps is ahead, with the 95 % interval of a paired bootstrap"
-    )
-    lines = [f"{words} over the images:"]
-    for ours, others in leads.items():
-        groups = list(next(iter(others.values())))
+    lines = []
+    for version in VERSIONS:
+        localisation = result["localisation"][version]
+        groups = _groups_of(result) + [CORRECT] * (CORRECT in localisation["raw"][OURS])
         rows = []
         for name, title in TITLES.items():
-            if name in others:
-                found = [others[name][group] for group in groups]
-                rows.append(
-                    [title, *(f"{100 * d:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" for d, low, high in found)]
-                )
-        lines += ["", *_table([f"{TITLES[ours]}, ahead of", *groups], rows)]
+            if name in localisation["raw"]:
+                of_group = localisation[_own_rule(name)][name]
+                values = [of_group["all"][key] for key in (*MEASURES, "mean")]
+                rows.append([title, *map(_percent, values + [of_group[group]["mean"] for group in groups])])
+        measures = ("pointing", "energy", "MaxBoxAccV2", "PxAP", "mean", *(f"mean, {group}" for group in groups))
+        lines += [*_table([HEADINGS[version], *measures], rows), "", f"{LEADS}:", ""]
+        lines += [*_leads(result["leads"][version], HEADINGS[version]), ""]
     return lines
+
+
+def _leads(leads: dict[str, Any], heading: str) -> list[str]:
+    groups = list(next(iter(leads.values())))
+    rows = []
+    for name, title in TITLES.items():
+        if name in leads:
+            found = [leads[name][group] for group in groups]
+            rows.append([title, *(f"{100 * d:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" for d, low, high in found)])
+    return _table([f"{heading.rstrip(', %')}, ahead of", *groups], rows)
 
 
 def _effects(localisation: dict[str, Any]) -> list[str]:
@@ -159,33 +156,35 @@ def _effects(localisation: dict[str, Any]) -> list[str]:
 
 
 def _faithfulness(result: dict[str, Any]) -> list[str]:
-    found = result["faithfulness"]
     groups = _groups_of(result)
-    rows = []
-    for name, title in TITLES.items():
-        if name in found:
-            values = [found[name]["all"][key] for key in ("road", "insertion", "deletion")]
-            values += [found[name][group]["road"] for group in groups if group in found[name]]
-            rows.append([title, *(f"{100 * value:.2f}" for value in values)])
-    header = ["maps, %", "ROAD", "insertion", "deletion", *(f"ROAD, {group}" for group in groups)]
-    words = f"On {result['setup']['probes']} of the photographs, as many of each group."
-    return ["## What the prediction depends on", "", words, "", *_table(header, rows), ""]
+    lines = [f"On {result['setup']['probes']} of the photographs, as many of each group."]
+    for version, found in result["faithfulness"].items():
+        rows = []
+        for name, title in TITLES.items():
+            if name in found:
+                values = [found[name]["all"][key] for key in ("road", "insertion", "deletion")]
+                values += [found[name][group]["road"] for group in groups if group in found[name]]
+                rows.append([title, *(f"{100 * value:.2f}" for value in values)])
+        header = [HEADINGS[version], "ROAD", "insertion", "deletion", *(f"ROAD, {group}" for group in groups)]
+        lines += ["", *_table(header, rows)]
+    return ["## What the prediction depends on", "", *lines, ""]
 
 
 def _mosaics(found: dict[str, Any]) -> list[str]:
     groups = list(found["asked"])
-    rows = [
-        [title, *(_percent(found["shares"][name][group]) for group in groups)]
-        for name, title in TITLES.items()
-        if name in found["shares"]
-    ]
-    words = (
+    lines = [
         f"{found['mosaics']} pictures of four photographs each, of four classes that the network recognises, drawn at "
         "random from the surest. Each class is asked for in turn: how much of the positive part of its map lies on its "
         "own photograph. A map that does not depend on the class gets 25 %."
-    )
-    header = ["maps, %", *(f"{group} ({found['asked'][group]})" for group in groups)]
-    return ["## Which class a map is of", "", words, "", *_table(header, rows), ""]
+    ]
+    for version, shares in found["shares"].items():
+        rows = [
+            [title, *(_percent(shares[name][group]) for group in groups)]
+            for name, title in TITLES.items()
+            if name in shares
+        ]
+        lines += ["", *_table([HEADINGS[version], *(f"{group} ({found['asked'][group]})" for group in groups)], rows)]
+    return ["## Which class a map is of", "", *lines, ""]
 
 
 def _speed(result: dict[str, Any]) -> list[str]:
