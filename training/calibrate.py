@@ -25,7 +25,7 @@ from training.placement import measure_shift
 from training.priors import Floats, given_prior, is_balanced, logit_prior, prior_weights
 
 TAUS = tuple(t / 10 for t in range(21))
-PENALTIES = (0.01, 0.1, 1.0, 10.0)
+PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 FEW_HELD = 200
 
 
