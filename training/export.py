@@ -214,7 +214,7 @@ def export_bundle(
             prior_temperatures=prior_temperatures,
         ),
         grid=(grid[0], grid[1]),
-        map_shift=float(network.map_shift),
+        map_shift=round(float(network.map_shift), 2),
         precision=precision,
         figures={step: report["test"][step] for step in ("trained", "calibrated")},
         recipe=recipe.model_dump(mode="json", exclude={"data": {"root"}}),
