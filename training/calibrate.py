@@ -119,7 +119,8 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe, like: 
             that was trained on all images, so that none is held out.
     """
     network.eval()
-    network.map_shift.fill_(measure_shift(network, data.train, recipe.seed))
+    map_shift = measure_shift(network, data.train, recipe.seed)
+    network.map_shift.fill_(map_shift)
     began = time.perf_counter()
     network.rescale.load_state_dict(Rescale(len(data.classes)).state_dict())
     cache = _Cache(network, data, recipe)
@@ -162,7 +163,7 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe, like: 
         logit_prior=prior_K.tolist(),
         penalty=penalty,
         omega_at_bound=int((network.marc.omega <= 1.01 * MIN_OMEGA).sum()),
-        map_shift=round(float(network.map_shift), 2),
+        map_shift=map_shift,
         train_accuracy=cache.train_accuracy(),
         logits_s=round(cache.logits_s, 2),
         fits_s=round(time.perf_counter() - began - cache.logits_s, 2),

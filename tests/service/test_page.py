@@ -83,6 +83,13 @@ def shown(tab: Tab, url: str, photo: Path, **window: int) -> None:
     tab.wait(SHOWN)
 
 
+def list_classes(tab: Tab, count: int) -> None:
+    """Ask for so many classes, and wait for them and their heatmap."""
+    tab.set("#top-k", str(count))
+    tab.wait(f"document.querySelectorAll('#classes li').length == {count}")
+    tab.wait("!document.querySelector('#result').hasAttribute('aria-busy')")
+
+
 def test_dropped_image_gets_bars_and_a_heatmap(tab: Tab, url: str, photo: Path, bundle: Bundle) -> None:
     shown(tab, url, photo)
     assert len(tab.run(NAMES)) == 5
@@ -166,14 +173,12 @@ def test_prior_and_number_of_classes_ask_again(tab: Tab, url: str, photo: Path) 
     tab.set("#prior", "train")
     tab.wait(f"{link} != {json.dumps(before)}")
     assert tab.text("#curl").endswith("/predict?top_k=5&prior=train'")
-    tab.set("#top-k", "3")
-    tab.wait("document.querySelectorAll('#classes li').length == 3")
+    list_classes(tab, 3)
 
 
 def test_the_class_that_was_chosen_stays_under_another_prior(tab: Tab, url: str, photo: Path) -> None:
     shown(tab, url, photo)
-    tab.set("#top-k", "10")
-    tab.wait("document.querySelectorAll('#classes li').length == 10")
+    list_classes(tab, 10)
     link = "new URL(document.querySelector('#open').href)"
     pressed = "document.querySelector('#classes button[aria-pressed=true] .name').innerText"
     name, before = tab.run(f"{NAMES}[4]"), tab.run(f"{link}.pathname")
@@ -204,8 +209,7 @@ def test_an_answer_stays_when_the_next_is_refused(chromium: Tab, url: str, photo
     assert tab.run(SHOWN) and tab.run(choices) == ["balanced", "5"]  # what is on show was asked for so
     assert tab.text("#curl").endswith("/predict?top_k=5'")
     tab.run("window.open429 = true")
-    tab.set("#top-k", "3")
-    tab.wait("document.querySelectorAll('#classes li').length == 3")
+    list_classes(tab, 3)
     assert tab.run("document.querySelector('#error').hidden")
 
 
@@ -231,8 +235,7 @@ def test_what_a_prior_weighs_on_is_said(tab: Tab, url: str, photo: Path) -> None
 
 def test_contrast_stays_as_long_as_its_class_is_offered(tab: Tab, url: str, photo: Path) -> None:
     shown(tab, url, photo)
-    tab.set("#top-k", "10")
-    tab.wait("document.querySelectorAll('#classes li').length == 10")
+    list_classes(tab, 10)
     worst = tab.run("document.querySelector('#versus').options[10].value")
     versus = "document.querySelector('#versus').value"
     link = "new URL(document.querySelector('#open').href)"
@@ -243,8 +246,7 @@ def test_contrast_stays_as_long_as_its_class_is_offered(tab: Tab, url: str, phot
     tab.wait(f"{link}.pathname != {json.dumps(before)}")
     assert (tab.run(versus), tab.run(f"{link}.searchParams.get('versus')")) == (worst, worst)
     tab.set("#prior", "balanced")
-    tab.set("#top-k", "3")
-    tab.wait("document.querySelectorAll('#classes li').length == 3")
+    list_classes(tab, 3)
     assert tab.run(versus) == ""
 
 
@@ -482,8 +484,7 @@ def test_controls_stay_in_a_low_window_below_a_portrait(tab: Tab, url: str, tmp_
     portrait = tmp_path / "portrait.png"
     portrait.write_bytes(png(7, (200, 300)))
     shown(tab, url, portrait, height=720)
-    tab.set("#top-k", "10")
-    tab.wait("document.querySelectorAll('#classes li').length == 10")
+    list_classes(tab, 10)
     tab.run("document.querySelector('#answers').scrollIntoView()")
     for control in ("#alpha", "#open"):
         box = tab.run(f"document.querySelector('{control}').getBoundingClientRect().toJSON()")

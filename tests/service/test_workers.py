@@ -42,7 +42,7 @@ def workers(child: subprocess.Popen[str]) -> list[int]:
 def gone(pid: int) -> bool:
     try:
         return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # ended before it was looked at, or while
         return True
 
 

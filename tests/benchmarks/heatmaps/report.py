@@ -39,7 +39,7 @@ TITLES = {
     "scorecam": "Score-CAM",
     CENTRE: "centre baseline",
 }
-HEADINGS = {"given": "maps as given, %", "cut": "maps cut off at their median, %"}
+HEADINGS = {"given": "maps as given", "cut": "maps cut off at their median"}
 LEADS = (
     "Points by which the mean of camcal's calibrated maps is ahead, with the 95 % interval of a paired bootstrap over "
     "the images"
@@ -131,7 +131,7 @@ def _own_classes(result: dict[str, Any]) -> list[str]:
                 values = [of_group["all"][key] for key in (*MEASURES, "mean")]
                 rows.append([title, *map(_percent, values + [of_group[group]["mean"] for group in groups])])
         measures = ("pointing", "energy", "MaxBoxAccV2", "PxAP", "mean", *(f"mean, {group}" for group in groups))
-        lines += [*_table([HEADINGS[version], *measures], rows), "", f"{LEADS}:", ""]
+        lines += [*_table([f"{HEADINGS[version]}, %", *measures], rows), "", f"{LEADS}:", ""]
         lines += [*_leads(result["leads"][version], HEADINGS[version]), ""]
     return lines
 
@@ -143,7 +143,7 @@ def _leads(leads: dict[str, Any], heading: str) -> list[str]:
         if name in leads:
             found = [leads[name][group] for group in groups]
             rows.append([title, *(f"{100 * d:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" for d, low, high in found)])
-    return _table([f"{heading.rstrip(', %')}, ahead of", *groups], rows)
+    return _table([f"{heading}, ahead of", *groups], rows)
 
 
 def _effects(localisation: dict[str, Any]) -> list[str]:
@@ -165,7 +165,7 @@ def _faithfulness(result: dict[str, Any]) -> list[str]:
                 values = [found[name]["all"][key] for key in ("road", "insertion", "deletion")]
                 values += [found[name][group]["road"] for group in groups if group in found[name]]
                 rows.append([title, *(f"{100 * value:.2f}" for value in values)])
-        header = [HEADINGS[version], "ROAD", "insertion", "deletion", *(f"ROAD, {group}" for group in groups)]
+        header = [f"{HEADINGS[version]}, %", "ROAD", "insertion", "deletion", *(f"ROAD, {group}" for group in groups)]
         lines += ["", *_table(header, rows)]
     return ["## What the prediction depends on", "", *lines, ""]
 
@@ -183,7 +183,10 @@ def _mosaics(found: dict[str, Any]) -> list[str]:
             for name, title in TITLES.items()
             if name in shares
         ]
-        lines += ["", *_table([HEADINGS[version], *(f"{group} ({found['asked'][group]})" for group in groups)], rows)]
+        lines += [
+            "",
+            *_table([f"{HEADINGS[version]}, %", *(f"{group} ({found['asked'][group]})" for group in groups)], rows),
+        ]
     return ["## Which class a map is of", "", *lines, ""]
 
 
