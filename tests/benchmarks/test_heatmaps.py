@@ -9,8 +9,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.classifier import LongTailClassifier
 from models.preprocessing import Preprocessing
-from tests.benchmarks.heatmaps import comparison, faithfulness, gallery, localisation, maps, mosaics, report, speed
+from tests.benchmarks.heatmaps import (
+    comparison,
+    faithfulness,
+    gallery,
+    localisation,
+    maps,
+    mosaics,
+    placement,
+    report,
+    speed,
+)
 from tests.benchmarks.heatmaps.__main__ import measure
 from tests.benchmarks.heatmaps.boxes import BoxedImages, is_usable, load_boxes, scaled, unpack
 from training.data import DataError, load_dataset
@@ -388,6 +399,20 @@ def test_the_whole_benchmark_on_a_small_network(digits_run: Run, boxed: Path) ->
     page = report.markdown(json.loads(json.dumps(result)))
     assert "| **camcal, calibrated** |" in page and "| Grad-CAM |" in page and "| ≥ 20× |" in page
     assert "Score-CAM" not in page.partition("## What is measured")[0]
+
+
+class EveryFourth(torch.nn.Module):
+    """A trunk whose map is the first pixel of every four downwards, and the last across."""
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return images_BCHW.mean(dim=1, keepdim=True)[:, :, 0::4, 3::4].expand(-1, 64, -1, -1)
+
+
+def test_gradients_tell_how_far_a_map_lies_off_both_ways() -> None:
+    network = LongTailClassifier(3, RULE, backbone="resnet8", head="linear").eval()
+    network.trunk = EveryFourth()
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    np.testing.assert_allclose(placement.lean(network, images), [[-0.375, 0.375]] * 3, atol=1e-6)
 
 
 def test_the_gallery_is_chosen_by_lot() -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from models.bundle import GROUPS, MANIFEST_FILE
 from models.classifier import LongTailClassifier
-from tests.benchmarks.heatmaps import comparison, gallery, mosaics, report, speed
+from tests.benchmarks.heatmaps import comparison, gallery, mosaics, placement, report, speed
 from tests.benchmarks.heatmaps.boxes import BoxedImages, load_boxes, unpack
 from tests.benchmarks.heatmaps.comparison import Draw
 from tests.benchmarks.heatmaps.localisation import Ints
@@ -195,6 +195,21 @@ def draw_gallery(
     images, labels = test.subset(chosen).images.numpy(), test.labels.numpy()[chosen]
     gallery.draw(network, images, labels, meta["classes"], Peer("gradcam", network)).save(out, quality=85)
     say(f"written to {out}: {each} of each of {', '.join(GROUPS)}")
+
+
+@app.command("placement")
+def check_placement(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, whose test part is looked at.")],
+    images: Annotated[int, typer.Option(help="How many photographs.")] = 256,
+) -> None:
+    """Print the run's map_shift beside what gradients say of it, across the image and down it."""
+    network, recipe, _ = load_network(Run(run).network)
+    test = pipeline.load(recipe, Console(stderr=True)).test
+    chosen = np.random.default_rng(SEED).permutation(len(test))[:images]
+    lean = placement.lean(network, test.subset(chosen).images.numpy())
+    mean, error = lean.mean(axis=0), lean.std(axis=0, ddof=1) / len(lean) ** 0.5
+    print(f"map_shift {network.map_shift:.2f}; by the gradients of {len(lean)} photographs, with standard errors:")
+    print(f"{mean[0]:.3f} ± {error[0]:.3f} across, {mean[1]:.3f} ± {error[1]:.3f} down")
 
 
 if __name__ == "__main__":
