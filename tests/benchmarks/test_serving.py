@@ -111,12 +111,14 @@ def test_the_harness_measures_and_stops_a_server(
     bench: rounds.Bench, digits_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[servers.Running] = []
+    rates: list[float] = []
     serve = bench._serve
 
-    def remember(up: servers.Running, plan: rounds.Plan, last: bool) -> dict[str, Any]:
+    def remember(up: servers.Running, plan: rounds.Plan, same_rate: float, last: bool) -> dict[str, Any]:
         started.append(up)
         assert servers.processes(up.mark)
-        return serve(up, plan, last)
+        rates.append(same_rate)
+        return serve(up, plan, 50, last)  # what a ceiling without BUSY_MS would ask for is too much
 
     monkeypatch.setattr(bench, "_serve", remember)
     plan = rounds.Plan(bundle=digits_bundle, clients=[1, 32], rounds=1, seconds=0.5, overload_s=0.5)
@@ -130,6 +132,8 @@ def test_the_harness_measures_and_stops_a_server(
         assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["max_ms"]
     assert found["closed"]["32"]["p50_ms"] > 32 * BUSY_MS * 0.9
     assert found["open"]["rate"] == pytest.approx(found["open"]["offered"], rel=0.5)  # Poisson
+    assert found["same"]["rate"] == pytest.approx(50, rel=0.6) and found["same"]["offered"] == 50
+    assert rates == [0.6 * entry["ceiling"]["best"]]
     assert found["overload"]["offered"] > 2 * found["overload"]["peak"] > 1.5 * found["overload"]["goodput"]
     assert found["overload"]["slowest_s"] > 0.5  # it refuses nobody, so its queue grows
     assert found["overload"]["unanswered"] == found["overload"]["server_errors"] == 0
@@ -146,6 +150,8 @@ def test_the_harness_measures_and_stops_a_server(
     assert "2026-01-01, at 0f0f, 1 rounds, 1 minutes." in page
     assert "- Ray Serve, HAProxy failed: no such package" in page
     assert "camcal, a worker a core: overload" in page and "requests/s offered" in page
+    loops = (f"{found[step]['p50_ms']:.0f} / {found[step]['p99_ms']:.0f}" for step in ("open", "same"))
+    assert " | ".join(loops) + " |" in page
     memory = f"{found['memory_mb']:.2f}"
     assert f"| memory, MB | {memory} ({memory}–{memory}) | ≤ 300 |" in page
 

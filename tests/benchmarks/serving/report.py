@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tests.benchmarks.serving.servers import OURS, SERVERS
@@ -89,7 +90,8 @@ def _model(name: str, model: Entry) -> str:
         "",
         *_throughput(rounds, counts),
         "",
-        "Latency, p50 / p99 in ms (open loop: Poisson arrivals at 80 % of each server's own peak):",
+        "Latency, p50 / p99 in ms (open loops: Poisson arrivals at 80 % of each server's own peak, and at 60 % of the "
+        "ceiling for all):",
         "",
         *_latency(rounds, counts),
         "",
@@ -121,8 +123,8 @@ def _closed(count: str, key: str) -> Get:
     return lambda entry: entry["closed"].get(count, {}).get(key)
 
 
-def _open(key: str) -> Get:
-    return lambda entry: entry.get("open", {}).get(key)
+def _open(step: str, key: str) -> Get:
+    return lambda entry: entry.get(step, {}).get(key)
 
 
 def _value(values: Sequence[float | None], form: str) -> str:
@@ -153,15 +155,13 @@ def _latency(rounds: Sequence[Entry], counts: Sequence[str]) -> list[str]:
     def cell(name: str, get: Callable[[str], Get]) -> str:
         return " / ".join(_value(_series(rounds, name, get(key)), "{:.0f}") for key in ("p50_ms", "p99_ms"))
 
-    rows = [
-        [TITLES[name], *(cell(name, lambda key, c=count: _closed(c, key)) for count in counts), cell(name, _open)]  # type: ignore[misc]
-        for name in _names(rounds)
-    ]
-    return _table(["", *_clients(counts), "open loop"], rows)
+    steps = [*(partial(_closed, count) for count in counts), partial(_open, "open"), partial(_open, "same")]
+    rows = [[TITLES[name], *(cell(name, step) for step in steps)] for name in _names(rounds)]
+    return _table(["", *_clients(counts), "80 % of its peak", "60 % of the ceiling"], rows)
 
 
 def _errors(entry: Entry) -> float:
-    steps = [*entry["closed"].values(), *([entry["open"]] if "open" in entry else [])]
+    steps = [*entry["closed"].values(), *(entry[step] for step in ("open", "same") if step in entry)]
     return float(sum(sum(step["errors"].values()) for step in steps))
 
 

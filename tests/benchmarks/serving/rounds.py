@@ -27,7 +27,8 @@ from tests.benchmarks.serving.summary import Figures, closed_loop, open_loop, ov
 
 SKIP_S = 1.0  # of every step: connections are made and batches find their size
 WARM_UP_S = 4.0  # after the first prediction: every worker of a server has to come up
-OPEN_SHARE = 0.8
+OPEN_SHARE = 0.8  # of a server's own peak
+SAME_SHARE = 0.6  # of the ceiling: the same load for every server
 OVERLOAD_TIMES = 3.0
 PAIRS_CLIENTS = 32  # of the comparison of maps on and off
 GROWTH_SAMPLES = 20
@@ -109,7 +110,8 @@ class Bench:
                 server = SERVERS[name]
                 try:
                     with running(server, self._bin[name], plan.bundle, self._photo, self._log(server)) as up:
-                        entry["servers"][name] = self._serve(up, plan, last=number + 1 == plan.rounds)
+                        last = number + 1 == plan.rounds
+                        entry["servers"][name] = self._serve(up, plan, SAME_SHARE * entry["ceiling"]["best"], last)
                 except (ServerError, OSError) as error:  # one that breaks down must not end the run of the others
                     self._fail(name, f"{error} (see {self._log(server).name})")
             measured["rounds"].append(entry)
@@ -118,8 +120,8 @@ class Bench:
     def _log(self, server: Server) -> Path:
         return self.work / f"{server.name}.log"
 
-    def _serve(self, server: Running, plan: Plan, last: bool) -> dict[str, Any]:
-        """All steps against one running server."""
+    def _serve(self, server: Running, plan: Plan, same_rate: float, last: bool) -> dict[str, Any]:
+        """All steps against one running server; `same_rate` is that of the open loop that is the same for all."""
         entry: dict[str, Any] = {"ready_s": server.ready_s, "top1": self._top1(server), "closed": {}}
         self.send(server, clients=8, seconds=WARM_UP_S)
         for clients in plan.clients:
@@ -129,9 +131,10 @@ class Bench:
         entry["memory_mb"] = server.memory_mb()
         peak = max(figures["rate"] for figures in entry["closed"].values())
         if peak:
-            outcome = self.send(server, rate=OPEN_SHARE * peak, seconds=plan.seconds + SKIP_S)
-            entry["open"] = open_loop(outcome.records, SKIP_S, plan.seconds) | {"offered": OPEN_SHARE * peak}
-            _say(server, f"open loop at {OPEN_SHARE:.0%}", entry["open"])
+            for step, rate in ("open", OPEN_SHARE * peak), ("same", same_rate):
+                outcome = self.send(server, rate=rate, seconds=plan.seconds + SKIP_S)
+                entry[step] = open_loop(outcome.records, SKIP_S, plan.seconds) | {"offered": rate}
+                _say(server, f"open loop, {rate:.0f}/s", entry[step])
         if server.server.name in OURS:
             entry["maps"] = self._maps(server, plan)
             if last and plan.overload_s:
