@@ -35,10 +35,10 @@ def sheet(explanation: Explanation, rows: Sequence[dict[str, Any]], name: str) -
         share = rows[place]["calibrated_probability" if calibrated else "probability"]
         detail = f"{share:.1%}, {explanation.caption(place, calibrated).detail}"
         tiles.append((heatmap, Caption(title=f"{title}: {explanation.title(place)}", detail=detail)))
-    return encode(_row(tiles), "png")
+    return encode(side_by_side(tiles), "png")
 
 
-def _row(tiles: Sequence[tuple[Image.Image, Caption]]) -> Image.Image:
+def side_by_side(tiles: Sequence[tuple[Image.Image, Caption]]) -> Image.Image:
     """Pictures of one size side by side, each above its caption."""
     font = builtin_font(_FONT)
     width, height = tiles[0][0].size

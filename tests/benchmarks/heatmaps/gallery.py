@@ -12,7 +12,7 @@ from models.bundle import GROUPS, group_of
 from models.classifier import LongTailClassifier
 from service.heatmap import Scale, View, levels, overlay, positive_scale
 from service.legend import PAPER, Caption
-from service.sheet import _row
+from service.sheet import side_by_side
 from tests.benchmarks.heatmaps import maps
 from tests.benchmarks.heatmaps.comparison import Draw
 from training.metrics import softmax
@@ -52,7 +52,7 @@ def draw(
         peer = _on(picture, theirs[i], 0.0, Scale(low=0, high=1, signed=False))
         raw, after = f"{shares_NK[0][i, raw_N[i]]:.0%}", f"{shares_NK[1][i, calibrated_N[i]]:.0%}"
         rows.append(
-            _row(
+            side_by_side(
                 [
                     (picture, Caption(title=names[labels_N[i]], detail="the photograph")),
                     (plain, Caption(title=names[raw_N[i]], detail=f"plain, {raw}")),
