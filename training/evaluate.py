@@ -67,7 +67,7 @@ def evaluate(
     probabilities = {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
     priors = other_priors(recipe, data)
     prior_K = priors["train"]
-    weights_N = prior_weights(labels_N, prior_K)
+    even_N, weights_N = prior_weights(labels_N, even_K), prior_weights(labels_N, prior_K)
     under_prior = {
         step: shift_prior(probabilities[step], prior_K / step_priors[step]) for step in ("trained", "scalar")
     }
@@ -90,7 +90,7 @@ def evaluate(
             "smallest_class": int(counts_K.min()),
             "groups": {group: groups_K.count(group) for group in GROUPS},
         },
-        "test": {step: metrics.figures(p, labels_N, groups_K) for step, p in probabilities.items()},
+        "test": {step: metrics.figures(p, labels_N, groups_K, even_N) for step, p in probabilities.items()},
         "test_under_train_prior": {
             step: metrics.figures(p, labels_N, groups_K, weights_N) for step, p in under_prior.items()
         },
@@ -107,10 +107,7 @@ def evaluate(
             for step, held_prior in held_priors.items()
         },
         "rank_groups": _rank_groups(counts_K, probabilities, labels_N),
-        "reliability": {
-            step: metrics.top_label_reliability(p, labels_N, np.ones(len(labels_N)))
-            for step, p in probabilities.items()
-        },
+        "reliability": {step: metrics.top_label_reliability(p, labels_N, even_N) for step, p in probabilities.items()},
         "reliability_under_train_prior": {
             step: metrics.top_label_reliability(p, labels_N, weights_N) for step, p in under_prior.items()
         },
@@ -170,12 +167,15 @@ def _temperature_only(
     Fitted as after MARC, by class-balanced likelihood on the held-out part, and once more for the training prior π.
     """
     labels_N, held_labels = data.test.labels.numpy(), data.holdout.labels
-    balanced = fit_temperature(held_NK, held_labels, np.full_like(prior_K, 1 / len(prior_K)), spread)
+    even_K = np.full_like(prior_K, 1 / len(prior_K))
+    balanced = fit_temperature(held_NK, held_labels, even_K, spread)
     shifted = fit_temperature(held_NK, held_labels, prior_K, spread, raw_priors_K[0])
     shifted_NK = shift_prior(metrics.softmax((logits_NK / shifted).numpy()), prior_K / raw_priors_K[1])
     return {
         "temperature": balanced,
-        "test": metrics.figures(metrics.softmax((logits_NK / balanced).numpy()), labels_N, groups_K),
+        "test": metrics.figures(
+            metrics.softmax((logits_NK / balanced).numpy()), labels_N, groups_K, prior_weights(labels_N, even_K)
+        ),
         "test_under_train_prior": metrics.figures(shifted_NK, labels_N, groups_K, prior_weights(labels_N, prior_K)),
     }
 
@@ -254,7 +254,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         f"{' at first' if report['settings']['calibrate']['refit'] else ''}, {d['test']} for the test"
     )
     balanced = {name: report["test"][step] for step, name in STEPS.items()}
-    console.print(figures_table("balanced test, balanced prior", d["groups"], balanced))
+    console.print(figures_table("test weighted evenly over the classes, balanced prior", d["groups"], balanced))
     under_train = {STEPS[step]: figures for step, figures in report["test_under_train_prior"].items()}
     console.print(figures_table("test weighted to the training frequencies, training prior", d["groups"], under_train))
     if given := report.get("test_under_given_prior"):

@@ -165,9 +165,7 @@ class Figures(TypedDict):
     brier: float
 
 
-def figures(
-    probabilities_NK: Floats, labels_N: Labels, groups_K: list[str], weights_N: Floats | None = None
-) -> Figures:
+def figures(probabilities_NK: Floats, labels_N: Labels, groups_K: list[str], weights_N: Floats) -> Figures:
     """Accuracy overall and per group, and the four measures of calibration.
 
     Raises:
@@ -175,13 +173,12 @@ def figures(
     """
     if not len(labels_N) or len(labels_N) != len(probabilities_NK):
         raise ValueError(f"{len(probabilities_NK)} probabilities for {len(labels_N)} labels")
-    weights = np.ones(len(labels_N)) if weights_N is None else weights_N
     correct = (probabilities_NK.argmax(axis=1) == labels_N).astype(np.float64)
     return Figures(
-        accuracy=float(weights @ correct / weights.sum()),
+        accuracy=float(weights_N @ correct / weights_N.sum()),
         groups=group_accuracy(per_class_accuracy(probabilities_NK, labels_N), groups_K),
-        ece=expected_calibration_error(probabilities_NK, labels_N, weights),
-        classwise_ece=classwise_calibration_error(probabilities_NK, labels_N, weights),
-        nll=negative_log_likelihood(probabilities_NK, labels_N, weights),
-        brier=brier_score(probabilities_NK, labels_N, weights),
+        ece=expected_calibration_error(probabilities_NK, labels_N, weights_N),
+        classwise_ece=classwise_calibration_error(probabilities_NK, labels_N, weights_N),
+        nll=negative_log_likelihood(probabilities_NK, labels_N, weights_N),
+        brier=brier_score(probabilities_NK, labels_N, weights_N),
     )

@@ -117,7 +117,7 @@ def _steps(report: Report) -> str:
     balanced.append(row("− log prior, temperature", alone["adjusted"]["test"], "aside"))
     prior = [row(STEPS[step], f) for step, f in report["test_under_train_prior"].items()]
     text = (
-        "<h2>Step by step</h2><p>The test part as it is, every class equally likely. Accuracies and calibration errors "
+        "<h2>Step by step</h2><p>The test part with every class weighing the same. Accuracies and calibration errors "
         "in percent; many-shot classes have more than 100 training images, few-shot ones fewer than 20, and a group's "
         "accuracy is the mean over its classes. The grey rows leave MARC out: a temperature alone, and the logarithm "
         "of the class prior taken from the logits, without and with a temperature.</p>"
@@ -204,8 +204,8 @@ def _trust(report: Report) -> str:
             continue
         ece = _percent(report["test"][step]["ece"])
         style = "calibrated" if step == "calibrated" else "trained"
-        svg = plots.reliability(f"Reliability diagram, {name}, balanced test", report["reliability"][step], style)
-        figures.append(_figure(name, f"balanced test, ECE {ece}\u00a0%", svg))
+        svg = plots.reliability(f"Reliability diagram, {name}, balanced prior", report["reliability"][step], style)
+        figures.append(_figure(name, f"balanced prior, ECE {ece}\u00a0%", svg))
     for step in _ENDS:
         ece = _percent(report["test_under_train_prior"][step]["ece"])
         bins = report["reliability_under_train_prior"][step]

@@ -13,6 +13,7 @@ from training import metrics, precision
 from training.config import Recipe, parse_recipe
 from training.data import Dataset
 from training.evaluate import figures_table
+from training.priors import prior_weights
 
 STEPS = {"probabilities": "scalar", "calibrated_probabilities": "calibrated"}
 """The graph's outputs, and the steps of the report whose figures are theirs."""
@@ -40,12 +41,13 @@ def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Any]:
         raise VerifyError(f"the data has {len(data.classes)} classes, and they are not those of the bundle")
     groups_K: list[str] = [info.group for info in manifest.classes]
     labels_N = data.test.labels.numpy()
+    even_N = prior_weights(labels_N, np.full(len(data.classes), 1 / len(data.classes)))
     outputs = list(precision.served(bundle.model_path, data.test))
     found: dict[str, dict[str, Any]] = {}
     rows: dict[str, dict[str, Any]] = {}
     for name, step in STEPS.items():
         probabilities_NK = np.concatenate([output[name] for output in outputs]).astype(np.float64)
-        found[name] = dict(metrics.figures(probabilities_NK, labels_N, groups_K))
+        found[name] = dict(metrics.figures(probabilities_NK, labels_N, groups_K, even_N))
         rows |= {name: found[name], f"{name}, by the report": bundle.report["test"][step]}
     # The report is of the network in fp32.
     allowed = ALLOWED if manifest.precision == "fp32" else precision.ALLOWED

@@ -1,6 +1,8 @@
 import io
 import json
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,6 +139,25 @@ def test_the_report_has_the_curve_of_the_scalar(digits_run: Run) -> None:
     assert near["nll"] < 1.5 * best["nll"]
     assert abs(near["ece"] - report["test"]["scalar"]["ece"]) < 0.05
     assert abs(near["adjusted_accuracy"] - report["test"]["adjusted"]["accuracy"]) < 0.05
+
+
+def test_a_class_with_more_test_images_weighs_no_more(digits_run: Run, digits_recipe: Recipe) -> None:
+    network, recipe, _ = load_network(digits_run.network)
+    data = load_dataset(digits_recipe.data, digits_recipe.seed)
+    index = np.arange(len(data.test))
+    threes = np.flatnonzero(data.test.labels.numpy() == 3)
+    longer = replace(data, test=data.test.subset(np.concatenate([index, threes, threes])))
+    even, uneven = (evaluate(network, part, recipe, {"train": 2.0}) for part in (data, longer))
+
+    def flat(report: dict[str, Any]) -> list[float]:
+        found = [*report["test"].values(), *report["test_under_train_prior"].values()]
+        found += [
+            alone[test] for alone in report["temperature_only"].values() for test in ("test", "test_under_train_prior")
+        ]
+        bins = [b for diagram in report["reliability"].values() for b in diagram]
+        return [v for figures in found for k, v in figures.items() if k != "groups"] + [b["share"] for b in bins]
+
+    assert flat(uneven) == pytest.approx(flat(even))
 
 
 def test_a_given_prior_is_judged_as_the_training_prior_is(digits_run: Run, digits_recipe: Recipe) -> None:

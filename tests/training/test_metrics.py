@@ -55,7 +55,7 @@ def test_nll_and_brier_by_hand() -> None:
 def test_a_weight_of_two_counts_like_a_sample_twice() -> None:
     weighted = metrics.figures(P, Y, ["many", "medium", "few"], np.array([1.0, 2.0, 1.0, 1.0]))
     index = [0, 1, 1, 2, 3]
-    repeated = metrics.figures(P[index], Y[index], ["many", "medium", "few"])
+    repeated = metrics.figures(P[index], Y[index], ["many", "medium", "few"], np.ones(5))
     for name in ("accuracy", "ece", "classwise_ece", "nll", "brier"):
         assert weighted[name] == pytest.approx(repeated[name])
 
@@ -64,13 +64,13 @@ def test_perfect_probabilities_have_no_error() -> None:
     rng = np.random.default_rng(0)
     p = metrics.softmax(rng.normal(size=(200_000, 4)))
     y = (p.cumsum(axis=1) > rng.random((len(p), 1))).argmax(axis=1)
-    result = metrics.figures(p, y, ["many"] * 4)
+    result = metrics.figures(p, y, ["many"] * 4, np.ones(len(y)))
     assert result["ece"] < 0.005 and result["classwise_ece"] < 0.005
 
 
 def test_nothing_to_measure_is_refused() -> None:
     with pytest.raises(ValueError, match="0 probabilities for 0 labels"):
-        metrics.figures(P[:0], Y[:0], ["many"] * 3)
+        metrics.figures(P[:0], Y[:0], ["many"] * 3, np.ones(0))
 
 
 @pytest.mark.parametrize(("classes", "sizes"), [(10, [3, 4, 3]), (100, [36, 35, 29]), (3, [1, 1, 1])])

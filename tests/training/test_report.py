@@ -73,7 +73,7 @@ def test_the_page_shows_the_reports_figures(report: dict[str, Any]) -> None:
     for step in ("trained", "scalar", "marc", "calibrated"):
         figures = report["test"][step]
         assert f"{100 * figures['accuracy']:.1f}" in text and f"{figures['nll']:.3f}" in text
-        assert f"balanced test, ECE {100 * figures['ece']:.1f} %" in text
+        assert f"balanced prior, ECE {100 * figures['ece']:.1f} %" in text
     assert f"{report['test']['adjusted']['nll']:.3f}" in text
     for word in ("Step by step", "Margins", "Hardest classes", report["made_with"]["hardware"], "[fit]", "epochs = 12"):
         assert word in text
