@@ -31,7 +31,7 @@ STEPS = {
     "calibrated": "+ temperature",
 }
 WORST = 12
-"""How many classes the report lists with what they are mistaken for."""
+"""How many classes the report names at most: the hardest with what they are mistaken for, and those without a test."""
 
 
 def evaluate(
@@ -54,6 +54,7 @@ def evaluate(
     counts_K = data.train_counts()
     groups_K: list[str] = [group_of(int(count)) for count in counts_K]
     labels_N = data.test.labels.numpy()
+    tested_K = np.bincount(labels_N, minlength=len(counts_K))
     held_prior_K = logit_prior(recipe, np.bincount(data.train.labels.cpu().numpy(), minlength=len(counts_K)))
     raw_prior_K = held_prior_K if before_refit is None else logit_prior(recipe, counts_K)
     even_K = np.full_like(raw_prior_K, 1 / len(raw_prior_K))
@@ -86,6 +87,7 @@ def evaluate(
             "train": len(data.train),
             "holdout": len(data.holdout),
             "test": len(data.test),
+            "untested": [name for name, count in zip(data.classes, tested_K, strict=True) if not count],
             "largest_class": int(counts_K.max()),
             "smallest_class": int(counts_K.min()),
             "groups": {group: groups_K.count(group) for group in GROUPS},
@@ -253,6 +255,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         f"{d['smallest_class']} a class, held-out ones included), {d['holdout']} held out"
         f"{' at first' if report['settings']['calibrate']['refit'] else ''}, {d['test']} for the test"
     )
+    if words := untested(report):
+        console.print(words)
     balanced = {name: report["test"][step] for step, name in STEPS.items()}
     console.print(figures_table("test weighted evenly over the classes, balanced prior", d["groups"], balanced))
     under_train = {STEPS[step]: figures for step, figures in report["test_under_train_prior"].items()}
@@ -260,6 +264,15 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     if given := report.get("test_under_given_prior"):
         under_given = {STEPS[step]: figures for step, figures in given.items()}
         console.print(figures_table("test weighted to the given prior, probabilities for it", d["groups"], under_given))
+
+
+def untested(report: dict[str, Any]) -> str:
+    """A sentence about the classes without a test image; empty where there are none."""
+    names = report["data"].get("untested", [])  # absent from older reports
+    if not names:
+        return ""
+    shown = ", ".join(names[:WORST]) + (", …" if len(names) > WORST else "")
+    return f"No figure counts the classes without a test image ({len(names)}): {shown}."
 
 
 def figures_table(title: str, groups: dict[str, int], rows: dict[str, dict[str, Any]]) -> Table:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training import plots
-from training.evaluate import STEPS
+from training.evaluate import STEPS, untested
 from training.plots import Point, Series
 
 Report = dict[str, Any]
@@ -57,9 +57,9 @@ def _head(report: Report) -> str:
         _tile("ECE, training prior, %", prior["trained"]["ece"], prior["calibrated"]["ece"], 100, 1, up=False),
     ]
     lead = (
-        f"Of {data['test']:,} test images, {_percent(after['accuracy'])} % are recognised after calibration, "
-        f"{_percent(before['accuracy'])} % before it. A prediction's probability is off by {_percent(after['ece'])} "
-        f"points on average; it was {_percent(before['ece'])}."
+        f"Of {data['test']:,} test images, weighted evenly over the classes, {_percent(after['accuracy'])} % are "
+        f"recognised after calibration, {_percent(before['accuracy'])} % before it. A prediction's probability is off "
+        f"by {_percent(after['ece'])} points on average; it was {_percent(before['ece'])}. {escape(untested(report))}"
     )
     return (
         f'<header><p class="about">camcal report</p><h1>{escape(report["recipe"])}</h1>'

@@ -160,6 +160,20 @@ def test_a_class_with_more_test_images_weighs_no_more(digits_run: Run, digits_re
     assert flat(uneven) == pytest.approx(flat(even))
 
 
+def test_classes_without_a_test_image_are_named(digits_run: Run, digits_recipe: Recipe) -> None:
+    network, recipe, meta = load_network(digits_run.network)
+    data = load_dataset(digits_recipe.data, digits_recipe.seed)
+    index = np.flatnonzero(~np.isin(data.test.labels.numpy(), [2, 7]))
+    report = evaluate(network, replace(data, test=data.test.subset(index)), recipe, {"train": 2.0})
+    assert report["data"]["untested"] == [data.classes[2], data.classes[7]]
+    console, words = Console(file=io.StringIO(), width=140), f"test image (2): {data.classes[2]}, {data.classes[7]}."
+    print_report(report, console)
+    assert isinstance(console.file, io.StringIO)
+    assert words in console.file.getvalue()
+    assert words in page(report | {"calibration": meta["calibration"], "epochs": meta["epoch"]})
+    assert "without a test image" not in digits_run.page.read_text()
+
+
 def test_a_given_prior_is_judged_as_the_training_prior_is(digits_run: Run, digits_recipe: Recipe) -> None:
     network, recipe, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
