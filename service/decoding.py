@@ -13,7 +13,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from models.preprocessing import Preprocessing
+from models.preprocessing import Preprocessing, to_rgb, turn_of
 
 Data = bytes | bytearray | memoryview
 Hold = Callable[[int], AbstractContextManager[None]]
@@ -82,15 +82,6 @@ _FORMATS: list[tuple[Callable[[bytes], bool], Callable[[io.BytesIO], ImageFile.I
     (lambda head: head.startswith(b"BM"), BmpImagePlugin.BmpImageFile),
 ]
 
-_UPRIGHT = {  # EXIF orientation → what turns the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _SAME_SIDES = (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_180)
 
 
@@ -148,8 +139,8 @@ def _decode(
     data: Data, image: ImageFile.ImageFile, shrink: int, preprocessing: Preprocessing, picture: bool
 ) -> Decoded:
     width, height = image.size
-    turn = _turn(image)
-    rgb = _jpeg(data, image, shrink) or _rgb(image)
+    turn = turn_of(image)
+    rgb = _jpeg(data, image, shrink) or to_rgb(image)
     if turn is not None:
         rgb = rgb.transpose(turn)
         width, height = (width, height) if turn in _SAME_SIDES else (height, width)
@@ -176,13 +167,6 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 def _reason(error: Exception) -> str:
     # Only Pillow's sentences for people; a KeyError or struct.error of its parser says nothing to them.
     return str(error) if isinstance(error, OSError) and error.errno is None and str(error) else "no picture in it"
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    try:
-        return _UPRIGHT.get(image.getexif().get(0x0112, 1))
-    except Exception:  # a damaged EXIF block is no reason to refuse a whole picture
-        return None
 
 
 def _shrink(image: ImageFile.ImageFile, preprocessing: Preprocessing, picture: bool) -> int:
@@ -227,19 +211,6 @@ def _is_small_jpeg(data: Data, image: ImageFile.ImageFile) -> bool:
 def _is_whole(rgb: Image.Image, preprocessing: Preprocessing) -> bool:
     """Whether the network sees all of the picture."""
     return preprocessing.box(*rgb.size) == (0, 0, *rgb.size)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit grey scaled to 8 bits, transparency laid on white."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    image.load()
-    if image.has_transparency_data:
-        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-        white = Image.new("RGB", rgba.size, "white")
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return white
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _picture(rgb: Image.Image, preprocessing: Preprocessing) -> tuple[bytes, tuple[int, int]]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from service.cpus import usable_cpus
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -52,7 +54,7 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = usable_cpus()
         name = f"{_processor()}, {cores} core{'' if cores == 1 else 's'}"
     return f"{name}, torch {torch.__version__}"
 

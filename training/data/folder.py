@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from models.preprocessing import Preprocessing
+from models.preprocessing import Preprocessing, upright
+from service.cpus import usable_cpus
 from training.data.dataset import DataError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
@@ -73,12 +73,12 @@ def decode(samples: Samples, preprocessing: Preprocessing) -> tuple[NDArray[np.u
         path = samples[index][0]
         try:
             with Image.open(path) as image:
-                images[index] = preprocessing.apply(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                images[index] = preprocessing.apply(upright(image))
+        except Exception as error:  # damaged files make Pillow raise nearly anything
             return f"{path}: {error}"
         return None
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         bad = [problem for problem in pool.map(read, range(len(samples))) if problem]
     if bad:
         raise DataError(f"{len(bad)} of {len(samples)} images cannot be read; the first: {bad[0]}")
@@ -99,7 +99,7 @@ def _from_folders(root: Path, classes: list[str]) -> Samples:
 
 def _rows(path: Path, columns: set[str]) -> list[dict[str, str]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if missing := columns - set(reader.fieldnames or ()):
                 raise DataError(f"{path} has no column {sorted(missing)[0]!r}; it needs {', '.join(sorted(columns))}")

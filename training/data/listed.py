@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,10 +13,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from models.preprocessing import Preprocessing
+from models.preprocessing import Preprocessing, to_rgb, turn_of, upright
+from service.cpus import usable_cpus
 from training.config import AugmentConfig
 from training.data.augment import Augment
 from training.data.dataset import DataError
@@ -69,7 +69,7 @@ class ListedImages:
             DataError: naming a file that cannot be read.
         """
         crop = None if augment is None else RandomCrop(augment.config, self.preprocessing, augment.draw_seed())
-        pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        pool = ThreadPoolExecutor(usable_cpus())
         started: deque[tuple[Tensor, list[Future[Pixels]]]] = deque()
         draws = itertools.count()
         try:
@@ -91,8 +91,8 @@ class ListedImages:
             with Image.open(path) as image:
                 if crop is not None:
                     return crop(image, draw)
-                return self.preprocessing.apply(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+                return self.preprocessing.apply(upright(image))
+        except Exception as error:  # damaged files make Pillow raise nearly anything
             raise DataError(f"{path} cannot be read: {error}") from None
 
     def _finish(
@@ -126,8 +126,9 @@ class RandomCrop:
         image.draft("RGB", (math.ceil(full_width * scale), math.ceil(full_height * scale)))
         shrunk = image.size[0] / full_width, image.size[1] / full_height
         box = (left * shrunk[0], top * shrunk[1], right * shrunk[0], bottom * shrunk[1])
-        resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box)
-        return np.asarray(ImageOps.exif_transpose(_with_orientation(resized, image)))
+        turn = turn_of(image)
+        resized = to_rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
+        return np.asarray(resized if turn is None else resized.transpose(turn))
 
     def box(self, width: int, height: int, draw: int) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the crop in a picture of this size."""
@@ -145,15 +146,6 @@ class RandomCrop:
         return self.preprocessing.box(width, height)
 
 
-def _with_orientation(resized: Image.Image, image: Image.Image) -> Image.Image:
-    """The resized picture with the orientation tag of the original."""
-    resized.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
-    return resized
-
-
-ORIENTATION = 0x0112
-
-
 def read_list(path: Path) -> tuple[list[str], NDArray[np.int64]]:
     """Paths and labels of a list file.
 
@@ -161,7 +153,7 @@ def read_list(path: Path) -> tuple[list[str], NDArray[np.int64]]:
         DataError: if the file is missing or empty, or naming the line that is not `relative/path label`.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Excel writes a mark
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the list {path} cannot be read: {error}") from None
     names, labels = [], []

@@ -2,10 +2,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from models.preprocessing import Preprocessing
-from training.data import folder
+from service.decoding import Limits
+from service.decoding import decode as serve
+from training.config import AugmentConfig
+from training.data import folder, listed
 from training.data.dataset import DataError
 
 
@@ -110,3 +114,53 @@ def test_unreadable_files_are_counted_and_the_first_is_named(tmp_path: Path) -> 
     samples = [(tmp_path / name, 0) for name in ("good.png", "bad.jpg", "gone.jpg")]
     with pytest.raises(DataError, match="2 of 3 images cannot be read; the first: .*bad.jpg"):
         folder.decode(samples, RULE)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "turned"])
+def test_training_sees_what_serving_sees(tmp_path: Path, mode: str) -> None:
+    random = np.random.default_rng(0)
+    path = tmp_path / ("image.jpg" if mode in ("CMYK", "turned") else "image.png")
+    if mode == "I;16":
+        Image.fromarray(random.integers(0, 65536, (30, 40), dtype=np.uint16)).save(path)
+    elif mode == "P":
+        indices = Image.fromarray(random.integers(0, 8, (30, 40), dtype=np.uint8), "P")
+        indices.putpalette(random.integers(0, 256, 24, dtype=np.uint8).tobytes())
+        indices.save(path, transparency=3)
+    elif mode == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path, exif=exif)
+    else:
+        rgba = Image.fromarray(random.integers(0, 256, (30, 40, 4), dtype=np.uint8), "RGBA")
+        rgba.convert(mode).save(path)
+    rule = Preprocessing(fit="stretch", resize=24, input_size=24, mean=(0, 0, 0), std=(1, 1, 1))
+    served = serve(path.read_bytes(), rule, Limits(max_bytes=10**6, max_pixels=10**6), picture=False).pixels
+    (trained,), _ = folder.decode([(path, 0)], rule)
+    np.testing.assert_array_equal(trained, served)
+    part = listed.ListedImages(root=tmp_path, names=[path.name], labels=torch.tensor([0]), preprocessing=rule)
+    np.testing.assert_array_equal(part.images[0], served)
+    with Image.open(path) as image:
+        whole = AugmentConfig(area=(1.0, 1.0), aspect=(1.0, 1.0))
+        cropped = listed.RandomCrop(whole, rule, 0)(image, 0)
+    if mode == "turned":  # resized before it is turned
+        assert np.abs(cropped.astype(int) - served).max() <= 1
+    else:
+        np.testing.assert_array_equal(cropped, served)
+
+
+def test_a_damaged_chunk_is_an_unreadable_image(tmp_path: Path) -> None:
+    _image(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[37:41] = b"\xff\xff\xff\xff"  # the type of the chunk behind the header
+    (tmp_path / "a.png").write_bytes(data)
+    rule = Preprocessing(fit="stretch", resize=8, input_size=8, mean=(0, 0, 0), std=(1, 1, 1))
+    with pytest.raises(DataError, match=r"1 of 1 images cannot be read; the first: .*a\.png"):
+        folder.decode([(tmp_path / "a.png", 0)], rule)
+
+
+def test_a_table_saved_by_excel_is_read(tmp_path: Path) -> None:
+    text = "path,split,label\nx/a.jpg,train,dog\nx/b.jpg,test,cat\n"
+    (tmp_path / "s.csv").write_text(text, encoding="utf-8-sig")
+    assert folder.list_images(tmp_path, "s.csv").classes == ["cat", "dog"]
+    (tmp_path / "l.txt").write_text("x/a.jpg 0\n", encoding="utf-8-sig")
+    assert listed.read_list(tmp_path / "l.txt")[0] == ["x/a.jpg"]
