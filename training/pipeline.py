@@ -44,7 +44,12 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
                 stack.enter_context(run.claimed())
             data = load(recipe, console)
             processes = f" × {group.size}" if group.size > 1 else ""
-            console.print(f"training {recipe.model.backbone} on {len(data.train)} images, {device.type}{processes}")
+            if data.left_out:
+                console.print(f"warning: {data.left_out}")
+            console.print(
+                f"training {recipe.model.backbone} on {len(data.train)} images of {len(data.classes)} classes, "
+                f"{device.type}{processes}"
+            )
             began = time.perf_counter()
             fit_run(run, recipe, data, console, device, group)
             console.print(f"trained in {time.perf_counter() - began:.0f} s")

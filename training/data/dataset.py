@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -101,15 +102,21 @@ class LabelledImages:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What a run trains on (`train`), fits scalar and temperature on (`holdout`), and is judged by (`test`)."""
+    """What a run trains on (`train`), fits scalar and temperature on (`holdout`), and is judged by (`test`).
+
+    left_out: a sentence about what the source passed over; empty where it took all.
+    """
 
     classes: list[str]
     preprocessing: Preprocessing
     train: Images
     holdout: Images
     test: Images
+    left_out: str = ""
 
     def __post_init__(self) -> None:
+        if twice := [name for name, count in Counter(self.classes).items() if count > 1 or not name.strip()]:
+            raise DataError(f"two classes are named {twice[0]!r}" if twice[0].strip() else "a class has no name")
         counts = self.train_counts()
         if empty := [name for name, count in zip(self.classes, counts, strict=True) if count == 0]:
             raise DataError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +17,24 @@ from models.preprocessing import Preprocessing, upright
 from service.cpus import usable_cpus
 from training.data.dataset import DataError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif"}
+TRAIN = ("train", "training")  # names of a part's folder, in any case
+TEST = ("test", "testing", "val", "valid", "validation")
 
 Samples = list[tuple[Path, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Class names, and (path, label) of every image; `test` is empty where the folder has no such part."""
+    """Class names, and (path, label) of every image; `test` is empty where the folder has no such part.
+
+    left_out: a sentence about files and folders that are passed over; empty where there are none.
+    """
 
     classes: list[str]
     train: Samples
     test: Samples
+    left_out: str = ""
 
 
 def list_images(root: Path, split_file: str | None = None) -> Listing:
@@ -45,19 +52,25 @@ def list_images(root: Path, split_file: str | None = None) -> Listing:
         raise DataError(f"no folder at {root}")
     if split_file is not None:
         return _from_split(root, root / split_file)
-    train = root / "train" if (root / "train").is_dir() else root
-    tests = [root / name for name in ("test", "val") if (root / name).is_dir() and train != root]
+    train = _part(root, TRAIN) or root
+    test = _part(root, TEST)
     classes = _class_folders(train)
+    if train == root and test and all(name.lower() in TEST for name in classes):
+        raise DataError(f"{root} has the folder {test.name}, but none that is named train")
     if len(classes) < 2:
         raise DataError(
             f"{train} has {len(classes)} folders with images; expected one for each of at least two classes"
         )
-    test: Samples = []
-    if tests:
-        if unknown := set(_class_folders(tests[0])) - set(classes):
-            raise DataError(f"{tests[0]} has the class {sorted(unknown)[0]!r}, which {train} does not have")
-        test = _from_folders(tests[0], classes)
-    return Listing(classes=classes, train=_from_folders(train, classes), test=test)
+    if train == root or test is None:
+        return Listing(classes=classes, train=_from_folders(train, classes), test=[], left_out=_left_out(train))
+    if unknown := set(_class_folders(test)) - set(classes):
+        raise DataError(f"{test} has the class {sorted(unknown)[0]!r}, which {train} does not have")
+    return Listing(
+        classes=classes,
+        train=_from_folders(train, classes),
+        test=_from_folders(test, classes),
+        left_out=_left_out(train, test),
+    )
 
 
 def decode(samples: Samples, preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -85,16 +98,56 @@ def decode(samples: Samples, preprocessing: Preprocessing) -> tuple[NDArray[np.u
     return images, np.array([label for _, label in samples], dtype=np.int64)
 
 
-def _images(folder: Path) -> Iterable[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+def _part(root: Path, names: Sequence[str]) -> Path | None:
+    """The folder of a part, which has class folders itself: a class may well be called train."""
+    found = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    return next((found[name] for name in names if name in found and _class_folders(found[name])), None)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, without hidden ones and what macOS puts into archives."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return (path for path in found if not any(map(_is_hidden, path.relative_to(folder).parts)))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+def _has_images(folder: Path) -> bool:
+    return any(map(_is_image, _files(folder)))
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not _is_hidden(path.name))
 
 
 def _class_folders(root: Path) -> list[str]:
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".") and any(_images(p)))
+    return [path.name for path in _folders(root) if _has_images(path)]
+
+
+def _left_out(*parts: Path) -> str:
+    files = [path for part in parts for path in _files(part) if not _is_image(path)]
+    empty = [path.name for part in parts for path in _folders(part) if not _has_images(path)]
+    words = []
+    if files:
+        kinds = Counter(path.suffix.lower() or "no suffix" for path in files)
+        shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+        words.append(f"files that are not {', '.join(sorted(SUFFIXES))} are left out: {shown}")
+    if empty:
+        shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        words.append(f"folders without an image are no classes: {shown}")
+    return "; ".join(words)
 
 
 def _from_folders(root: Path, classes: list[str]) -> Samples:
-    return [(path, label) for label, name in enumerate(classes) for path in _images(root / name)]
+    return [
+        (path, label) for label, name in enumerate(classes) for path in sorted(filter(_is_image, _files(root / name)))
+    ]
 
 
 def _rows(path: Path, columns: set[str]) -> list[dict[str, str]]:

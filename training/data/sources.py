@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +39,7 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
         DataError: if files are missing, unreadable or do not fit the recipe.
     """
     load = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "folder": _folder, "list": _list}[config.source]
-    classes, train, test = load(config, seed)
+    classes, train, test, left_out = load(config, seed)
     labels = train.labels.numpy()
     rest, held = split_each(labels, config.holdout_fraction, seed)
     if not len(held):
@@ -48,10 +50,17 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
         train=train.subset(rest),
         holdout=train.subset(held),
         test=test,
+        left_out=left_out,
     )
 
 
-Loaded = tuple[list[str], Images, Images]
+class Loaded(NamedTuple):
+    """A source's data; some of the training part will be held out. left_out: as in `Dataset`."""
+
+    classes: list[str]
+    train: Images
+    test: Images
+    left_out: str = ""
 
 
 def _tensors(arrays: Arrays, names: Sequence[str] = ()) -> LabelledImages:
@@ -80,7 +89,7 @@ def _digits(config: DataConfig, seed: int) -> Loaded:
     rest = np.setdiff1d(np.arange(len(labels)), test)
     train = rest[first_of_each(labels[rest], long_tail_counts(130, 10, config.imbalance))]
     names = "zero one two three four five six seven eight nine".split()
-    return names, _tensors((images[train], labels[train])), _tensors((images[test], labels[test]))
+    return Loaded(names, _tensors((images[train], labels[train])), _tensors((images[test], labels[test])))
 
 
 def _cifar(config: DataConfig, seed: int) -> Loaded:
@@ -89,7 +98,7 @@ def _cifar(config: DataConfig, seed: int) -> Loaded:
     classes, train, test = cifar.load(config.root, config.source)
     counts = long_tail_counts(5000 if config.source == "cifar10" else 500, len(classes), config.imbalance)
     chosen = first_of_each(train[1], counts)
-    return classes, _tensors((train[0][chosen], train[1][chosen])), _tensors(test)
+    return Loaded(classes, _tensors((train[0][chosen], train[1][chosen])), _tensors(test))
 
 
 def _folder(config: DataConfig, seed: int) -> Loaded:
@@ -98,19 +107,15 @@ def _folder(config: DataConfig, seed: int) -> Loaded:
     listing = folder.list_images(config.root, config.split_file)
     if not listing.test:
         rest, part = split_each(np.array([label for _, label in listing.train]), config.test_fraction, seed)
-        listing = folder.Listing(
-            classes=listing.classes,
-            train=[listing.train[i] for i in rest],
-            test=[listing.train[i] for i in part],
-        )
+        listing = replace(listing, train=[listing.train[i] for i in rest], test=[listing.train[i] for i in part])
 
     def read(part: folder.Samples) -> LabelledImages:
         names = [path.relative_to(root).as_posix() for path, _ in part]
         return _tensors(folder.decode(part, preprocessing_of(config)), names)
 
-    return listing.classes, read(listing.train), read(listing.test)
+    return Loaded(listing.classes, read(listing.train), read(listing.test), listing.left_out)
 
 
 def _list(config: DataConfig, seed: int) -> Loaded:
     assert config.root is not None and config.train_list is not None and config.test_list is not None
-    return listed.load(config.root, config.train_list, config.test_list, preprocessing_of(config))
+    return Loaded(*listed.load(config.root, config.train_list, config.test_list, preprocessing_of(config)))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,12 @@ def test_train_counts_include_the_held_out_images() -> None:
 def test_a_class_without_training_images_is_named() -> None:
     with pytest.raises(DataError, match="no training image of class 'b'"):
         _dataset(_part(0), _part(1))
+
+
+@pytest.mark.parametrize(("names", "message"), [(["a", "a"], "two classes are named 'a'"), (["a", " "], "has no name")])
+def test_classes_have_names_of_their_own(names: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        replace(_dataset(_part(0, 1), _part(1)), classes=names)
 
 
 def test_an_empty_test_part_is_refused() -> None:

@@ -40,6 +40,48 @@ def test_class_folders_without_a_test_part(tmp_path: Path) -> None:
     assert listing.classes == ["cat", "dog"] and listing.test == []
 
 
+@pytest.mark.parametrize(
+    "parts", [("Train", "Test"), ("training", "testing"), ("TRAIN", "Validation"), ("train", "valid")]
+)
+def test_parts_go_by_other_names_too(tmp_path: Path, parts: tuple[str, str]) -> None:
+    for part in parts:
+        for name in ("cat/a.jpg", "dog/b.jfif"):
+            (tmp_path / part / name).parent.mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / part / name, "JPEG")
+    listing = folder.list_images(tmp_path)
+    assert listing.classes == ["cat", "dog"] and len(listing.train) == len(listing.test) == 2
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for part in ("bus/a.jpg", "train/b.jpg", "val/c.jpg"):
+        _image(tmp_path / part)
+    listing = folder.list_images(tmp_path)
+    assert listing.classes == ["bus", "train", "val"] and listing.test == []
+
+
+def test_a_test_part_alone_is_not_taken_for_classes(tmp_path: Path) -> None:
+    for part in ("Test/cat/a.jpg", "Val/cat/b.jpg"):
+        _image(tmp_path / part)
+    with pytest.raises(DataError, match="has the folder Test, but none that is named train"):
+        folder.list_images(tmp_path)
+
+
+def test_hidden_files_are_no_images_and_what_is_left_out_is_said(tmp_path: Path) -> None:
+    for part in ("train/cat/a.jpg", "train/dog/b.jpg", "test/cat/c.jpg"):
+        _image(tmp_path / part)
+    for name in ("train/cat/._a.jpg", "train/__MACOSX/x.jpg", "train/dog/.thumbs/b.jpg", "train/.DS_Store"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no image")
+    assert folder.list_images(tmp_path).left_out == ""
+    for name in ("train/koala/a.heic", "train/koala/b.HEIC", "test/cat/notes", "test/c.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no image")
+    listing = folder.list_images(tmp_path)
+    assert listing.classes == ["cat", "dog"] and len(listing.train) == 2
+    assert ".webp are left out: 2 .heic, 1 " in listing.left_out and "1 no suffix" in listing.left_out
+    assert listing.left_out.endswith("; folders without an image are no classes: koala")
+
+
 def test_split_file_with_names(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("path,split,label\nx/a.jpg,train,dog\nx/b.jpg,test,cat\n")
     listing = folder.list_images(tmp_path, "s.csv")
