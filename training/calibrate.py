@@ -27,6 +27,7 @@ from training.priors import Floats, given_prior, is_balanced, logit_prior, prior
 TAUS = tuple(t / 10 for t in range(21))
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 FEW_HELD = 200
+PIXELS = 256 * 224**2  # at most, that a network looks at in one go
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,11 +186,11 @@ def predict_logits(
     network: LongTailClassifier,
     part: Images,
     augment: Augment | None = None,
-    batch_size: int = 256,
     *,
     trained: bool = False,
 ) -> Tensor:
     """Logits z, or z° as trained, N×K in fp32 on the CPU, of a part of the data, by the network in its present mode."""
+    batch_size = max(1, min(256, PIXELS // part.side**2))
     indices = torch.arange(len(part)).split(batch_size) if len(part) else ()
     logits_NK = torch.empty(len(part), len(network.rescale.scale))  # filled in place: it may be most of the memory
     for index_B, (images_BHWC, _) in zip(indices, part.batches(indices, network.mean.device, augment), strict=True):

@@ -87,7 +87,6 @@ def evaluate(
             "train": len(data.train),
             "holdout": len(data.holdout),
             "test": len(data.test),
-            "untested": [name for name, count in zip(data.classes, tested_K, strict=True) if not count],
             "largest_class": int(counts_K.max()),
             "smallest_class": int(counts_K.min()),
             "groups": {group: groups_K.count(group) for group in GROUPS},
@@ -95,6 +94,10 @@ def evaluate(
         "test": {step: metrics.figures(p, labels_N, groups_K, even_N) for step, p in probabilities.items()},
         "test_under_train_prior": {
             step: metrics.figures(p, labels_N, groups_K, weights_N) for step, p in under_prior.items()
+        },
+        "by_chance": {
+            "samples": float(even_N.sum() ** 2 / (even_N**2).sum()),
+            "ece": metrics.chance_calibration_error(probabilities["calibrated"], even_N),
         },
         "temperature_only": {
             step: _temperature_only(
@@ -113,7 +116,7 @@ def evaluate(
         "reliability_under_train_prior": {
             step: metrics.top_label_reliability(p, labels_N, weights_N) for step, p in under_prior.items()
         },
-        "per_class": _per_class(data, counts_K, probabilities, _margins(network, logits, labels_N)),
+        "per_class": _per_class(data, counts_K, tested_K, probabilities, _margins(network, logits, labels_N)),
         "worst_classes": _worst_classes(data, probabilities["calibrated"]),
     }
     if "given" in priors:
@@ -215,6 +218,7 @@ def _scalar_curve(
 def _per_class(
     data: Dataset,
     counts_K: NDArray[np.int64],
+    tested_K: NDArray[np.int64],
     probabilities: dict[str, metrics.Floats],
     margins: dict[str, tuple[metrics.Floats, metrics.Floats]],
 ) -> list[dict[str, Any]]:
@@ -223,7 +227,12 @@ def _per_class(
         columns[f"accuracy_{step}"] = metrics.per_class_accuracy(probabilities[step], data.test.labels.numpy())
         columns |= {f"margin_{step}": mean_K, f"margin_spread_{step}": spread_K}
     return [
-        {"class": name, "train_count": int(counts_K[k]), "group": group_of(int(counts_K[k]))}
+        {
+            "class": name,
+            "train_count": int(counts_K[k]),
+            "test_count": int(tested_K[k]),
+            "group": group_of(int(counts_K[k])),
+        }
         | {column: None if np.isnan(v[k]) else round(float(v[k]), 4) for column, v in columns.items()}
         for k, name in enumerate(data.classes)
     ]
@@ -255,10 +264,10 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         f"{d['smallest_class']} a class, held-out ones included), {d['holdout']} held out"
         f"{' at first' if report['settings']['calibrate']['refit'] else ''}, {d['test']} for the test"
     )
-    if words := untested(report):
-        console.print(words)
     balanced = {name: report["test"][step] for step, name in STEPS.items()}
     console.print(figures_table("test weighted evenly over the classes, balanced prior", d["groups"], balanced))
+    for words in reservations(report):
+        console.print(words)
     under_train = {STEPS[step]: figures for step, figures in report["test_under_train_prior"].items()}
     console.print(figures_table("test weighted to the training frequencies, training prior", d["groups"], under_train))
     if given := report.get("test_under_given_prior"):
@@ -266,13 +275,20 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         console.print(figures_table("test weighted to the given prior, probabilities for it", d["groups"], under_given))
 
 
-def untested(report: dict[str, Any]) -> str:
-    """A sentence about the classes without a test image; empty where there are none."""
-    names = report["data"].get("untested", [])  # absent from older reports
-    if not names:
-        return ""
-    shown = ", ".join(names[:WORST]) + (", …" if len(names) > WORST else "")
-    return f"No figure counts the classes without a test image ({len(names)}): {shown}."
+def reservations(report: dict[str, Any]) -> list[str]:
+    """Sentences about what the test part is too small to show; none where it is large enough."""
+    found = []
+    untested = [row["class"] for row in report["per_class"] if row["accuracy_trained"] is None]
+    if untested:
+        shown = ", ".join(untested[:WORST]) + (", …" if len(untested) > WORST else "")
+        found.append(f"No figure counts the classes without a test image ({len(untested)}): {shown}.")
+    chance = report.get("by_chance")  # absent from older reports
+    if chance and chance["ece"] > report["test"]["calibrated"]["ece"] / 2:
+        found.append(
+            f"The test images tell as much as {chance['samples']:.0f} of equal weight would: perfect probabilities "
+            f"would show an ECE of {100 * chance['ece']:.1f} % on them by chance."
+        )
+    return found
 
 
 def figures_table(title: str, groups: dict[str, int], rows: dict[str, dict[str, Any]]) -> Table:

@@ -62,7 +62,7 @@ def fit(
     model = group.wrap(network, device)
     if recipe.fit.compile:
         model = compiled(model, device)
-    steps = math.ceil(len(data.train) / recipe.fit.batch_size)
+    steps = len(_batches(torch.arange(len(data.train)), recipe.fit, group))
     read_every = 1 if device.type == "cpu" else READ_EVERY
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as progress:
@@ -75,8 +75,8 @@ def fit(
                 total[:2] += torch.stack([loss, hits])
                 if step % read_every == 0 or step == steps:
                     label = f"epoch {epoch + 1}/{recipe.fit.epochs}  loss {float(total[0]) / seen:.3f}"
-                    rate = group.size * seen / (time.perf_counter() - began)
-                    progress.update(task, completed=epoch * steps + step, description=label, rate=f"{rate:.0f} img/s")
+                    rate = f"{group.size * seen / (time.perf_counter() - began):.0f} img/s"
+                    progress.update(task, completed=epoch * steps + step, description=label, rate=rate)
             total[2] = seen
             mean_loss, accuracy, _ = (group.total(total) / total[2]).tolist()
             if not math.isfinite(mean_loss):
@@ -89,7 +89,7 @@ def fit(
                 left_s = (recipe.fit.epochs - epoch - 1) * (time.perf_counter() - began)
                 console.print(
                     f"epoch {epoch + 1}/{recipe.fit.epochs}  loss {mean_loss:.3f}  "
-                    f"train accuracy {100 * accuracy:.1f} %  {rate:.0f} img/s  {left_s / 60:.1f} min left"
+                    f"train accuracy {100 * accuracy:.1f} %  {rate}  {left_s / 60:.1f} min left"
                 )
     return network.eval()
 
@@ -126,8 +126,7 @@ def _epoch(
     own_seed = seed + group.rank * 1_000_000_007
     augment = Augment(recipe.augment, torch.Generator(device).manual_seed(own_seed))
     mix = Mix(recipe.augment, own_seed)
-    # Batch statistics want two images at least.
-    batches = [index for index in order.split(config.batch_size) if len(index) >= max(2, group.size)]
+    batches = _batches(order, config, group)
     parts = data.train.batches([group.part(index) for index in batches], device, augment)
     network.train()
     for step, (index, (images_BHWC, labels_B)) in enumerate(zip(batches, parts, strict=True)):
@@ -144,6 +143,11 @@ def _epoch(
         optimizer.step()
         logits_BK = logits if logits.ndim == 2 else logits.sum(dim=1)
         yield loss.detach() * len(index), (logits_BK.argmax(dim=1) == mixed.labels_B).sum(), len(labels_B)
+
+
+def _batches(order: Tensor, config: FitConfig, group: Group) -> list[Tensor]:
+    """Positions of each batch; a last one that is too small is left out, for batch statistics want two images."""
+    return [index for index in order.split(config.batch_size) if len(index) >= max(2, group.size)]
 
 
 def learning_rate(config: FitConfig, epoch: float) -> float:

@@ -132,6 +132,17 @@ def expected_calibration_error(probabilities_NK: Floats, labels_N: Labels, weigh
     return _gap(top_label_reliability(probabilities_NK, labels_N, weights_N))
 
 
+def chance_calibration_error(probabilities_NK: Floats, weights_N: Floats, draws: int = 200, seed: int = 0) -> float:
+    """The ECE that one would find if each prediction were right with the very probability it is given.
+
+    A bin's gap counts without its sign, so few samples, or few with most of the weight, show an error by chance alone.
+    """
+    confidence_N = probabilities_NK.max(axis=1)
+    random = np.random.default_rng(seed)
+    right = ((random.random(len(confidence_N)) < confidence_N).astype(np.float64) for _ in range(draws))
+    return float(np.mean([_gap(reliability(confidence_N, right_N, weights_N)) for right_N in right]))
+
+
 def classwise_calibration_error(probabilities_NK: Floats, labels_N: Labels, weights_N: Floats) -> float:
     """The mean over classes of the ECE of each class's own probability (Kull et al., arXiv 1910.12656)."""
     classes = probabilities_NK.shape[1]

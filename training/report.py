@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training import plots
-from training.evaluate import STEPS, untested
+from training.evaluate import STEPS, reservations
 from training.plots import Point, Series
 
 Report = dict[str, Any]
@@ -39,6 +39,10 @@ def _percent(value: float | None, digits: int = 1) -> str:
     return "n/a" if value is None else f"{100 * value:.{digits}f}"
 
 
+def _count(value: int | None) -> str:
+    return "n/a" if value is None else f"{value:,}"  # older reports have none
+
+
 def _head(report: Report) -> str:
     data, settings, test = report["data"], report["settings"], report["test"]
     before, after = test["trained"], test["calibrated"]
@@ -59,7 +63,8 @@ def _head(report: Report) -> str:
     lead = (
         f"Of {data['test']:,} test images, weighted evenly over the classes, {_percent(after['accuracy'])} % are "
         f"recognised after calibration, {_percent(before['accuracy'])} % before it. A prediction's probability is off "
-        f"by {_percent(after['ece'])} points on average; it was {_percent(before['ece'])}. {escape(untested(report))}"
+        f"by {_percent(after['ece'])} points on average; it was {_percent(before['ece'])}. "
+        + escape(" ".join(reservations(report)))
     )
     return (
         f'<header><p class="about">camcal report</p><h1>{escape(report["recipe"])}</h1>'
@@ -187,12 +192,17 @@ def _every_class(rows: Sequence[dict[str, Any]]) -> str:
     cells = [
         (
             row["class"],
-            [f"{row['train_count']:,}", row["group"], *(_percent(row[f"accuracy_{step}"]) for step in _ENDS)],
+            [
+                f"{row['train_count']:,}",
+                row["group"],
+                _count(row.get("test_count")),
+                *(_percent(row[f"accuracy_{step}"]) for step in _ENDS),
+            ],
             "",
         )
         for row in ordered
     ]
-    table = _table(["class", "training images", "group", "as trained, %", "calibrated, %"], cells)
+    table = _table(["class", "training images", "group", "test images", "as trained, %", "calibrated, %"], cells)
     return f"<details><summary>All {len(rows)} classes as a table</summary>{table}</details>"
 
 

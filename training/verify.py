@@ -49,8 +49,9 @@ def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Any]:
         probabilities_NK = np.concatenate([output[name] for output in outputs]).astype(np.float64)
         found[name] = dict(metrics.figures(probabilities_NK, labels_N, groups_K, even_N))
         rows |= {name: found[name], f"{name}, by the report": bundle.report["test"][step]}
-    # The report is of the network in fp32.
+    # The report is of the network in fp32. One image may always differ, even the only one of its class.
     allowed = ALLOWED if manifest.precision == "fp32" else precision.ALLOWED
+    allowed = max(allowed, float(even_N.max() / even_N.sum())) + 1e-9
     title = f"{manifest.name} {manifest.version}, {len(labels_N)} test images"
     console.print(figures_table(title, bundle.report["data"]["groups"], rows))
     for name, step in STEPS.items():

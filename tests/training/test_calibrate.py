@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from models.classifier import LongTailClassifier
+from training import calibrate as calibrate_module
 from training.calibrate import PENALTIES, TAUS, Fitted, calibrate, fit_scale, fit_temperature, predict_logits
 from training.config import Recipe, load_recipe
 from training.data import Dataset, LabelledImages, load_dataset
@@ -72,13 +73,18 @@ def test_calibration_of_a_real_run_moves_the_tail_up(digits_run: Run, digits_rec
     assert meta["calibration"]["scalar"] == network.scalar
 
 
-def test_logits_do_not_depend_on_the_batch(digits_run: Run, digits_recipe: Recipe) -> None:
+def test_logits_do_not_depend_on_the_batch(
+    digits_run: Run, digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network: LongTailClassifier = load_network(digits_run.network)[0]
     test = load_dataset(digits_recipe.data, digits_recipe.seed).test
     part = LabelledImages(images=test.images[:20], labels=test.labels[:20])
-    torch.testing.assert_close(
-        predict_logits(network, part), predict_logits(network, part, batch_size=3), rtol=1e-4, atol=1e-4
-    )
+    sizes: list[int] = []
+    network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    whole = predict_logits(network, part)
+    monkeypatch.setattr(calibrate_module, "PIXELS", 7 * 32**2)  # larger pictures go fewer at a time
+    torch.testing.assert_close(predict_logits(network, part), whole, rtol=1e-4, atol=1e-4)
+    assert sizes == [20, 7, 7, 6]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from training.calibrate import predict_logits
 from training.config import LossConfig, Recipe, parse_recipe
 from training.data import load_dataset
-from training.evaluate import evaluate, print_report
+from training.evaluate import evaluate, print_report, reservations
 from training.report import page
 from training.run import Run, load_network
 
@@ -165,13 +165,30 @@ def test_classes_without_a_test_image_are_named(digits_run: Run, digits_recipe: 
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     index = np.flatnonzero(~np.isin(data.test.labels.numpy(), [2, 7]))
     report = evaluate(network, replace(data, test=data.test.subset(index)), recipe, {"train": 2.0})
-    assert report["data"]["untested"] == [data.classes[2], data.classes[7]]
+    assert [row["class"] for row in report["per_class"] if not row["test_count"]] == [data.classes[2], data.classes[7]]
     console, words = Console(file=io.StringIO(), width=140), f"test image (2): {data.classes[2]}, {data.classes[7]}."
     print_report(report, console)
     assert isinstance(console.file, io.StringIO)
     assert words in console.file.getvalue()
     assert words in page(report | {"calibration": meta["calibration"], "epochs": meta["epoch"]})
     assert "without a test image" not in digits_run.page.read_text()
+
+
+def test_an_error_that_few_images_show_by_chance_is_said(digits_run: Run, digits_recipe: Recipe) -> None:
+    network, recipe, _ = load_network(digits_run.network)
+    data = load_dataset(digits_recipe.data, digits_recipe.seed)
+    labels = data.test.labels.numpy()
+    index = np.concatenate([np.flatnonzero(labels == k)[: 1 if k else 40] for k in range(10)])
+    few, many = (
+        evaluate(network, part, recipe, {"train": 2.0}) for part in (replace(data, test=data.test.subset(index)), data)
+    )
+    assert few["by_chance"]["samples"] == pytest.approx(1 / (9 / 100 + 1 / 4000))
+    assert many["by_chance"]["samples"] == pytest.approx(400)
+    assert few["by_chance"]["ece"] > 0.1 > many["by_chance"]["ece"] > 0
+    assert reservations(few) == [
+        "The test images tell as much as 11 of equal weight would: perfect probabilities would show an ECE of "
+        f"{100 * few['by_chance']['ece']:.1f} % on them by chance."
+    ]
 
 
 def test_a_given_prior_is_judged_as_the_training_prior_is(digits_run: Run, digits_recipe: Recipe) -> None:

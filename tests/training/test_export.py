@@ -127,6 +127,29 @@ def test_a_graph_that_computes_something_else_is_refused(digits_run: Run, tmp_pa
         export._check_parity(ServedClassifier(network), path, torch.zeros(1, 32, 32, 3, dtype=torch.uint8), 2)
 
 
+def test_classes_that_tie_may_come_in_either_order(digits_run: Run, tmp_path: Path) -> None:
+    network, _, _ = load_network(digits_run.network)
+    with torch.no_grad():
+        network.head.weight.copy_(network.head.weight[:1].expand_as(network.head.weight))
+        network.marc.omega.fill_(1)
+        network.marc.beta.zero_()
+    path = tmp_path / "model.onnx"
+    export.export_onnx(network, 32, path)
+    images = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+
+    class Backwards(ServedClassifier):
+        def forward(self, images: torch.Tensor, top_k: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            *others, classes, maps = super().forward(images, top_k)
+            return *others, classes.flip(1), maps.flip(1)
+
+    export._check_parity(Backwards(network), path, images, 10)
+    with torch.no_grad():
+        network.marc.beta[3] += 1  # now its place matters
+    export.export_onnx(network, 32, path)
+    with pytest.raises(ExportError, match="output top_classes differs"):
+        export._check_parity(Backwards(network), path, images, 10)
+
+
 @pytest.mark.parametrize("others", [["thesis.txt"], ["thesis.txt", "model.onnx"], ["model.onnx"]])
 def test_a_folder_with_something_else_in_it_is_left_alone(digits_run: Run, tmp_path: Path, others: list[str]) -> None:
     for name in others:

@@ -94,3 +94,15 @@ def test_what_a_class_is_taken_for() -> None:
     assert metrics.taken_for(predicted, labels, 0, most=1) == [{"label": 1, "share": 0.4}]
     assert metrics.taken_for(predicted, labels, 0) == [{"label": 1, "share": 0.4}, {"label": 2, "share": 0.4}]
     assert metrics.taken_for(labels, labels, 2) == []
+
+
+def test_the_error_by_chance_is_that_of_redrawn_answers_and_fades_with_more() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for n in (50, 500, 5000):
+        p = metrics.softmax(rng.normal(size=(n, 4)))
+        y = [(p.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1) for _ in range(50)]
+        drawn = np.mean([metrics.expected_calibration_error(p, y_N, np.ones(n)) for y_N in y])
+        found.append(metrics.chance_calibration_error(p, np.ones(n)))
+        assert found[-1] == pytest.approx(drawn, rel=0.1)
+    assert found[0] > 2 * found[1] > 4 * found[2] > 0

@@ -37,6 +37,10 @@ class Images(Protocol):
     def names(self) -> list[str]:
         """Of their files, N; none where they do not come from files of their own."""
 
+    @property
+    def side(self) -> int:
+        """S, px."""
+
     def __len__(self) -> int: ...
 
     def subset(self, index: NDArray[np.int64]) -> Self:
@@ -68,6 +72,11 @@ class LabelledImages:
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
             raise DataError(f"{len(self.images)} images but {len(self.labels)} labels")
+
+    @property
+    def side(self) -> int:
+        """S, px."""
+        return self.images.shape[1]
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -42,6 +42,11 @@ class ListedImages:
         """All of them, decoded now: uint8 N×S×S×3."""
         return next(self.batches([torch.arange(len(self))], torch.device("cpu")))[0]
 
+    @property
+    def side(self) -> int:
+        """S, px."""
+        return self.preprocessing.input_size
+
     def __len__(self) -> int:
         return len(self.names)
 
