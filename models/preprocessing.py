@@ -39,7 +39,7 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB: 16-bit grey scaled to 8 bits, transparency laid on white."""
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     image.load()
     if image.has_transparency_data:
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")

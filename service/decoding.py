@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -27,8 +28,15 @@ AS_IT_CAME_BYTES = 128 * 1024  # and this one is kept as the picture itself, whi
 # class stayed the same for all but the share of photographs that docs/serving.md gives.
 OVERSAMPLING = 2
 # At most, while a picture is decoded: a JPEG as libjpeg and as Pillow keep it; others with alpha, a copy on white, a
-# mask. A progressive JPEG has all its coefficients in memory, of the full size however small it is decoded.
+# mask. A JPEG of several scans has all its coefficients in memory, of the full size however small it is decoded.
 JPEG_BYTES, COEFFICIENT_BYTES, OTHER_BYTES = 12, 6, 20  # a pixel
+
+# Each scan of a JPEG goes over the whole picture, even one of ten bytes. Encoders write about ten.
+SCANS = 64  # of a picture of as many pixels as are allowed; a smaller one may have more
+SEGMENTS = 2000  # of the file; Pillow keeps a list of them
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # what else follows 0xff belongs to a scan's data
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+_SCAN = re.compile(_START_OF_SCAN)
 
 # The limits below are ours and exact; Pillow's own warnings (size, odd EXIF) would only reach the operator's log.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -110,11 +118,14 @@ def decode(
     if len(data) > limits.max_bytes:
         raise ImageTooLargeError(f"the image has {len(data)} bytes; the limit is {limits.max_bytes} (CAMCAL_MAX_BYTES)")
     plugin = _sniff(bytes(data[:16]))
+    scans = _scans(data) if plugin is JpegImagePlugin.JpegImageFile else 1
     try:
         with plugin(io.BytesIO(data)) as image:
             _check_pixels(*image.size, limits.max_pixels)
+            if scans > 1 and scans * image.width * image.height > SCANS * limits.max_pixels:
+                raise ImageTooLargeError(f"the image has {scans} scans of {image.width}×{image.height} px: too many")
             shrink = _shrink(image, preprocessing, picture)
-            with hold(_memory(image, shrink)):
+            with hold(_memory(image, shrink, scans)):
                 return _decode(data, image, shrink, preprocessing, picture)
     except (ImageTooLargeError, NoRoomError):
         raise
@@ -126,12 +137,31 @@ def decode(
         raise UndecodableImageError(f"the image is damaged or truncated: {_reason(error)}") from None
 
 
-def _memory(image: ImageFile.ImageFile, shrink: int) -> int:
+def _scans(data: Data) -> int:
+    """How many scans a JPEG file has.
+
+    Raises:
+        UndecodableImageError: if it is made of more than `SEGMENTS` parts.
+    """
+    scans, place = 0, 2
+    for _ in range(SEGMENTS):
+        found = _MARKER.search(data, place)
+        if found is None or found[0] == _END_OF_IMAGE:
+            return scans
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+        if found[0] == _START_OF_SCAN:
+            scans += 1
+            if not _SCAN.search(data, place):  # as nearly always, and quicker
+                return scans
+    raise UndecodableImageError(f"the image is damaged: it has more than {SEGMENTS} segments")
+
+
+def _memory(image: ImageFile.ImageFile, shrink: int, scans: int) -> int:
     """Bytes that decoding takes at most."""
     pixels = image.width * image.height
     if image.format != "JPEG":
         return OTHER_BYTES * pixels
-    coefficients = COEFFICIENT_BYTES * pixels if "progressive" in image.info else 0
+    coefficients = COEFFICIENT_BYTES * pixels if scans > 1 or "progressive" in image.info else 0
     return JPEG_BYTES * pixels // shrink**2 + coefficients
 
 

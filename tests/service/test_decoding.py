@@ -3,7 +3,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,6 +173,46 @@ def test_no_bytes_raise_anything_else(name: str, changes: list[tuple[float, int]
         decoded(bytes(data[: int(keep * len(data))]))
     except (UnsupportedFormatError, UndecodableImageError, ImageTooLargeError) as error:
         assert "\n" not in str(error)
+
+
+EMPTY_SCAN = bytes.fromhex("ffda 0008 01 0100 00 3f 00")
+
+
+def with_scans(count: int, **options: Any) -> bytes:
+    data = encoded(picture(), "JPEG", **options)
+    return data[:-2] + count * EMPTY_SCAN + data[-2:]
+
+
+def reckoned(data: bytes) -> int:
+    """The bytes that decoding `data` is expected to take."""
+    held: list[int] = []
+
+    def hold(nbytes: int) -> AbstractContextManager[None]:
+        held.append(nbytes)
+        return nullcontext()
+
+    with suppress(UndecodableImageError):
+        decode(data, RULE, LIMITS, hold=hold)
+    return held[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_jpeg_of_very_many_scans_is_refused(options: dict[str, Any]) -> None:
+    tight = Limits(max_bytes=100_000, max_pixels=2400)
+    assert decode(encoded(picture(), "JPEG", **options), RULE, tight).pixels.shape == (32, 32, 3)
+    with pytest.raises(ImageTooLargeError, match=r"has \d+ scans of 60×40 px: too many"):
+        decode(with_scans(70, **options), RULE, tight)
+    with pytest.raises(UndecodableImageError, match="more than 2000 segments"):
+        decode(with_scans(2000, **options), RULE, LIMITS)
+
+
+def test_the_coefficients_of_several_scans_take_memory() -> None:
+    plain, more = encoded(picture(), "JPEG"), with_scans(1)
+    assert reckoned(more) - reckoned(plain) == 6 * 60 * 40
+    # A thumbnail has a scan of its own, which is not the picture's, and what follows the picture is none.
+    exif = Image.Exif()
+    exif[0x9286] = b"ASCII\0\0\0" + plain
+    assert reckoned(encoded(picture(), "JPEG", exif=exif)) == reckoned(plain) == reckoned(plain + more)
 
 
 LARGE = Limits(max_bytes=10_000_000, max_pixels=20_000_000)
