@@ -13,6 +13,8 @@ MAX_HEAD_BYTES = 64 * 1024
 # What a client may still send after an answer that closes the connection.
 LINGER_S, LINGER_BYTES = 5.0, 64 * 2**20
 
+STALL_S = 30.0  # without a byte of its answer being taken, after which a client counts as gone
+
 
 class _Parser(httptools.HttpRequestParser):
     """Tells its protocol of what follows the offer of another protocol."""
@@ -54,6 +56,8 @@ class _Lingering:
             self._protocol.loop.call_later(LINGER_S, self._transport.close)
         else:
             self._transport.close()
+            if self._transport.get_write_buffer_size():
+                self._protocol.await_reader()
 
 
 def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
@@ -61,14 +65,17 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
 
     uvicorn waits forever for a head, and for one of any size: here it must be complete after `head_timeout_s`. Offers
     of another protocol are overlooked (RFC 9110, section 7.8), where uvicorn would lose the body that follows. An
-    answer that comes before the end of the body reaches its client.
+    answer that comes before the end of the body reaches its client. A client that does not read its answer loses the
+    connection, where uvicorn would keep both.
     """
 
     class GuardedProtocol(HttpToolsProtocol):
         head_bytes = 0
         left_over = 0
         in_body = False
+        messages = 0
         head_timer: asyncio.TimerHandle | None = None
+        write_timer: asyncio.TimerHandle | None = None
 
         def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(*args, **kwargs)
@@ -80,7 +87,17 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._have_head()
+            self._drained()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.await_reader()
+
+        def resume_writing(self) -> None:
+            if not self.transport.is_closing():
+                self._drained()
+            super().resume_writing()
 
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
@@ -90,8 +107,9 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
                 return
             if self.head_timer is None and (self.cycle is None or self.cycle.response_complete):
                 self._await_head()
+            messages = self.messages
             super().data_received(data)
-            if self.head_timer is not None and not self.in_body:
+            if not self.in_body and self.messages == messages:
                 self.head_bytes += len(data)
                 if self.head_bytes > MAX_HEAD_BYTES:
                     self._refuse(b"431 Request Header Fields Too Large")
@@ -108,6 +126,8 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
                 return
             self._have_head()  # what came after an early answer was the rest of a body
             self.in_body = False
+            self.messages += 1
+            self.head_bytes = 0
             super().on_message_complete()
 
         def overlook(self, rest: bytes) -> None:
@@ -132,9 +152,29 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
                 self.head_timer.cancel()
                 self.head_timer = None
 
+        def await_reader(self) -> None:
+            """Give the connection up when what is not sent yet has stayed as much for a while."""
+            if self.write_timer is None:
+                size = self.transport.get_write_buffer_size()
+                self.write_timer = self.loop.call_later(STALL_S, self._look_again, size)
+
+        def _look_again(self, before: int) -> None:
+            self.write_timer = None
+            if self.transport.get_write_buffer_size() >= before:
+                self.transport.abort()
+            else:
+                self.await_reader()
+
+        def _drained(self) -> None:
+            if self.write_timer is not None:
+                self.write_timer.cancel()
+                self.write_timer = None
+
         def _refuse(self, status: bytes) -> None:
             self._have_head()
-            if not self.transport.is_closing():
+            if self.cycle is not None and not self.cycle.response_complete:  # of the request before
+                self.transport.abort()
+            elif not self.transport.is_closing():
                 if self.head_bytes:
                     self.transport.write(b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status)
                 self.transport.close()

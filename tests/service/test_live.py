@@ -13,15 +13,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI, Response
 
 from models.bundle import Bundle
+from service import protocol
 from service.app import create_app
 from service.decoding import decode
 from service.protocol import guarded
@@ -272,6 +274,54 @@ def test_endless_head(live: Live, session: Session) -> None:
         for number in range(10_000):
             connection.sendall(b"X-%d: " % number + b"x" * 1000 + b"\r\n")
     connection.close()
+
+
+def test_endless_head_behind_a_request_that_is_not_answered_yet(live: Live, gated: GatedSession) -> None:
+    image = png()
+    with connect(live(gated)) as connection:
+        gated.close()
+        connection.sendall(head(len(image)) + image)
+        assert gated.waiting.acquire(timeout=10)
+        with pytest.raises(OSError):
+            connection.sendall(b"GET /health/live HTTP/1.1\r\n")
+            for number in range(20_000):
+                connection.sendall(b"X-%d: " % number + b"x" * 1000 + b"\r\n")
+        gated.open()
+
+
+LONG = 40_000_000  # bytes, more than sockets take unread
+
+
+@pytest.fixture
+def long_answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(protocol, "STALL_S", 0.3)
+    app = FastAPI()
+    app.state.settings = Settings(bundle=Path("x"))
+    app.add_api_route("/", lambda: Response(bytes(LONG)))
+    with running(app) as url:
+        yield url
+
+
+@pytest.mark.parametrize("last", [b"", b"Connection: close\r\n"])
+def test_a_client_that_does_not_read_loses_its_connection(long_answer: str, last: bytes) -> None:
+    with connect(long_answer) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + last + b"\r\n")
+        time.sleep(1.5)
+        taken = 0
+        with suppress(ConnectionResetError):
+            while some := connection.recv(2**20):
+                taken += len(some)
+    assert taken < LONG
+
+
+def test_a_client_that_reads_slowly_gets_all(long_answer: str) -> None:
+    with connect(long_answer) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        taken = 0
+        while some := connection.recv(2**22):
+            taken += len(some)
+            time.sleep(0.05)
+    assert taken > LONG
 
 
 def test_client_that_leaves_in_its_body(live: Live, session: Session) -> None:
