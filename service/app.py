@@ -62,6 +62,7 @@ def create_app(settings: Settings | None = None, *sessions: Session, siblings: S
     app.state.siblings = siblings
     app.state.metrics = Metrics()
     app.state.openapi = None
+    app.state.scrape = None
     queued = [route for module in (predict, batch, v2) for route in module.router.routes]
     app.add_middleware(AdmissionMiddleware, metrics=app.state.metrics, routes=queued)
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics, access_log=settings.access_log)
@@ -97,7 +98,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _openapi_json(request: Request) -> Response:
     state = request.app.state
     if state.openapi is None:  # 50 ms of work, once
-        state.openapi = orjson.dumps(await asyncio.to_thread(openapi, request.app))
+        document = await asyncio.to_thread(openapi, request.app)
+        if root_path := state.settings.root_path:  # or clients would ask the proxy for /predict
+            document["servers"] = [{"url": root_path}]
+        state.openapi = orjson.dumps(document)
     return Response(state.openapi, media_type="application/json")
 
 

@@ -42,10 +42,11 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport:
-    """One finished run of the model: how many images, and how long it took."""
+    """One finished run of the model: how many images, how long it took, and whether it failed."""
 
     size: int
     inference_s: float
+    failed: bool = False
 
 
 @dataclass(eq=False, kw_only=True)
@@ -196,7 +197,7 @@ class Batcher:
                 queue_s = started - entry.arrived
                 answer = Answer(outputs=work.result(), row=row, queue_s=queue_s, inference_s=inference_s)
                 entry.future.set_result(answer)
-        self._on_batch(BatchReport(size=len(batch), inference_s=inference_s))
+        self._on_batch(BatchReport(size=len(batch), inference_s=inference_s, failed=error is not None))
 
 
 def _expire(entry: _Entry) -> None:

@@ -45,6 +45,8 @@ def serve(
     """Serve a bundle over HTTP. Every CAMCAL_ variable of the environment applies; options win."""
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reload yet
+    # As the first process of a container, one would not get it at all before the server has a handler of its own.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with spoken_errors():
         from service.session import load_sessions
 

@@ -37,6 +37,8 @@ KINDS: dict[str, tuple[int, str]] = {
     "deadline-passed": (504, "The deadline has passed"),
 }
 
+SHOWN = 20  # faults of one request
+
 _REJECTIONS = {"deadline-passed": "deadline", "not-ready": "not_ready"}
 
 
@@ -129,8 +131,8 @@ def install(app: FastAPI, metrics: Metrics) -> None:
 
 
 def _invalid(error: RequestValidationError) -> Problem:
-    errors = []
-    for found in error.errors():
+    errors, all_found = [], error.errors()
+    for found in all_found[:SHOWN]:
         where, *path = (str(part) for part in found["loc"])
         name = ".".join(path)
         if found["type"] == "extra_forbidden":
@@ -139,7 +141,8 @@ def _invalid(error: RequestValidationError) -> Problem:
         else:
             message = f"{name} is {str(found['input'])[:100]!r}: {sentence(found['msg'])}"
         errors.append({"in": where, "field": name, "message": message})
-    return Problem("invalid-parameter", "; ".join(e["message"] for e in errors), errors=errors)
+    messages = [e["message"] for e in errors] + [f"and {n} more" for n in [len(all_found) - SHOWN] if n > 0]
+    return Problem("invalid-parameter", "; ".join(messages), errors=errors)
 
 
 def _http(error: HTTPException) -> Problem:

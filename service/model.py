@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from models.bundle import Bundle, BundleError, Manifest
+from models.bundle import Manifest
 from service.prediction import Ranker
 from service.session import Run, Session, load_sessions
 from service.settings import Settings
@@ -38,10 +38,7 @@ def load_model(settings: Settings) -> Model:
         BundleError: if the folder is not a bundle that this service can run, or changed while it was loaded.
         DeviceError: if the device that was asked for cannot be used.
     """
-    model = Model(tuple(load_sessions(settings)))
-    if Bundle.load(settings.bundle).manifest != model.manifest:
-        raise BundleError(f"{settings.bundle} changed while it was loaded")
-    return model
+    return Model(tuple(load_sessions(settings)))
 
 
 def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:

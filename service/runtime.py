@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, FastAPI, Request
 
-from models.bundle import Manifest
+from models.bundle import Bundle, BundleError, Manifest
 from service.admission import Admission
 from service.batching import Batcher, BatchReport, DeadlineError
 from service.budget import Budget
@@ -33,6 +33,7 @@ log = logging.getLogger("camcal")
 
 T = TypeVar("T")
 
+FAILURES = 5  # batches in a row that fail: the model is broken, as after an error of the GPU that only a restart mends
 PATIENT = 64  # requests that may wait for as long as it takes: a few dozen clients are no overload for a slow model
 
 
@@ -56,6 +57,7 @@ class Runtime:
         self.metrics = metrics
         self.limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
         self.draining = False
+        self._failures = 0
         self._reloading = asyncio.Lock()
         self.admission = Admission(
             queue_limit=settings.queue_limit,
@@ -85,8 +87,16 @@ class Runtime:
         return self.model.manifest
 
     @property
-    def ready(self) -> bool:
-        return not self.draining
+    def broken(self) -> str | None:
+        """Why only a restart helps, or a new bundle; None while the model answers."""
+        if self._failures < FAILURES:
+            return None
+        return f"the model failed on the last {self._failures} batches; the log says why"
+
+    @property
+    def unready(self) -> str | None:
+        """Why requests should go elsewhere; None while they should not."""
+        return "the service is draining: it serves what still comes, and will stop" if self.draining else self.broken
 
     async def reload(self) -> None:
         """Serve the bundle that is now in the folder; if it is bad, the log says why and the old one stays.
@@ -100,6 +110,7 @@ class Runtime:
                 if len(model.runs) != len(self.model.runs):
                     raise DeviceError(f"the device is now {model.sessions[0].provider}; restart to serve there")
                 self.model = model
+                self._failures = 0
             except Exception as error:  # whatever a bad bundle can cause must not end a service that works
                 log.error("the bundle was not reloaded, %s stays: %s", old, error)
                 self.metrics.reloads.labels("failed").inc()
@@ -180,7 +191,8 @@ class Runtime:
     async def watch(self, period_s: float = 1.0) -> None:
         """Reload whenever the files of the bundle's folder have changed, and then stayed the same for a period."""
         folder = self.settings.bundle
-        loaded = seen = await asyncio.to_thread(stamp, folder)
+        seen = await asyncio.to_thread(stamp, folder)
+        loaded = seen if await asyncio.to_thread(self._is_served) else ()  # it may have changed since it was loaded
         while True:
             await asyncio.sleep(period_s)
             now = await asyncio.to_thread(stamp, folder)
@@ -189,7 +201,15 @@ class Runtime:
                 await self.reload()
             seen = now
 
+    def _is_served(self) -> bool:
+        """Whether the bundle in the folder is the one that is served."""
+        try:
+            return Bundle.load(self.settings.bundle).manifest == self.manifest
+        except BundleError:
+            return False
+
     def _count_batch(self, report: BatchReport) -> None:
+        self._failures = self._failures + 1 if report.failed else 0
         self.metrics.batch_size.observe(report.size)
         self.metrics.batch_padding.inc(self.model.sessions[0].bucket(report.size) - report.size)
 
@@ -202,7 +222,7 @@ class Runtime:
     def _describe(self, memory: MemoryStore) -> None:
         metrics = self.metrics
         self._describe_model()
-        metrics.ready.set_function(lambda: self.ready)
+        metrics.ready.set_function(lambda: self.unready is None)
         metrics.workers.set(self.settings.workers)
         metrics.queue_limit.set(self.settings.queue_limit)
         metrics.queue_depth.set_function(lambda: self.admission.depth)

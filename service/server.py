@@ -31,7 +31,7 @@ log = logging.getLogger("camcal")
 
 # What a supervisor tells a worker, a byte each; a connection comes with its file descriptor.
 CONNECTION, RELOAD, DRAIN, STOP = b"C", b"R", b"D", b"S"
-# What a worker says, in lines: which version it serves, every `BEAT_S` from when it is ready; or why it will never be.
+# What a worker says, in lines: which version it serves, every `BEAT_S` from when it is ready; or why it ends.
 SERVING, FAILED = b"+", b"-"
 BEAT_S = 5.0
 
@@ -143,9 +143,12 @@ class Worker(Server):
 
     def _beat(self) -> None:
         if runtime := running(self._app):
+            # Another process may do better where the model is broken; the supervisor then says when to end.
+            line = FAILED + runtime.broken.encode() if runtime.broken else SERVING + runtime.manifest.version.encode()
             with contextlib.suppress(OSError):  # the supervisor is gone
-                self._channel.send(SERVING + runtime.manifest.version.encode() + b"\n")
-            self._loop.call_later(BEAT_S, self._beat)
+                self._channel.send(line + b"\n")
+            if not runtime.broken:
+                self._loop.call_later(BEAT_S, self._beat)
 
     def _hear(self) -> None:
         try:
@@ -211,7 +214,7 @@ def _prepare(
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=math.ceil(settings.timeout_s) + 5,
+        timeout_graceful_shutdown=math.ceil(settings.body_timeout_s + settings.timeout_s) + 5,
     )
     # What is loaded now stays: a full collection that walks it all would hold the event loop for 20 ms.
     gc.collect()

@@ -183,7 +183,7 @@ def load_sessions(settings: Settings) -> list[Session]:
     """The bundle of `settings`, verified, loaded and warmed up, once for each of `settings.sessions`.
 
     Raises:
-        BundleError: if the folder is not a bundle that this service can run.
+        BundleError: if the folder is not a bundle that this service can run, or changed while it was loaded.
         DeviceError: if the device that was asked for cannot be used.
     """
     bundle = Bundle.load(settings.bundle)
@@ -194,6 +194,8 @@ def load_sessions(settings: Settings) -> list[Session]:
     ]
     for session in sessions:
         session.warm_up()
+    if Bundle.load(settings.bundle).manifest != bundle.manifest:  # or one's graph might go with another's classes
+        raise BundleError(f"{settings.bundle} changed while it was loaded")
     return sessions
 
 

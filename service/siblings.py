@@ -41,6 +41,7 @@ class Siblings:
             finally:
                 writer.close()
 
+        self.folder.mkdir(mode=0o700, exist_ok=True)  # where all that this one replaces have left
         path = self.folder / str(self.index)
         path.unlink(missing_ok=True)  # of a worker that this one replaces
         return await asyncio.start_unix_server(reply, path)

@@ -55,7 +55,8 @@ class _Worker:
     channel: socket.socket
     open: bool = True  # the channel
     said: bytes = b""  # of a line that is not complete
-    version: str | None = None  # of the model that it serves, once it is ready
+    served: bool = False
+    version: str | None = None  # of the model that it serves, as long as it is ready
     silent: int = 0  # beats missed
     reason: str | None = None  # why it ends
 
@@ -170,10 +171,13 @@ class Supervisor:
             if line.startswith(SERVING):
                 self._serves(worker, line.removeprefix(SERVING).decode())
             else:
-                worker.reason = line.removeprefix(FAILED).decode()
+                worker.reason, worker.version = line.removeprefix(FAILED).decode(), None
+                self._tell(STOP, [worker])  # behind the connections that it has yet to take
+                if self._opened:
+                    self._accept_if_possible()
 
     def _serves(self, worker: _Worker, version: str) -> None:
-        new, worker.version, worker.silent = worker.version is None, version, 0
+        new, worker.version, worker.silent, worker.served = worker.version is None, version, 0, True
         if not new:
             return
         self._failures = 0
@@ -207,7 +211,7 @@ class Supervisor:
         if self._stopping:
             return
         reason = worker.reason or f"worker {worker.index} ended with code {worker.process.exitcode}"
-        self._failures += worker.version is None
+        self._failures += not worker.served
         alone = not any(other.version for other in self._workers.values())
         if not self._opened or (alone and self._failures >= FAILURES):
             self._failure = self._failure or reason

@@ -14,13 +14,15 @@ from service.admission import Ticket
 from service.body import FIELD, FORM, check_size, images_of_form, read_body, require_form
 from service.deadline import TimeoutMs, latest
 from service.decoding import Data
-from service.errors import refused
+from service.errors import Problem, refused
 from service.routes.documented import problems
 from service.routes.predict import PredictOptions, answer_image, checked
 from service.runtime import Key, Running, log, unless_gone
 from service.schemas import PredictionBatch
 
 router = APIRouter()
+
+MAX_CLASSES = 2**16  # in all predictions of one answer: they are put together in the event loop
 
 _FIELDS = {FIELD: {"type": "array", "items": {"type": "string", "format": "binary"}}}
 _BODY = {
@@ -60,6 +62,12 @@ async def predict_batch(
         images = await runtime.in_thread(
             lambda: images_of_form(content_type, body, settings.images_limit), deadline=deadline, after=held.keep()
         )
+        if (classes := len(images) * wanted.top_k) > MAX_CLASSES:
+            raise Problem(
+                "invalid-parameter",
+                f"{wanted.top_k} classes of {len(images)} images are {classes} predictions; the limit of one answer is "
+                f"{MAX_CLASSES}: ask for fewer at once",
+            )
         tickets = [stack.enter_context(runtime.admission.ticket()) for _ in images]
         for ticket in tickets:
             ticket.join()

@@ -21,10 +21,17 @@ router = APIRouter()
 )
 async def metrics(request: Request) -> Response:
     """Counters, gauges and histograms in Prometheus's text format; of every worker, where there are several."""
-    own: Metrics = request.app.state.metrics
-    siblings: Siblings | None = request.app.state.siblings
-    text = await asyncio.to_thread(own.render)
-    if siblings:
-        texts = {siblings.index: text} | await siblings.ask_others("metrics")
-        text = await asyncio.to_thread(joined, dict(sorted(texts.items())))
+    state = request.app.state
+    if state.scrape is None:  # those who ask meanwhile share the answer: nobody may keep the service busy with this
+        state.scrape = asyncio.ensure_future(_render(state.metrics, state.siblings))
+        state.scrape.add_done_callback(lambda _: setattr(state, "scrape", None))
+    text = await asyncio.shield(state.scrape)
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _render(own: Metrics, siblings: Siblings | None) -> bytes:
+    text = await asyncio.to_thread(own.render)
+    if siblings is None:
+        return text
+    texts = {siblings.index: text} | await siblings.ask_others("metrics")
+    return await asyncio.to_thread(joined, dict(sorted(texts.items())))

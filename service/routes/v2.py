@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from contextlib import ExitStack
 from typing import Annotated, Any
@@ -31,10 +32,11 @@ from service.metrics import server_timing
 from service.model import Model
 from service.routes.documented import binary, protocol_errors
 from service.routes.predict import observe
-from service.runtime import Key, Running, Runtime, unless_gone
+from service.runtime import Key, Running, Runtime, running, unless_gone
 
 NAME = "camcal"
 EXTENSIONS = ["binary_tensor_data"]
+MAX_MAP_VALUES = 2**22  # in one answer
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 
@@ -81,9 +83,11 @@ class InferenceResponse(BaseModel):
     outputs: list[OutputTensor]
 
 
-@router.get("/health/live", summary="Is the server alive?")
-async def live() -> Live:
+@router.get("/health/live", responses=protocol_errors(503), summary="Is the server alive?")
+async def live(request: Request) -> Live:
     """As `/health/live`."""
+    if (runtime := running(request.app)) and runtime.broken:
+        raise Problem("not-ready", runtime.broken)
     return Live()
 
 
@@ -210,8 +214,8 @@ def _model(runtime: Runtime, name: str, version: str | None) -> Model:
 
 
 def _require_ready(runtime: Runtime) -> None:
-    if not runtime.ready:
-        raise Problem("not-ready", "the server is draining: it serves what still comes, and will stop")
+    if runtime.unready:
+        raise Problem("not-ready", runtime.unready)
 
 
 def _parse(runtime: Runtime, model: Model, body: bytearray, header_length: str | None) -> Inference:
@@ -226,9 +230,16 @@ def _parse(runtime: Runtime, model: Model, body: bytearray, header_length: str |
 
 def _top_k(model: Model, inference: Inference) -> int:
     try:
-        return model.ranker.check_top_k(inference.top_k)
+        top_k = model.ranker.check_top_k(inference.top_k)
     except ValueError as error:
         raise Problem("malformed-request", str(error)) from None
+    if (values := len(inference.images) * top_k * math.prod(model.manifest.grid)) > MAX_MAP_VALUES:
+        raise Problem(
+            "malformed-request",
+            f"the maps of {top_k} classes of {len(inference.images)} images have {values} values; the limit of one "
+            f"answer is {MAX_MAP_VALUES}: ask for fewer at once",
+        )
+    return top_k
 
 
 def _observe(runtime: Runtime, model: Model, answer: Answer) -> None:

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from service.routes import batch
 from tests.service.conftest import ClientFactory, GatedSession, TestClient, encoded, picture, png
 from tests.service.test_live import wait_for
 from tests.service.test_predict import RAW, problem
@@ -104,6 +105,15 @@ def test_too_many_images(client_factory: ClientFactory, field: str) -> None:
     ):
         response = client.post("/predict/batch", files=files(*map(png, range(count))))
         assert said in problem(response, 400, "malformed-request")
+
+
+def test_too_many_predictions(client_factory: ClientFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "MAX_CLASSES", 29)
+    client = client_factory()
+    assert client.post("/predict/batch?top_k=10", files=files(*map(png, range(2)))).status_code == 200
+    response = client.post("/predict/batch?top_k=10", files=files(*map(png, range(3))))
+    said = problem(response, 422, "invalid-parameter")
+    assert said.startswith("10 classes of 3 images are 30 predictions; the limit of one answer is 29")
 
 
 def test_too_large_form(client_factory: ClientFactory) -> None:

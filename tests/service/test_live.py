@@ -421,6 +421,22 @@ def test_sighup_before_the_service_is_up_does_no_harm(bundle: Bundle) -> None:
             child.kill()
 
 
+def test_sigterm_while_the_model_is_loaded_ends_at_once(bundle: Bundle) -> None:
+    program = (
+        "import time; from service import cli, session; session.load_sessions = lambda _: time.sleep(30); cli.app()"
+    )
+    command = [sys.executable, "-c", program, "serve", "--bundle", str(bundle.path), "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT) as child:
+        try:
+            caught = Path(f"/proc/{child.pid}/status")
+            # A handler of its own: as the first process of a container it would not get what it does not handle.
+            wait_for(lambda: int(re.search(r"SigCgt:\s*(\w+)", caught.read_text())[1], 16) >> 14 & 1 == 1)  # type: ignore[index]
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(10) == 143
+        finally:
+            child.kill()
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sigterm_drains(bundle: Bundle, workers: str) -> None:
     with process(bundle, CAMCAL_DRAIN_S="1", CAMCAL_WORKERS=workers) as (child, url):
@@ -486,6 +502,7 @@ def test_behind_a_proxy_that_takes_a_path_away(bundle: Bundle) -> None:
         assert address.startswith("/vision/v1/cam/")
         assert httpx.get(url + address.removeprefix("/vision/v1")).headers["content-type"] == "image/png"
         assert httpx.get(f"{url}/v2/nothing").json().keys() == {"error"}
+        assert httpx.get(f"{url}/openapi.json").json()["servers"] == [{"url": "/vision/v1"}]
         assert metric(url, 'camcal_requests_total{code="200",route="/cam/{id}"}') == 1
 
 

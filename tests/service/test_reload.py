@@ -22,7 +22,7 @@ from onnx import helper
 from models.bundle import MODEL_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
 from service import runtime, session
 from service.app import create_app
-from service.model import Model, load_model
+from service.model import Model
 from service.settings import Settings
 from tests.service.conftest import TestClient, png
 from tests.service.test_live import metric, process, running, wait_for
@@ -174,6 +174,18 @@ def test_watched_folder(
         wait_for(lambda: version() == bundle.manifest.version)
 
 
+def test_watched_folder_that_changed_before_it_was_watched(
+    bundle: Bundle, other: Bundle, current: Callable[[Path], Path]
+) -> None:
+    folder = current(bundle.path)
+    app = create_app(
+        Settings(bundle=folder, max_batch=1, watch=True), session.Session(Bundle.load(folder), max_batch=1)
+    )
+    current(other.path)
+    with running(app) as url:
+        wait_for(lambda: httpx.get(f"{url}/model").json()["version"] == "doubled")
+
+
 def test_bundle_that_changes_while_it_is_loaded(
     bundle: Bundle, other: Bundle, current: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +199,7 @@ def test_bundle_that_changes_while_it_is_loaded(
 
     monkeypatch.setattr(Bundle, "load", then_replaced)
     with pytest.raises(BundleError, match="changed while it was loaded"):
-        load_model(Settings(bundle=folder, max_batch=1))
+        session.load_sessions(Settings(bundle=folder, max_batch=1))
 
 
 def test_map_outlives_a_model_with_more_classes(client: TestClient, bundle: Bundle) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,11 @@ import yaml
 
 from models.bundle import Bundle, BundleError
 from service.app import create_app, openapi
-from service.metrics import STAGES
+from service.metrics import STAGES, Metrics
 from service.routes.model import describe
 from service.schemas import Contributions, ModelDescription, Prediction
 from service.settings import Settings
-from tests.service.conftest import ClientFactory, TestClient, png
+from tests.service.conftest import ClientFactory, GatedSession, TestClient, png
 from tests.service.test_predict import RAW, problem
 
 OPENAPI_FILE = Path(__file__).parents[2] / "openapi.yaml"
@@ -60,6 +62,47 @@ def test_draining_is_not_ready_but_serves(client: TestClient) -> None:
     assert client.get("/health/live").status_code == 200
     assert client.post("/predict", content=png(), headers=RAW).status_code == 200
     assert "camcal_ready 0.0" in client.get("/metrics").text
+
+
+def test_a_model_that_fails_on_every_batch_is_neither_ready_nor_alive(
+    client_factory: ClientFactory, gated: GatedSession
+) -> None:
+    client = client_factory(gated)
+    health = ("/health/ready", "/health/live", "/v2/health/ready", "/v2/health/live")
+    gated.failing = True
+    for count in range(5):
+        assert [client.get(path).status_code for path in health] == [200] * 4, count
+        assert client.post("/predict", content=png(), headers=RAW).status_code == 500
+    assert [client.get(path).status_code for path in health] == [503] * 4
+    said = problem(client.get("/health/live"), 503, "not-ready")
+    assert said == "the model failed on the last 5 batches; the log says why"
+    assert "camcal_ready 0.0" in client.get("/metrics").text
+    gated.failing = False
+    assert client.post("/predict", content=png(), headers=RAW).status_code == 200
+    assert [client.get(path).status_code for path in health] == [200] * 4
+
+
+def test_very_many_faults_of_one_request_are_not_all_told(client: TestClient) -> None:
+    response = client.get("/cam/" + "a" * 22 + "?" + "&".join(f"p{number}" for number in range(3000)))
+    said = problem(response, 422, "invalid-parameter")
+    assert len(response.json()["errors"]) == 20 and said.endswith("; and 2980 more")
+
+
+def test_scrapes_at_once_are_one(client_factory: ClientFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = client_factory()
+    rendered: list[float] = []
+    render = Metrics.render
+
+    def slowly(self: Metrics) -> bytes:
+        rendered.append(time.monotonic())
+        time.sleep(0.5)
+        return render(self)
+
+    monkeypatch.setattr(Metrics, "render", slowly)
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: client.get("/metrics"), range(8)))
+    assert {answer.status_code for answer in answers} == {200} and len(rendered) < 4
+    assert client.get("/metrics").status_code == 200
 
 
 def test_without_a_model_nothing_is_ready(bundle: Bundle) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from models.bundle import OUTPUTS, Bundle
 from service.inference_protocol import HEADER_LENGTH, MAX_JSON_BYTES, parse
+from service.routes import v2
 from service.session import Session
 from tests.service.conftest import ClientFactory, GatedSession, TestClient, encoded, picture
 from tests.service.test_live import Live as Live
@@ -234,6 +236,17 @@ def test_large_json_is_refused(client: TestClient, bundle: Bundle) -> None:
     response = client.post(infer_path(bundle), content=b" " * (2**20 + 1))
     assert response.status_code == 413
     assert response.json()["error"] == "the JSON has 1048577 bytes; the limit is 1048576: send binary tensors"
+
+
+def test_too_many_maps_are_refused(client: TestClient, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(v2, "MAX_MAP_VALUES", 3 * 10 * math.prod(bundle.manifest.grid) - 1)
+    for count, status in ((2, 200), (3, 400)):
+        request = {
+            "inputs": [tensor(images(count)), {"name": "top_k", "shape": [1], "datatype": "INT64", "data": [10]}]
+        }
+        response = client.post(infer_path(bundle), json=request)
+        assert response.status_code == status, response.text
+    assert response.json()["error"].startswith("the maps of 10 classes of 3 images have ")
 
 
 def test_one_image_of_any_size_is_never_too_long() -> None:

@@ -112,6 +112,32 @@ def test_worker_that_hangs_is_replaced_and_holds_up_no_other(bundle: Bundle) -> 
         assert workers(child)[0] == awake
 
 
+def test_worker_whose_model_fails_on_every_batch_is_replaced(bundle: Bundle, tmp_path: Path) -> None:
+    flag = tmp_path / "broken"
+    program = (
+        "-c",
+        f"""if True:
+        import os
+        from service import cli, server, session
+        server.BEAT_S, run = 0.2, session.Session.run
+        def fail(self, *given):
+            if os.path.exists({str(flag)!r}):
+                raise ArithmeticError("the device is gone")
+            return run(self, *given)
+        session.Session.run = fail
+        cli.app()""",
+    )
+    with process(bundle, program, CAMCAL_WORKERS="2") as (child, url):
+        before = workers(child)
+        flag.touch()
+        for _ in range(5):
+            assert [post(url, seed).status_code for seed in range(2)] == [500, 500]  # one for each worker
+        flag.unlink()
+        wait_for(lambda: all(map(gone, before)))
+        assert [post(url, seed).status_code for seed in range(2)] == [200, 200]
+        wait_for(lambda: len(workers(child)) == 2)
+
+
 def test_a_burst_of_connections_waits_for_room(service: Service) -> None:
     child, url = service
     host, port = httpx.URL(url).host, httpx.URL(url).port
