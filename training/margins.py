@@ -20,6 +20,7 @@ from training.losses import grw_weights
 from training.samplers import class_shares
 
 MIN_OMEGA = 1e-3
+CHUNK = 2**22  # logits at once, in fp64: of a large data set, all would take many gigabytes
 
 
 def fit_marc(
@@ -113,7 +114,9 @@ def _penalised(
     near: MARC | None,
 ) -> MARC:
     """The minimum of `fit_marc`'s penalised loss, over ω and the offsets β_k‖W_k‖, in fp64."""
-    logits_NK, weights_K, start_K = logits_NK.double(), weights_K.double(), start_K.double()
+    weights_K, start_K = weights_K.double(), start_K.double()
+    parts = list(zip(*(rows.split(max(1, CHUNK // len(start_K))) for rows in (logits_NK, labels_N)), strict=True))
+    total = weights_K[labels_N].sum()
     # ω = MIN_OMEGA + log(1 + exp v) is never below its bound; close to it the slope vanishes, so nothing begins there.
     first_K = torch.ones_like(start_K) if near is None else near.omega.detach().double().clamp(min=0.1)
     raw_K = nn.Parameter((first_K - MIN_OMEGA).expm1().log())
@@ -122,11 +125,15 @@ def _penalised(
 
     def closure() -> float:
         optimizer.zero_grad(set_to_none=True)
-        omega_K = MIN_OMEGA + functional.softplus(raw_K)
-        loss = functional.cross_entropy(omega_K * logits_NK + offset_K, labels_N, weight=weights_K)
-        loss = loss + pull_K @ ((omega_K - 1).square() + (offset_K - start_K).square())
+        loss = pull_K @ ((MIN_OMEGA + functional.softplus(raw_K) - 1).square() + (offset_K - start_K).square())
         loss.backward()
-        return float(loss.detach())
+        found = float(loss.detach())
+        for z_NK, y_N in parts:
+            scores_NK = (MIN_OMEGA + functional.softplus(raw_K)) * z_NK.double() + offset_K
+            loss = functional.cross_entropy(scores_NK, y_N, weight=weights_K, reduction="sum") / total
+            loss.backward()
+            found += float(loss.detach())
+        return found
 
     optimizer.step(closure)
     marc = MARC(len(start_K))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from training import margins
 from training.config import CalibrateConfig
 from training.losses import grw_weights
 from training.margins import MIN_OMEGA, fit_lws, fit_marc
@@ -83,6 +84,15 @@ def test_where_the_search_begins_changes_nothing() -> None:
         ]
         torch.testing.assert_close(fits[0].omega, fits[1].omega, rtol=0, atol=1e-3)
         torch.testing.assert_close(fits[0].beta, fits[1].beta, rtol=0, atol=1e-2)
+
+
+def test_the_penalised_fit_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = _problem()
+    whole = fit_marc(logits, labels, NORMS, COUNTS, CalibrateConfig(), seed=0, penalty=1.0)
+    monkeypatch.setattr(margins, "CHUNK", 7 * 5)
+    parts = fit_marc(logits, labels, NORMS, COUNTS, CalibrateConfig(), seed=0, penalty=1.0)
+    torch.testing.assert_close(parts.omega, whole.omega, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(parts.beta, whole.beta, rtol=1e-4, atol=1e-4)
 
 
 def test_a_strong_penalty_leaves_margins_where_they_start() -> None:
