@@ -24,6 +24,7 @@ _UPRIGHT = {  # EXIF orientation → what turns the picture upright
 
 def upright(image: Image.Image) -> Image.Image:
     """A picture as people see it: its first frame, turned by its EXIF orientation, on white, RGB."""
+    image.load()  # Pillow turns a TIFF by itself then
     turn, rgb = turn_of(image), to_rgb(image)
     return rgb if turn is None else rgb.transpose(turn)
 

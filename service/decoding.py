@@ -34,7 +34,7 @@ JPEG_BYTES, COEFFICIENT_BYTES, OTHER_BYTES = 12, 6, 20  # a pixel
 # Each scan of a JPEG goes over the whole picture, even one of ten bytes. Encoders write about ten.
 SCANS = 64  # of a picture of as many pixels as are allowed; a smaller one may have more
 SEGMENTS = 2000  # of the file; Pillow keeps a list of them
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # what else follows 0xff belongs to a scan's data
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")  # what else follows 0xff has no length, or is a scan's data
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 _SCAN = re.compile(_START_OF_SCAN)
 

@@ -53,11 +53,14 @@ class _Lingering:
             self.closing = True
             self._transport.write_eof()
             self._transport.resume_reading()
-            self._protocol.loop.call_later(LINGER_S, self._transport.close)
+            self._protocol.loop.call_later(LINGER_S, self._end)
         else:
-            self._transport.close()
-            if self._transport.get_write_buffer_size():
-                self._protocol.await_reader()
+            self._end()
+
+    def _end(self) -> None:
+        self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._protocol.await_reader()
 
 
 def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
@@ -73,7 +76,7 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
         head_bytes = 0
         left_over = 0
         in_body = False
-        messages = 0
+        furthered = False
         head_timer: asyncio.TimerHandle | None = None
         write_timer: asyncio.TimerHandle | None = None
 
@@ -87,8 +90,8 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._have_head()
-            self._drained()
             super().connection_lost(exc)
+            self._drained()
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -107,9 +110,9 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
                 return
             if self.head_timer is None and (self.cycle is None or self.cycle.response_complete):
                 self._await_head()
-            messages = self.messages
+            self.furthered = False
             super().data_received(data)
-            if not self.in_body and self.messages == messages:
+            if not self.furthered:  # it was of a head, of trailers, or of what belongs to a chunk beside its body
                 self.head_bytes += len(data)
                 if self.head_bytes > MAX_HEAD_BYTES:
                     self._refuse(b"431 Request Header Fields Too Large")
@@ -118,16 +121,24 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
             if self._is_offer():
                 return
             self._have_head()
+            self._further()
             self.in_body = True
             super().on_headers_complete()
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            if not self.in_body:  # a trailer is of no use here, and uvicorn would keep them all
+                super().on_header(name, value)
+
+        def on_body(self, body: bytes) -> None:
+            self._further()
+            super().on_body(body)
 
         def on_message_complete(self) -> None:
             if self._is_offer():
                 return
             self._have_head()  # what came after an early answer was the rest of a body
             self.in_body = False
-            self.messages += 1
-            self.head_bytes = 0
+            self._further()
             super().on_message_complete()
 
         def overlook(self, rest: bytes) -> None:
@@ -151,6 +162,9 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
             if self.head_timer is not None:
                 self.head_timer.cancel()
                 self.head_timer = None
+
+        def _further(self) -> None:
+            self.furthered, self.head_bytes = True, 0
 
         def await_reader(self) -> None:
             """Give the connection up when what is not sent yet has stayed as much for a while."""

@@ -205,7 +205,7 @@ class Runtime:
         """Whether the bundle in the folder is the one that is served."""
         try:
             return Bundle.load(self.settings.bundle).manifest == self.manifest
-        except BundleError:
+        except (BundleError, OSError):  # another one is just being put there
             return False
 
     def _count_batch(self, report: BatchReport) -> None:

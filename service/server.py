@@ -214,7 +214,7 @@ def _prepare(
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=math.ceil(settings.body_timeout_s + settings.timeout_s) + 5,
+        timeout_graceful_shutdown=math.ceil(settings.answer_s),
     )
     # What is loaded now stays: a full collection that walks it all would hold the event loop for 20 ms.
     gc.collect()

@@ -81,6 +81,11 @@ class Settings(BaseSettings):
         return key
 
     @property
+    def answer_s(self) -> float:
+        """The longest that a request may take, from the first byte of its body to its answer."""
+        return self.body_timeout_s + self.timeout_s + 5
+
+    @property
     def images_limit(self) -> int:
         """Images in one request: a request that could never fit into the queue is refused for its size."""
         return min(self.max_images, self.queue_limit)

@@ -39,6 +39,7 @@ RESTART_S = 1.0  # before a worker that ended is replaced; twice that after each
 MAX_RESTART_S = 30.0
 FAILURES = 5  # workers in a row that could not start, while there is no other: the service ends
 SILENCE = 6  # beats that a worker may miss before it is taken to hang
+LATE_S = 10.0  # for a worker to end after its last answer
 BEHIND_S = 0.01  # before connections are accepted again when no worker had room for one
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -173,6 +174,7 @@ class Supervisor:
             else:
                 worker.reason, worker.version = line.removeprefix(FAILED).decode(), None
                 self._tell(STOP, [worker])  # behind the connections that it has yet to take
+                self._later(self._settings.answer_s + LATE_S, lambda: self._end(worker))
                 if self._opened:
                     self._accept_if_possible()
 
@@ -200,6 +202,11 @@ class Supervisor:
                     worker.reason = f"worker {worker.index} has hung for {SILENCE * server.BEAT_S:g} s"
                     worker.process.kill()
         self._later(server.BEAT_S, self._listen_for_beats)
+
+    def _end(self, worker: _Worker) -> None:
+        """Of a worker that should have ended by itself."""
+        if self._workers.get(worker.index) is worker:
+            worker.process.kill()
 
     def _ended(self, worker: _Worker) -> None:
         self._selector.unregister(worker.process.sentinel)

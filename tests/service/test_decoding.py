@@ -202,6 +202,9 @@ def test_a_jpeg_of_very_many_scans_is_refused(options: dict[str, Any]) -> None:
     assert decode(encoded(picture(), "JPEG", **options), RULE, tight).pixels.shape == (32, 32, 3)
     with pytest.raises(ImageTooLargeError, match=r"has \d+ scans of 60×40 px: too many"):
         decode(with_scans(70, **options), RULE, tight)
+    hidden = with_scans(70, **options).replace(EMPTY_SCAN, b"\xff\x01" + EMPTY_SCAN, 1)  # a marker without a length
+    with pytest.raises(ImageTooLargeError, match=r"has \d+ scans"):
+        decode(hidden, RULE, tight)
     with pytest.raises(UndecodableImageError, match="more than 2000 segments"):
         decode(with_scans(2000, **options), RULE, LIMITS)
 

@@ -314,7 +314,8 @@ def test_a_client_that_does_not_read_loses_its_connection(long_answer: str, last
     assert taken < LONG
 
 
-def test_a_client_that_reads_slowly_gets_all(long_answer: str) -> None:
+def test_a_client_that_reads_slowly_gets_all(long_answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "STALL_S", 1.0)
     with connect(long_answer) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         taken = 0
@@ -322,6 +323,24 @@ def test_a_client_that_reads_slowly_gets_all(long_answer: str) -> None:
             taken += len(some)
             time.sleep(0.05)
     assert taken > LONG
+
+
+def test_endless_trailers(live: Live, session: Session) -> None:
+    with connect(live(session)) as connection:
+        chunked = head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+        connection.sendall(chunked + b"1\r\na\r\n0\r\n")
+        with pytest.raises(OSError):
+            for number in range(20_000):
+                connection.sendall(b"X-%d: " % number + b"x" * 1000 + b"\r\n")
+
+
+def test_a_chunked_body_with_trailers_is_read(live: Live, session: Session) -> None:
+    image = png()
+    body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (image[:100], image[100:]))
+    with connect(live(session)) as connection:
+        chunked = head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+        connection.sendall(chunked + body + b"0\r\nX-Sum: 1\r\n\r\n")
+        assert connection.recv(10_000).startswith(b"HTTP/1.1 200 ")
 
 
 def test_client_that_leaves_in_its_body(live: Live, session: Session) -> None:

@@ -112,14 +112,16 @@ def test_worker_that_hangs_is_replaced_and_holds_up_no_other(bundle: Bundle) -> 
         assert workers(child)[0] == awake
 
 
-def test_worker_whose_model_fails_on_every_batch_is_replaced(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stuck", ["pass", "server.Worker.stop, workers.LATE_S = lambda self: None, -4"])
+def test_worker_whose_model_fails_on_every_batch_is_replaced(bundle: Bundle, tmp_path: Path, stuck: str) -> None:
     flag = tmp_path / "broken"
     program = (
         "-c",
         f"""if True:
         import os
-        from service import cli, server, session
-        server.BEAT_S, run = 0.2, session.Session.run
+        from service import cli, server, session, workers
+        {stuck}
+        server.BEAT_S, run = 0.5, session.Session.run
         def fail(self, *given):
             if os.path.exists({str(flag)!r}):
                 raise ArithmeticError("the device is gone")
@@ -127,7 +129,8 @@ def test_worker_whose_model_fails_on_every_batch_is_replaced(bundle: Bundle, tmp
         session.Session.run = fail
         cli.app()""",
     )
-    with process(bundle, program, CAMCAL_WORKERS="2") as (child, url):
+    settings = {"CAMCAL_WORKERS": "2", "CAMCAL_TIMEOUT_S": "5", "CAMCAL_BODY_TIMEOUT_S": "0.5"}
+    with process(bundle, program, **settings) as (child, url):
         before = workers(child)
         flag.touch()
         for _ in range(5):

@@ -55,8 +55,10 @@ def list_images(root: Path, split_file: str | None = None) -> Listing:
     train = _part(root, TRAIN) or root
     test = _part(root, TEST)
     classes = _class_folders(train)
-    if train == root and test and all(name.lower() in TEST for name in classes):
-        raise DataError(f"{root} has the folder {test.name}, but none that is named train")
+    if train == root and classes and all(name.lower() in TRAIN + TEST for name in classes):
+        raise DataError(
+            f"{root} has {' and '.join(classes)}, but none of them is a train folder with a folder for each class"
+        )
     if len(classes) < 2:
         raise DataError(
             f"{train} has {len(classes)} folders with images; expected one for each of at least two classes"

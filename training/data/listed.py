@@ -131,6 +131,7 @@ class RandomCrop:
         image.draft("RGB", (math.ceil(full_width * scale), math.ceil(full_height * scale)))
         shrunk = image.size[0] / full_width, image.size[1] / full_height
         box = (left * shrunk[0], top * shrunk[1], right * shrunk[0], bottom * shrunk[1])
+        image.load()  # Pillow turns a TIFF by itself then
         turn = turn_of(image)
         resized = to_rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
         return np.asarray(resized if turn is None else resized.transpose(turn))

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from models.preprocessing import Preprocessing
+from models.preprocessing import Preprocessing, upright
 from service.decoding import Limits
 from service.decoding import decode as serve
 from training.config import AugmentConfig
@@ -62,7 +62,16 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 def test_a_test_part_alone_is_not_taken_for_classes(tmp_path: Path) -> None:
     for part in ("Test/cat/a.jpg", "Val/cat/b.jpg"):
         _image(tmp_path / part)
-    with pytest.raises(DataError, match="has the folder Test, but none that is named train"):
+    with pytest.raises(DataError, match="has Test and Val, but none of them is a train folder with a folder for each"):
+        folder.list_images(tmp_path)
+
+
+def test_parts_without_class_folders_are_not_taken_for_classes(tmp_path: Path) -> None:
+    for part in ("train/cat.1.jpg", "test/1.jpg"):
+        _image(tmp_path / part)
+    with pytest.raises(
+        DataError, match="has test and train, but none of them is a train folder with a folder for each"
+    ):
         folder.list_images(tmp_path)
 
 
@@ -206,3 +215,21 @@ def test_a_table_saved_by_excel_is_read(tmp_path: Path) -> None:
     assert folder.list_images(tmp_path, "s.csv").classes == ["cat", "dog"]
     (tmp_path / "l.txt").write_text("x/a.jpg 0\n", encoding="utf-8-sig")
     assert listed.read_list(tmp_path / "l.txt")[0] == ["x/a.jpg"]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_a_picture_is_turned_once(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / f"turned.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path, exif=exif)
+    rule = Preprocessing(fit="stretch", resize=16, input_size=16, mean=(0, 0, 0), std=(1, 1, 1))
+    with Image.open(path) as image:
+        assert upright(image).size == (20, 30)
+    with Image.open(path) as image:
+        expected = rule.apply(ImageOps.exif_transpose(image).convert("RGB"))
+    (found,), _ = folder.decode([(path, 0)], rule)
+    np.testing.assert_array_equal(found, expected)
+    with Image.open(path) as image:
+        cropped = listed.RandomCrop(AugmentConfig(area=(1.0, 1.0), aspect=(1.0, 1.0)), rule, 0)(image, 0)
+    assert np.abs(cropped.astype(int) - expected).max() <= 1
