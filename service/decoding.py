@@ -122,7 +122,7 @@ def decode(
     try:
         with plugin(io.BytesIO(data)) as image:
             _check_pixels(*image.size, limits.max_pixels)
-            if scans > 1 and scans * image.width * image.height > SCANS * limits.max_pixels:
+            if scans * image.width * image.height > SCANS * limits.max_pixels:
                 raise ImageTooLargeError(f"the image has {scans} scans of {image.width}×{image.height} px: too many")
             shrink = _shrink(image, preprocessing, picture)
             with hold(_memory(image, shrink, scans)):

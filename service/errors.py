@@ -141,7 +141,9 @@ def _invalid(error: RequestValidationError) -> Problem:
         else:
             message = f"{name} is {str(found['input'])[:100]!r}: {sentence(found['msg'])}"
         errors.append({"in": where, "field": name, "message": message})
-    messages = [e["message"] for e in errors] + [f"and {n} more" for n in [len(all_found) - SHOWN] if n > 0]
+    messages = [e["message"] for e in errors]
+    if len(all_found) > SHOWN:
+        messages.append(f"and {len(all_found) - SHOWN} more")
     return Problem("invalid-parameter", "; ".join(messages), errors=errors)
 
 

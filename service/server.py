@@ -144,10 +144,11 @@ class Worker(Server):
     def _beat(self) -> None:
         if runtime := running(self._app):
             # Another process may do better where the model is broken; the supervisor then says when to end.
-            line = FAILED + runtime.broken.encode() if runtime.broken else SERVING + runtime.manifest.version.encode()
+            broken = runtime.broken
+            line = FAILED + broken.encode() if broken else SERVING + runtime.manifest.version.encode()
             with contextlib.suppress(OSError):  # the supervisor is gone
                 self._channel.send(line + b"\n")
-            if not runtime.broken:
+            if not broken:
                 self._loop.call_later(BEAT_S, self._beat)
 
     def _hear(self) -> None:

@@ -22,7 +22,7 @@ from training.data import Dataset, Images
 from training.data.augment import Augment
 from training.margins import MIN_OMEGA, fit_lws, fit_marc
 from training.placement import measure_shift
-from training.priors import Floats, given_prior, is_balanced, logit_prior, prior_weights
+from training.priors import Floats, even_prior, given_prior, is_balanced, logit_prior, prior_weights
 
 TAUS = tuple(t / 10 for t in range(21))
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
@@ -126,7 +126,7 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe, like: 
     network.rescale.load_state_dict(Rescale(len(data.classes)).state_dict())
     cache = _Cache(network, data, recipe)
     prior_K = logit_prior(recipe, cache.counts_K)
-    even_K = np.full(cache.classes, 1 / cache.classes)
+    even_K = even_prior(cache.classes)
     weights_N = torch.from_numpy(prior_weights(cache.held_labels.numpy(), even_K))
     tau_curve: list[dict[str, float]] = []
     tau = None

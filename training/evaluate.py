@@ -20,7 +20,7 @@ from training.calibrate import fit_temperature, other_priors, predict_logits
 from training.config import Recipe
 from training.curves import scalar_curve
 from training.data import Dataset
-from training.priors import logit_prior, prior_weights, shift_prior
+from training.priors import even_prior, logit_prior, prior_weights, shift_prior
 from training.provenance import made_with
 
 STEPS = {
@@ -57,7 +57,7 @@ def evaluate(
     tested_K = np.bincount(labels_N, minlength=len(counts_K))
     held_prior_K = logit_prior(recipe, np.bincount(data.train.labels.cpu().numpy(), minlength=len(counts_K)))
     raw_prior_K = held_prior_K if before_refit is None else logit_prior(recipe, counts_K)
-    even_K = np.full_like(raw_prior_K, 1 / len(raw_prior_K))
+    even_K = even_prior(len(raw_prior_K))
     # τ-norm and learned weight scaling are chosen to balance the classes: their logits are for the even prior.
     balanced = recipe.calibrate.rescale != "off"
     step_priors = {"trained": raw_prior_K, "scalar": even_K if balanced else raw_prior_K, "adjusted": even_K}
@@ -172,7 +172,7 @@ def _temperature_only(
     Fitted as after MARC, by class-balanced likelihood on the held-out part, and once more for the training prior π.
     """
     labels_N, held_labels = data.test.labels.numpy(), data.holdout.labels
-    even_K = np.full_like(prior_K, 1 / len(prior_K))
+    even_K = even_prior(len(prior_K))
     balanced = fit_temperature(held_NK, held_labels, even_K, spread)
     shifted = fit_temperature(held_NK, held_labels, prior_K, spread, raw_priors_K[0])
     shifted_NK = shift_prior(metrics.softmax((logits_NK / shifted).numpy()), prior_K / raw_priors_K[1])
@@ -202,7 +202,7 @@ def _scalar_curve(
     data: Dataset, cosines_NK: Tensor, held_cosines_NK: Tensor, raw_priors_K: tuple[metrics.Floats, metrics.Floats]
 ) -> list[dict[str, float]]:
     """`scalar_curve` of the test part, and of the held-out part under the names `holdout_…`, class-balanced both."""
-    even_K = np.full(len(data.classes), 1 / len(data.classes))
+    even_K = even_prior(len(data.classes))
     curves = []
     parts = (data.test, cosines_NK), (data.holdout, held_cosines_NK)
     for (part, c_NK), raw_prior_K in zip(parts, raw_priors_K, strict=True):

@@ -12,6 +12,11 @@ from training.samplers import class_shares
 Floats = NDArray[np.float64]
 
 
+def even_prior(classes: int) -> Floats:
+    """Every class as frequent as another, K values."""
+    return np.full(classes, 1 / classes)
+
+
 def logit_prior(recipe: Recipe, counts_K: NDArray[np.int64]) -> Floats:
     """The class prior q that softmax of the trained logits is for, K values.
 
@@ -25,7 +30,7 @@ def logit_prior(recipe: Recipe, counts_K: NDArray[np.int64]) -> Floats:
         counts_K: of the images trained on.
     """
     if recipe.model.reslt != "off":
-        return np.full(len(counts_K), 1 / len(counts_K))
+        return even_prior(len(counts_K))
     progress = 1 - 1 / recipe.fit.epochs
     prior_K = class_shares(recipe.fit.sampler, counts_K, progress)
     if progress >= recipe.loss.reweight_from:

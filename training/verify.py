@@ -13,7 +13,7 @@ from training import metrics, precision
 from training.config import Recipe, parse_recipe
 from training.data import Dataset
 from training.evaluate import figures_table
-from training.priors import prior_weights
+from training.priors import even_prior, prior_weights
 
 STEPS = {"probabilities": "scalar", "calibrated_probabilities": "calibrated"}
 """The graph's outputs, and the steps of the report whose figures are theirs."""
@@ -41,7 +41,7 @@ def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Any]:
         raise VerifyError(f"the data has {len(data.classes)} classes, and they are not those of the bundle")
     groups_K: list[str] = [info.group for info in manifest.classes]
     labels_N = data.test.labels.numpy()
-    even_N = prior_weights(labels_N, np.full(len(data.classes), 1 / len(data.classes)))
+    even_N = prior_weights(labels_N, even_prior(len(data.classes)))
     if "by_chance" not in bundle.report:  # older ones let each image weigh the same
         even_N = np.ones(len(labels_N))
     outputs = list(precision.served(bundle.model_path, data.test))

@@ -30,9 +30,10 @@ from service.inference_protocol import (
 )
 from service.metrics import server_timing
 from service.model import Model
+from service.routes import health
 from service.routes.documented import binary, protocol_errors
 from service.routes.predict import observe
-from service.runtime import Key, Running, Runtime, running, unless_gone
+from service.runtime import Key, Running, Runtime, unless_gone
 
 NAME = "camcal"
 EXTENSIONS = ["binary_tensor_data"]
@@ -86,15 +87,14 @@ class InferenceResponse(BaseModel):
 @router.get("/health/live", responses=protocol_errors(503), summary="Is the server alive?")
 async def live(request: Request) -> Live:
     """As `/health/live`."""
-    if (runtime := running(request.app)) and runtime.broken:
-        raise Problem("not-ready", runtime.broken)
+    await health.live(request)
     return Live()
 
 
 @router.get("/health/ready", responses=protocol_errors(503), summary="Is the server ready?")
 async def ready(runtime: Running) -> ServerReady:
     """As `/health/ready`."""
-    _require_ready(runtime)
+    await health.ready(runtime)
     return ServerReady()
 
 
@@ -112,7 +112,7 @@ _OF_MODEL: dict[str, Any] = {"dependencies": [Key], "responses": protocol_errors
 async def model_ready(runtime: Running, name: str, version: str | None = None) -> ModelReady:
     """The one model served is ready when the server is."""
     model = _model(runtime, name, version)
-    _require_ready(runtime)
+    await health.ready(runtime)
     return ModelReady(name=model.manifest.name)
 
 
@@ -211,11 +211,6 @@ def _model(runtime: Runtime, name: str, version: str | None) -> Model:
         wanted = name if version is None else f"{name} {version}"
         raise Problem("not-found", f"there is no model {wanted[:100]!r}; this server has {model.label!r}")
     return model
-
-
-def _require_ready(runtime: Runtime) -> None:
-    if runtime.unready:
-        raise Problem("not-ready", runtime.unready)
 
 
 def _parse(runtime: Runtime, model: Model, body: bytearray, header_length: str | None) -> Inference:

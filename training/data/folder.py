@@ -53,7 +53,7 @@ def list_images(root: Path, split_file: str | None = None) -> Listing:
     if split_file is not None:
         return _from_split(root, root / split_file)
     train = _part(root, TRAIN) or root
-    test = _part(root, TEST)
+    test = _part(root, TEST) if train != root else None
     classes = _class_folders(train)
     if train == root and classes and all(name.lower() in TRAIN + TEST for name in classes):
         raise DataError(
@@ -63,7 +63,7 @@ def list_images(root: Path, split_file: str | None = None) -> Listing:
         raise DataError(
             f"{train} has {len(classes)} folders with images; expected one for each of at least two classes"
         )
-    if train == root or test is None:
+    if test is None:
         return Listing(classes=classes, train=_from_folders(train, classes), test=[], left_out=_left_out(train))
     if unknown := set(_class_folders(test)) - set(classes):
         raise DataError(f"{test} has the class {sorted(unknown)[0]!r}, which {train} does not have")
