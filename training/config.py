@@ -184,6 +184,25 @@ class FitConfig(_Section):
     compile: bool = False
 
 
+class DistillConfig(_Section):
+    """Learning from another network too; see `training.distill`.
+
+    teacher: the folder of a finished run with the same `seed` and `data`; relative to the current folder.
+    weight: α, the share of what the teacher says in the loss; the rest is the loss of the labels. 0 is off.
+    temperature: T, by which the logits of both are divided for it.
+    """
+
+    teacher: Path | None = None
+    weight: float = Field(default=0.0, ge=0, le=1)
+    temperature: float = Field(default=3.0, gt=0)
+
+    @model_validator(mode="after")
+    def _teacher_heard(self) -> DistillConfig:
+        if self.teacher is not None and not self.weight:
+            raise ValueError("teacher needs distill.weight above 0, such as 0.5")
+        return self
+
+
 class CalibrateConfig(_Section):
     """The steps after training; see `training.calibrate`.
 
@@ -237,6 +256,7 @@ class Recipe(_Section):
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     fit: FitConfig
+    distill: DistillConfig = DistillConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
 
     @model_validator(mode="after")
@@ -251,10 +271,18 @@ class Recipe(_Section):
             raise ValueError("calibrate.refit needs calibrate.marc_on = 'train' and calibrate.rescale = 'off'")
         return self
 
+    @property
+    def training_seed(self) -> int:
+        """Of initial weights, order and augmentation. A student's differ from its teacher's, whose seed it shares."""
+        return self.seed + (2**31 if self.distill.weight else 0)
+
+    def shown(self) -> dict[str, Any]:
+        """The recipe as JSON for others to read: without the places where data and teacher lie."""
+        return self.model_dump(mode="json", exclude={"data": {"root"}, "distill": {"teacher"}})
+
     def deciding(self) -> dict[str, Any]:
-        """What decides a run's figures, as JSON: all but where the data lies and whether the network is compiled."""
-        plain = self.model_copy(update={"fit": self.fit.model_copy(update={"compile": False})})
-        return plain.model_dump(mode="json", exclude={"data": {"root"}})
+        """What decides a run's figures, as JSON: all but where things lie and whether the network is compiled."""
+        return self.model_copy(update={"fit": self.fit.model_copy(update={"compile": False})}).shown()
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:

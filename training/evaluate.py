@@ -80,7 +80,7 @@ def evaluate(
     report = {
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "settings": recipe.model_dump(mode="json", exclude={"data": {"root"}}),
+        "settings": recipe.shown(),
         "made_with": made_with(network.mean.device),
         "data": {
             "classes": len(data.classes),

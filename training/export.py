@@ -226,7 +226,7 @@ def export_bundle(
         map_shift=round(float(network.map_shift), 2),
         precision=precision,
         figures={step: report["test"][step] for step in ("trained", "calibrated")},
-        recipe=recipe.model_dump(mode="json", exclude={"data": {"root"}}),
+        recipe=recipe.shown(),
         prior=None if recipe.calibrate.prior is None else given_prior(recipe.calibrate.prior, classes).tolist(),
         files=files,
     )

@@ -20,6 +20,7 @@ from training.config import FitConfig, Recipe, parse_recipe
 from training.data import Dataset
 from training.data.augment import Augment
 from training.data.mix import Mix
+from training.distill import Teacher
 from training.distributed import ALONE, Group
 from training.losses import Criterion
 from training.run import (
@@ -40,7 +41,13 @@ READ_EVERY = 20
 
 
 def fit(
-    recipe: Recipe, data: Dataset, run: Run, console: Console, device: torch.device, group: Group = ALONE
+    recipe: Recipe,
+    data: Dataset,
+    run: Run,
+    console: Console,
+    device: torch.device,
+    group: Group = ALONE,
+    teacher: Teacher | None = None,
 ) -> LongTailClassifier:
     """Train to the recipe's last epoch, continuing from the run's checkpoint where there is one.
 
@@ -55,7 +62,7 @@ def fit(
     optimizer = _optimizer(network, recipe.fit)
     counts_K = data.train.labels.cpu().bincount(minlength=len(data.classes)).numpy()
     criterion = Criterion(recipe.loss, counts_K, network.head.scalar, device)
-    start = _resume(run, recipe, network, optimizer, data) if run.checkpoint.is_file() else 0
+    start = _resume(run, recipe, network, optimizer, data, teacher) if run.checkpoint.is_file() else 0
     if start:
         console.print(f"continuing after epoch {start} of {recipe.fit.epochs}")
     data = replace(data, train=data.train.to(device))
@@ -69,7 +76,7 @@ def fit(
         task = progress.add_task("training", total=recipe.fit.epochs * steps, completed=start * steps, rate="")
         for epoch in range(start, recipe.fit.epochs):
             began, seen, total = time.perf_counter(), 0, torch.zeros(3, dtype=torch.float64, device=device)
-            losses = _epoch(model, optimizer, criterion, recipe, data, epoch, device, group)
+            losses = _epoch(model, optimizer, criterion, recipe, data, epoch, device, group, teacher)
             for step, (loss, hits, size) in enumerate(losses, start=1):
                 seen += size
                 total[:2] += torch.stack([loss, hits])
@@ -84,7 +91,7 @@ def fit(
                     f"the loss became {mean_loss} in epoch {epoch + 1}; lower fit.lr (it is {recipe.fit.lr})"
                 )
             if group.leads:
-                _save(run, recipe, network, optimizer, data, epoch + 1)
+                _save(run, recipe, network, optimizer, data, epoch + 1, teacher)
             if not console.is_terminal:
                 left_s = (recipe.fit.epochs - epoch - 1) * (time.perf_counter() - began)
                 console.print(
@@ -112,6 +119,7 @@ def _epoch(
     epoch: int,
     device: torch.device,
     group: Group = ALONE,
+    teacher: Teacher | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """One pass in the sampler's order: yields the summed loss, number of hits and size of this process's part of each
     batch; the loss is what the part adds to the batch's mean, times the batch's size.
@@ -120,7 +128,7 @@ def _epoch(
     processes of a group draw the same order, and each its own augmentations.
     """
     config = recipe.fit
-    seed = recipe.seed * 1_000_003 + epoch
+    seed = recipe.training_seed * 1_000_003 + epoch
     progress = epoch / config.epochs
     order = epoch_order(config.sampler, data.train.labels, progress, torch.Generator().manual_seed(seed))
     own_seed = seed + group.rank * 1_000_000_007
@@ -138,10 +146,13 @@ def _epoch(
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
             logits = network(mixed.images_BHWC, mixed.labels_B)
         loss = mixed.loss(partial(criterion, progress=progress, whole_labels=whole_labels), logits)
+        logits_BK = logits if logits.ndim == 2 else logits.sum(dim=1)
+        if teacher:
+            share = recipe.distill.weight
+            loss = (1 - share) * loss + share * teacher.loss(mixed.images_BHWC, logits_BK) / len(index)
         optimizer.zero_grad(set_to_none=True)
         (loss * group.size).backward()
         optimizer.step()
-        logits_BK = logits if logits.ndim == 2 else logits.sum(dim=1)
         yield loss.detach() * len(index), (logits_BK.argmax(dim=1) == mixed.labels_B).sum(), len(labels_B)
 
 
@@ -176,15 +187,34 @@ def _momenta(optimizer: SGD) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in buffers.items() if buffer is not None}
 
 
-def _save(run: Run, recipe: Recipe, network: LongTailClassifier, optimizer: SGD, data: Dataset, epoch: int) -> None:
+def _save(
+    run: Run,
+    recipe: Recipe,
+    network: LongTailClassifier,
+    optimizer: SGD,
+    data: Dataset,
+    epoch: int,
+    teacher: Teacher | None,
+) -> None:
     meta = {"epoch": epoch, "recipe": recipe.model_dump(mode="json")} | data_meta(data)
+    if teacher:
+        meta["teacher"] = teacher.meta
     save_tensors(run.checkpoint, network_tensors(network) | _momenta(optimizer), meta)
 
 
-def _resume(run: Run, recipe: Recipe, network: LongTailClassifier, optimizer: SGD, data: Dataset) -> int:
+def _resume(
+    run: Run,
+    recipe: Recipe,
+    network: LongTailClassifier,
+    optimizer: SGD,
+    data: Dataset,
+    teacher: Teacher | None,
+) -> int:
     tensors, meta = load_tensors(run.checkpoint)
     _same_recipe(run, recipe, meta["recipe"])
     check_data(run, meta, data)
+    if teacher and meta["teacher"]["weights"] != teacher.meta["weights"]:
+        raise RunError(f"{run.path} holds a run with another teacher: choose another --out, or delete that folder")
     restore(network, tensors)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for i, parameter in enumerate(parameters):
@@ -198,7 +228,7 @@ def _same_recipe(run: Run, recipe: Recipe, found: dict[str, Any]) -> None:
     """What decides the trained weights must not change half way; calibration settings may."""
     wanted = recipe.deciding()
     found = parse_recipe(found, run.checkpoint.name).deciding()
-    for section in ("seed", "data", "augment", "model", "loss", "fit"):
+    for section in ("seed", "data", "augment", "model", "loss", "fit", "distill"):
         if wanted[section] == found.get(section):
             continue
         if isinstance(wanted[section], dict):

@@ -14,16 +14,25 @@ import torch
 from rich.console import Console
 
 from models.bundle import Bundle, Precision
-from models.classifier import LongTailClassifier
 from training.calibrate import calibrate
 from training.config import Recipe, parse_recipe
 from training.data import Dataset, load_dataset
+from training.distill import Teacher
 from training.distributed import ALONE, Group, process_group
 from training.evaluate import evaluate, print_report
-from training.fit import fit
+from training.fit import compiled, fit
 from training.priors import given_prior
 from training.report import page
-from training.run import Run, RunError, check_data, load_network, network_tensors, save_json, save_tensors
+from training.run import (
+    Run,
+    RunError,
+    check_data,
+    load_finished,
+    load_network,
+    network_tensors,
+    save_json,
+    save_tensors,
+)
 
 
 def default_device() -> torch.device:
@@ -64,10 +73,13 @@ def fit_run(
     run: Run, recipe: Recipe, data: Dataset, console: Console, device: torch.device, group: Group = ALONE
 ) -> None:
     """Train the network of a recipe; with `calibrate.refit` a second time, on all images."""
-    fit(recipe, data, run, console, device, group)
+    teacher = Teacher(recipe, data, device) if recipe.distill.weight else None
+    if teacher and recipe.fit.compile:
+        teacher.network = compiled(teacher.network, device)
+    fit(recipe, data, run, console, device, group, teacher)
     if recipe.calibrate.refit:
         console.print(f"training again, on all {len(data.train) + len(data.holdout)} images")
-        fit(recipe, data.whole(), run.refit, console, device, group)
+        fit(recipe, data.whole(), run.refit, console, device, group, teacher)
 
 
 def load(recipe: Recipe, console: Console) -> Dataset:
@@ -86,7 +98,7 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
         recipe: whose calibration settings to use; None for those that the network was trained with.
         data: the run's data; None loads it.
     """
-    network, trained_with, meta = _trained(run)
+    network, trained_with, meta = load_finished(run)
     recipe = recipe or trained_with
     if recipe.calibrate.refit and not run.refit.checkpoint.is_file():
         raise RunError(
@@ -96,7 +108,7 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
     check_data(run, meta, data)
     again = None
     if recipe.calibrate.refit:
-        again, _, again_meta = _trained(run.refit)
+        again, _, again_meta = load_finished(run.refit)
         check_data(run.refit, again_meta, data.whole())
     began = time.perf_counter()
     with console.status("calibrating"):
@@ -116,16 +128,6 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
     save_tensors(run.network, network_tensors(network.cpu()), meta)
 
 
-def _trained(run: Run) -> tuple[LongTailClassifier, Recipe, dict[str, Any]]:
-    """Network, recipe and metadata of a training. Raises RunError if it is not finished."""
-    network, recipe, meta = load_network(run.checkpoint)
-    if meta["epoch"] < recipe.fit.epochs:
-        raise RunError(
-            f"{run.path} has {meta['epoch']} of {recipe.fit.epochs} epochs: finish it with `camcal train` first"
-        )
-    return network, recipe, meta
-
-
 def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, Any]:
     """Judge the calibrated network on the test part; writes `report.json`, and `report.html` to look at."""
     network, recipe, meta = load_network(run.network)
@@ -136,7 +138,7 @@ def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, 
     with console.status("evaluating"):
         temperatures = meta["calibration"]["prior_temperatures"]
         report = evaluate(network.to(device), data, recipe, temperatures, before)
-    report |= {"calibration": meta["calibration"], "epochs": meta["epoch"]}
+    report |= {key: meta[key] for key in ("calibration", "teacher") if key in meta} | {"epochs": meta["epoch"]}
     save_json(run.report, report)
     run.page.write_text(page(report), encoding="utf-8")
     print_report(report, console)

@@ -315,6 +315,7 @@ def _making(report: Report) -> str:
         "temperature": f"{fitted['temperature']:.3f}; {alone['temperature']:.3f} without MARC",
         "held out": f"{report['data']['holdout']:,} of the training images, for scalar and temperature"
         + ("; then trained again on all" if report["settings"]["calibrate"].get("refit") else ""),
+        **_teacher(report),
         "epoch": f"the last one, {report['epochs']}; the test part was not looked at before this report",
     }
     listed = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())
@@ -322,6 +323,17 @@ def _making(report: Report) -> str:
         f"<h2>How it was made</h2><dl>{listed}</dl><h3>Recipe</h3>"
         f'<div class="card"><pre>{escape(_toml(report["settings"]))}</pre></div>'
     )
+
+
+def _teacher(report: Report) -> dict[str, str]:
+    """What taught the network, where something did."""
+    if "teacher" not in report:
+        return {}
+    recipe = report["teacher"]["recipe"]
+    return {
+        "teacher": f"{recipe['model']['backbone']}, {recipe['fit']['epochs']} epochs of recipe {recipe['name']}, "
+        f"{recipe['loss']['name']}; weights {report['teacher']['weights']}"
+    }
 
 
 def _toml(settings: dict[str, Any]) -> str:

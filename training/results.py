@@ -59,7 +59,7 @@ def result_of(report: dict[str, Any], method: str, calibrated: str | None = None
         **report["made_with"],
         "rows": rows,
         "recipe": recipe,
-    }
+    } | {key: report[key] for key in ("teacher",) if key in report}
 
 
 def describe_augmentation(augment: dict[str, Any]) -> str:

@@ -130,7 +130,7 @@ def build_network(recipe: Recipe, classes: int, preprocessing: Preprocessing | N
     Raises:
         ValueError: if a part refuses its setting.
     """
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.training_seed)
     return LongTailClassifier(classes, preprocessing or preprocessing_of(recipe.data), **recipe.model.model_dump())
 
 
@@ -156,6 +156,16 @@ def load_network(path: Path) -> tuple[LongTailClassifier, Recipe, dict[str, Any]
         reason = " ".join(str(error).split())
         raise RunError(f"{path} does not fit this version of camcal: {reason}") from None
     return network.eval(), recipe, meta
+
+
+def load_finished(run: Run) -> tuple[LongTailClassifier, Recipe, dict[str, Any]]:
+    """Network, recipe and metadata of a run's training, before calibration. Raises RunError if it is not finished."""
+    network, recipe, meta = load_network(run.checkpoint)
+    if meta["epoch"] < recipe.fit.epochs:
+        raise RunError(
+            f"{run.path} has {meta['epoch']} of {recipe.fit.epochs} epochs: finish it with `camcal train` first"
+        )
+    return network, recipe, meta
 
 
 def restore(network: LongTailClassifier, tensors: dict[str, Tensor]) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from training.config import Recipe, load_recipe
 from training.data import Dataset, LabelledImages
 from training.data.sources import preprocessing_of
+from training.distill import Teacher
 from training.distributed import ALONE, Group, process_group
 from training.fit import fit
 from training.run import Run, load_tensors
@@ -51,7 +52,8 @@ def _fit_as_one_of_two(rank: int, port: int, folder: str, overrides: list[str]) 
     with pytest.MonkeyPatch.context() as patch, process_group(CPU) as (group, device):
         _smooth(patch)
         assert (group.rank, group.size, device) == (rank, 2, CPU)
-        network = fit(recipe, data, run, Console(file=io.StringIO()), device, group)
+        teacher = Teacher(recipe, data, device) if recipe.distill.weight else None
+        network = fit(recipe, data, run, Console(file=io.StringIO()), device, group, teacher)
     torch.save(network.state_dict(), run.path / f"weights-{rank}.pt")
 
 
@@ -69,16 +71,21 @@ def _free_port() -> int:
         ["model.camc=off", "loss.weights=grw"],
         ["model.camc=off", "model.reslt=cifar", "loss.weights=class_balanced"],
         ["model.camc=prototypes", "fit.epochs=2"],  # the second step has prototypes that the first one gathered
+        ["model.camc=off", "distill.weight=0.7"],
     ],
-    ids=["plain", "weighted", "reslt", "camc"],
+    ids=["plain", "weighted", "reslt", "camc", "distilled"],
 )
 def test_two_processes_give_the_gradients_and_statistics_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
     _smooth(monkeypatch)
+    if "distill.weight=0.7" in overrides:
+        fit(*_noise(["model.camc=off"]), Run(tmp_path / "teacher"), Console(file=io.StringIO()), CPU)
+        overrides = [*overrides, f"distill.teacher={tmp_path / 'teacher'}"]
     recipe, data = _noise(overrides)
     (tmp_path / "two").mkdir()
-    fit(recipe, data, Run(tmp_path / "one"), Console(file=io.StringIO()), CPU)
+    teacher = Teacher(recipe, data, CPU) if recipe.distill.weight else None
+    fit(recipe, data, Run(tmp_path / "one"), Console(file=io.StringIO()), CPU, teacher=teacher)
     arguments = (_free_port(), str(tmp_path / "two"), overrides)
     start_processes(_fit_as_one_of_two, arguments, nprocs=2, start_method="spawn")
     one, _ = load_tensors(Run(tmp_path / "one").checkpoint)

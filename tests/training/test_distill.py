@@ -1,0 +1,206 @@
+"""Knowledge distillation: the loss by hand, and what may be a teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from training import pipeline
+from training.config import RecipeError, load_recipe
+from training.data import Dataset, load_dataset
+from training.distill import Teacher
+from training.metrics import softmax
+from training.run import Run, RunError, build_network, load_network, load_tensors, save_tensors
+
+CPU = torch.device("cpu")
+QUICK = ["fit.epochs=2", "fit.warmup_epochs=1", "fit.precision=fp32", "calibrate.iterations=50", "calibrate.passes=1"]
+
+
+def _quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    recipe = load_recipe("digits")
+    return load_dataset(recipe.data, recipe.seed)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of plain cross-entropy."""
+    run = Run(tmp_path_factory.mktemp("teacher"))
+    pipeline.train(load_recipe("digits", QUICK), run, _quiet())
+    return run
+
+
+def _student(taught: Run, *overrides: str) -> list[str]:
+    return [*QUICK, f"distill.teacher={taught.path}", "distill.weight=0.5", *overrides]
+
+
+def test_the_loss_is_the_divergence_from_the_teacher_s_probabilities_for_the_students_prior(
+    taught: Run, data: Dataset
+) -> None:
+    recipe = load_recipe("digits", _student(taught, "loss.name=balanced_softmax", "distill.temperature=2"))
+    teacher = Teacher(recipe, data, CPU)
+    images_BHWC, _ = next(iter(data.test.batches([torch.arange(7)], CPU)))
+    z_BK = 5 * torch.randn(7, 10, generator=torch.Generator().manual_seed(0))
+    network = load_network(taught.checkpoint)[0]
+    with torch.no_grad():
+        said_BK = network(images_BHWC).double().numpy()
+    # Plain cross-entropy's logits are for the training frequencies, balanced softmax's for an even prior.
+    counts_K = data.train.labels.bincount(minlength=10).numpy()
+    p_BK = softmax((said_BK - np.log(counts_K / counts_K.sum())) / 2)
+    q_BK = softmax(z_BK.double().numpy() / 2)
+    wanted = 4 * (p_BK * np.log(p_BK / q_BK)).sum()
+    assert float(teacher.loss(images_BHWC, z_BK)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_who_says_what_the_teacher_says_has_nothing_to_learn(taught: Run, data: Dataset) -> None:
+    recipe = load_recipe("digits", _student(taught))
+    teacher = Teacher(recipe, data, CPU)
+    images_BHWC, _ = next(iter(data.test.batches([torch.arange(7)], CPU)))
+    with torch.no_grad():
+        said_BK = load_network(taught.checkpoint)[0](images_BHWC)
+    z_BK = said_BK.clone().requires_grad_()
+    loss = teacher.loss(images_BHWC, z_BK)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-5)
+    assert z_BK.grad is not None and float(z_BK.grad.abs().max()) < 1e-5
+    assert all(parameter.grad is None for parameter in teacher.network.parameters())
+
+
+def test_a_student_that_only_listens_comes_nearer_to_its_teacher(taught: Run, data: Dataset, tmp_path: Path) -> None:
+    images_BHWC, _ = next(iter(data.train.batches([torch.arange(len(data.train))], CPU)))
+
+    def distance(run: Run) -> float:
+        recipe = load_recipe("digits", _student(taught))
+        with torch.no_grad():
+            z_BK = load_network(run.checkpoint)[0](images_BHWC)
+        return float(Teacher(recipe, data, CPU).loss(images_BHWC, z_BK)) / len(z_BK)
+
+    found = {}
+    for weight in (1.0, 0.0):
+        listening = [f"distill.teacher={taught.path}", f"distill.weight={weight}"] if weight else []
+        recipe = load_recipe("digits", [*QUICK, "fit.epochs=6", *listening])
+        run = Run(tmp_path / str(weight))
+        pipeline.fit_run(run, recipe, data, _quiet(), CPU)
+        found[weight] = distance(run)
+    assert found[1.0] < 0.5 * found[0.0]
+
+
+class _Counting(nn.Module):
+    """A network that remembers whether it was asked with gradients and in which mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[bool, bool]] = []
+
+    def forward(self, images_BHWC: Tensor) -> Tensor:
+        self.seen.append((torch.is_grad_enabled(), self.training))
+        return torch.zeros(len(images_BHWC), 10)
+
+
+def test_the_teacher_is_asked_once_for_each_batch_in_evaluation_mode(
+    taught: Run, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = _Counting().eval()
+    made = Teacher.__init__
+
+    def watched(self: Teacher, *args: object) -> None:
+        made(self, *args)  # type: ignore[arg-type]  # the arguments are those of the real one
+        self.network = network
+
+    monkeypatch.setattr(Teacher, "__init__", watched)
+    recipe = load_recipe("digits", _student(taught, "model.reslt=cifar", "model.head=linear", "augment.mixup=1"))
+    pipeline.fit_run(Run(tmp_path), recipe, data, _quiet(), CPU)
+    batches = -(-len(data.train) // recipe.fit.batch_size)
+    assert network.seen == [(False, False)] * 2 * batches
+
+
+def test_a_distilled_run_says_who_taught_it(taught: Run, tmp_path: Path) -> None:
+    recipe = load_recipe("digits", _student(taught, "calibrate.refit=true", "model.backbone=resnet20"))
+    run = Run(tmp_path / "run")
+    pipeline.train(recipe, run, _quiet())
+    report = json.loads(run.report.read_text())
+    assert report["teacher"]["recipe"]["model"]["backbone"] == "resnet8"
+    assert "resnet8, 2 epochs of recipe digits, cross_entropy; weights" in run.page.read_text()
+    metas = [load_tensors(each.checkpoint)[1] for each in (run, run.refit)]
+    assert metas[0]["teacher"] == metas[1]["teacher"] == report["teacher"]
+    # Neither report nor bundle holds the place where the teacher lay, and both can be read without it.
+    assert "teacher" not in report["settings"]["distill"]
+    assert str(taught.path) not in (run.bundle / "manifest.json").read_text()
+    with pytest.raises(RecipeError, match=r"distill.weight is 0.5, which needs a teacher: pass --set distill.teacher="):
+        again = load_recipe(_saved(tmp_path / "again.json", report["settings"]))
+        pipeline.train(again, Run(tmp_path / "again"), _quiet())
+
+
+def _saved(path: Path, settings: object) -> Path:
+    path.write_text(json.dumps({"recipe": settings}))
+    return path
+
+
+def test_a_student_starts_elsewhere_than_its_teacher(taught: Run) -> None:
+    teacher, student = (build_network(load_recipe("digits", o), 10) for o in (QUICK, _student(taught)))
+    assert not torch.equal(teacher.head.weight, student.head.weight)
+
+
+def test_going_on_with_another_teacher_is_refused(taught: Run, data: Dataset, tmp_path: Path) -> None:
+    other = Run(tmp_path / "other")
+    pipeline.fit_run(other, load_recipe("digits", [*QUICK, "fit.lr=0.05"]), data, _quiet(), CPU)
+    run = Run(tmp_path / "run")
+    pipeline.fit_run(run, load_recipe("digits", _student(taught)), data, _quiet(), CPU)
+    with pytest.raises(RunError, match="holds a run with another teacher: choose another --out"):
+        pipeline.fit_run(run, load_recipe("digits", _student(other)), data, _quiet(), CPU)
+    with pytest.raises(RunError, match="another distill.temperature"):
+        recipe = load_recipe("digits", _student(taught, "distill.temperature=4"))
+        pipeline.fit_run(run, recipe, data, _quiet(), CPU)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("seed=1", "was trained with seed = 0, this recipe has 1: it must be the same"),
+        ("data.holdout_fraction=0.2", "was trained with data.holdout_fraction = 0.15, this recipe has 0.2"),
+        ("data.imbalance=20", r"was trained with data.imbalance = .*, this recipe has 20"),
+        ("data.mean=[0.4,0.4,0.4]", ""),
+        ("distill.teacher=nowhere", "checkpoint.safetensors is missing"),
+    ],
+)
+def test_a_teacher_has_seen_the_very_images_of_its_student(
+    taught: Run, data: Dataset, change: str, message: str
+) -> None:
+    recipe = load_recipe("digits", _student(taught, change))
+    if not message:
+        Teacher(recipe, data, CPU)
+        return
+    with pytest.raises(RunError, match=message):
+        Teacher(recipe, data, CPU)
+
+
+def test_a_teacher_of_images_that_have_changed_since_is_refused(taught: Run, data: Dataset) -> None:
+    fewer = dataclasses.replace(data, train=data.train.subset(np.arange(len(data.train) - 1)))
+    with pytest.raises(RunError, match="was trained on other images than the data has now"):
+        Teacher(load_recipe("digits", _student(taught)), fewer, CPU)
+
+
+def test_an_unfinished_teacher_is_refused(taught: Run, data: Dataset, tmp_path: Path) -> None:
+    half = Run(tmp_path)
+    recipe = load_recipe("digits", [*QUICK, "fit.epochs=3"])
+    tensors, meta = load_tensors(taught.checkpoint)
+    save_tensors(half.checkpoint, tensors, meta | {"recipe": recipe.model_dump(mode="json")})
+    with pytest.raises(RunError, match="has 2 of 3 epochs: finish it with `camcal train` first"):
+        Teacher(load_recipe("digits", _student(half)), data, CPU)
+
+
+def test_a_teacher_that_is_not_listened_to_is_refused() -> None:
+    with pytest.raises(RecipeError, match="'distill': teacher needs distill.weight above 0"):
+        load_recipe("digits", ["distill.teacher=somewhere"])
