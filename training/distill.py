@@ -53,6 +53,10 @@ class Teacher:
             "recipe": taught_by.shown(),
         }
 
+    def compile(self) -> None:
+        """Compile the network with its weights as constants, which makes it more than twice as fast."""
+        self.network = torch.compile(self.network, dynamic=False, options={"freezing": True})  # type: ignore[assignment]
+
     def loss(self, images_BHWC: Tensor, logits_BK: Tensor) -> Tensor:
         """T²·KL(softmax(z_T/T) ‖ softmax(z/T)), summed over the batch, of the student's logits z for these images.
 

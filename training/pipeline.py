@@ -20,7 +20,7 @@ from training.data import Dataset, load_dataset
 from training.distill import Teacher
 from training.distributed import ALONE, Group, process_group
 from training.evaluate import evaluate, print_report
-from training.fit import compiled, fit
+from training.fit import fit
 from training.priors import given_prior
 from training.report import page
 from training.run import (
@@ -75,7 +75,7 @@ def fit_run(
     """Train the network of a recipe; with `calibrate.refit` a second time, on all images."""
     teacher = Teacher(recipe, data, device) if recipe.distill.weight else None
     if teacher and recipe.fit.compile:
-        teacher.network = compiled(teacher.network, device)
+        teacher.compile()
     fit(recipe, data, run, console, device, group, teacher)
     if recipe.calibrate.refit:
         console.print(f"training again, on all {len(data.train) + len(data.holdout)} images")

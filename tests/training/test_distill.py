@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,16 @@ def test_a_student_that_only_listens_comes_nearer_to_its_teacher(taught: Run, da
         pipeline.fit_run(run, recipe, data, _quiet(), CPU)
         found[weight] = distance(run)
     assert found[1.0] < 0.5 * found[0.0]
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="compiling needs a C++ compiler")
+def test_a_compiled_teacher_says_the_same(taught: Run, data: Dataset) -> None:
+    teacher = Teacher(load_recipe("digits", _student(taught)), data, CPU)
+    images_BHWC, _ = next(iter(data.test.batches([torch.arange(7)], CPU)))
+    z_BK = torch.zeros(7, 10)
+    plain = teacher.loss(images_BHWC, z_BK)
+    teacher.compile()
+    torch.testing.assert_close(teacher.loss(images_BHWC, z_BK), plain, rtol=1e-4, atol=1e-4)
 
 
 class _Counting(nn.Module):
