@@ -80,9 +80,10 @@ class Teacher:
 def _check_same_images(run: Run, taught_by: Recipe, recipe: Recipe) -> None:
     """Of the two recipes, all that decides which images there are, of which size, and which of them are held out."""
     theirs, ours = ({"seed": r.seed} | r.data.model_dump(exclude={"root", "mean", "std"}) for r in (taught_by, recipe))
-    if other := [key if key == "seed" else f"data.{key}" for key, value in ours.items() if theirs[key] != value]:
-        raise RunError(
-            f"distill.teacher {run.path} was trained with {other[0]} = {theirs[other[0].removeprefix('data.')]}, this "
-            f"recipe has {ours[other[0].removeprefix('data.')]}: it must be the same, so that both hold out the same "
-            "images"
-        )
+    for key, value in ours.items():
+        if theirs[key] != value:
+            name = key if key == "seed" else f"data.{key}"
+            raise RunError(
+                f"distill.teacher {run.path} was trained with {name} = {theirs[key]}, this recipe has {value}: it must "
+                "be the same, so that both hold out the same images"
+            )

@@ -138,7 +138,9 @@ def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, 
     with console.status("evaluating"):
         temperatures = meta["calibration"]["prior_temperatures"]
         report = evaluate(network.to(device), data, recipe, temperatures, before)
-    report |= {key: meta[key] for key in ("calibration", "teacher") if key in meta} | {"epochs": meta["epoch"]}
+    report |= {"calibration": meta["calibration"], "epochs": meta["epoch"]}
+    if "teacher" in meta:
+        report["teacher"] = meta["teacher"]
     save_json(run.report, report)
     run.page.write_text(page(report), encoding="utf-8")
     print_report(report, console)

@@ -49,7 +49,7 @@ def result_of(report: dict[str, Any], method: str, calibrated: str | None = None
             rows.append(_plain_row(report, "adjusted", f"{method} + logit adjustment"))
     if recipe["calibrate"]["marc"]:
         rows.append(_marc_row(report, calibrated or f"{method} + MARC"))
-    return {
+    result = {
         "dataset": _DATASETS.get(source, report["recipe"]),
         "imbalance": recipe["data"]["imbalance"] if source in _DATASETS else round(ratio, 1),
         "backbone": recipe["model"]["backbone"],
@@ -59,7 +59,10 @@ def result_of(report: dict[str, Any], method: str, calibrated: str | None = None
         **report["made_with"],
         "rows": rows,
         "recipe": recipe,
-    } | {key: report[key] for key in ("teacher",) if key in report}
+    }
+    if "teacher" in report:
+        result["teacher"] = report["teacher"]
+    return result
 
 
 def describe_augmentation(augment: dict[str, Any]) -> str:
