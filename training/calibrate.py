@@ -285,8 +285,9 @@ def _fit_margins(
     at their best temperature, have the best class-balanced likelihood.
     """
     config, norms_K = cache.recipe.calibrate, network.weight_norms().detach().cpu()
-    published = not config.marc or config.marc_on == "train"
-    start = config.start or ("identity" if published or config.rescale != "off" else "prior")
+    crossed = config.marc and config.marc_on != "train"
+    as_published = config.marc and not crossed
+    start = config.start or ("identity" if as_published or config.rescale != "off" else "prior")
     start_K = torch.zeros(cache.classes)
     if start == "prior":
         start_K = -torch.from_numpy(np.log(prior_K * cache.classes)).float()
@@ -319,12 +320,12 @@ def _fit_margins(
         return _nll(fit_scale(logits_NK, cache.held_labels, weights_N) * logits_NK, cache.held_labels, weights_N)
 
     penalty = config.penalty or 0.0
-    if not published:
+    if crossed:
         candidates = unseen(PENALTIES if config.penalty is None else (config.penalty,))
         penalty = min(candidates, key=lambda p: unlikeliness(candidates[p]))
     marc = fit(everything, penalty)
     network.marc.load_state_dict(marc.state_dict())
-    return marc(held_NK, norms_K).detach() if published else candidates[penalty], penalty
+    return candidates[penalty] if crossed else marc(held_NK, norms_K).detach(), penalty
 
 
 def _warnings(recipe: Recipe, prior_K: Floats, counts_K: NDArray[np.int64], held: int) -> list[str]:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,15 +19,30 @@ from rich.console import Console
 from service.cli import app as app
 from service.cli import fail, spoken_errors
 
+if TYPE_CHECKING:
+    from training.config import Recipe
+    from training.data import Dataset
+    from training.run import Run
+
 console = Console(highlight=False)
 
 _GOES_ON = "interrupted; the same command continues after the last finished epoch"
 _EXTRA = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "sklearn"}
 
+_SHIPPED = ", ".join(sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.toml")))
+
 RunFolder = Annotated[Path, typer.Argument(help="The folder that `camcal train --out` made.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the recipe; may be repeated."),
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Change one value of the recipe, such as fit.epochs=40; may be repeated. docs/training.md has the keys.",
+    ),
+]
+Moved = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="data.root=PATH", help="Where data that has moved lies now."),
 ]
 
 
@@ -46,9 +61,30 @@ def _spoken_errors(interrupted: str = "interrupted") -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def _changed(run: Run, overrides: list[str] | None, *sections: str) -> Recipe:
+    """The recipe of a run with what may still change in it: where its data lies, and the sections named."""
+    from training import pipeline
+    from training.config import RecipeError
+
+    accepted = ("data.root=", *(f"{section}." for section in sections))
+    if wrong := [o for o in overrides or () if not o.strip().startswith(accepted)]:
+        may = " and ".join([*(f"{section}.…" for section in sections), "data.root"])
+        raise RecipeError(f"--set {wrong[0]}: only {may} can change here, after training")
+    return pipeline.recipe_of(run, overrides or ())
+
+
+def _data_of(run: Run, overrides: list[str] | None) -> Dataset | None:
+    """The data of a run at the place that was given; None where none was."""
+    from training import pipeline
+
+    return pipeline.load(_changed(run, overrides), console) if overrides else None
+
+
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A TOML file, a result file, or the name of a recipe that ships.")],
+    recipe: Annotated[
+        str, typer.Argument(help=f"A TOML file, a result file, or the name of a recipe that ships: {_SHIPPED}.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, report and bundle.")],
     overrides: Overrides = None,
 ) -> None:
@@ -79,23 +115,19 @@ def calibrate(
     """
     with _spoken_errors():
         from training import pipeline
-        from training.config import RecipeError
         from training.run import Run
 
-        if wrong := [o for o in overrides or () if not o.strip().startswith(("calibrate.", "data.root="))]:
-            raise RecipeError(f"--set {wrong[0]}: only calibrate.… and data.root can change after training")
-        recipe = pipeline.recipe_of(Run(run), overrides or ())
-        pipeline.calibrate_run(Run(run), recipe, None, console)
+        pipeline.calibrate_run(Run(run), _changed(Run(run), overrides, "calibrate"), None, console)
 
 
 @app.command()
-def evaluate(run: RunFolder) -> None:
+def evaluate(run: RunFolder, overrides: Moved = None) -> None:
     """Judge a calibrated run on its test part, and write and print the report."""
     with _spoken_errors():
         from training import pipeline
         from training.run import Run
 
-        pipeline.evaluate_run(Run(run), None, console)
+        pipeline.evaluate_run(Run(run), _data_of(Run(run), overrides), console)
 
 
 @app.command()
@@ -107,6 +139,7 @@ def export(
     precision: Annotated[
         str, typer.Option(help="fp32; fp16 for GPUs; int8 for CPUs. Refused if held-out images suffer.")
     ] = "fp32",
+    overrides: Moved = None,
 ) -> None:
     """Write the bundle of a calibrated and evaluated run."""
     with _spoken_errors():
@@ -116,7 +149,7 @@ def export(
 
         chosen = parse_precision(precision)
         own = Run(run).bundle if chosen == "fp32" else Run(run).path / f"bundle-{chosen}"
-        pipeline.export_run(Run(run), out or own, console, chosen)
+        pipeline.export_run(Run(run), out or own, console, chosen, _data_of(Run(run), overrides))
 
 
 @app.command()

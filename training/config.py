@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from models.backbones import BACKBONES
 from models.preprocessing import Rgb
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -103,6 +104,7 @@ class AugmentConfig(_Section):
 class ModelConfig(_Section):
     """The network; see `models.classifier.LongTailClassifier`.
 
+    backbone: one of `models.backbones.BACKBONES`.
     weights: torchvision's name of pretrained ones; `none` for none.
     head: `linear`, or a normalised one: `weight`, `cosine`, `cosnorm`, `causal`; see `models.normalized`.
     scalar: s of a normalised head, at first or, without learn_scalar, for good; 16, or 1 for `weight`.
@@ -126,6 +128,12 @@ class ModelConfig(_Section):
         if isinstance(raw, dict) and raw.get("head") == "weight":
             return {"scalar": 1.0} | raw
         return raw
+
+    @model_validator(mode="after")
+    def _known_backbone(self) -> ModelConfig:
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"unknown backbone {self.backbone!r}; known: {', '.join(BACKBONES)}")
+        return self
 
 
 class LossConfig(_Section):
@@ -155,7 +163,12 @@ class LossConfig(_Section):
     branch_ranks: tuple[int, int] | None = None
 
     @model_validator(mode="after")
-    def _ranks_in_order(self) -> LossConfig:
+    def _in_order(self) -> LossConfig:
+        if self.smoothing_tail is not None and self.smoothing_tail > self.smoothing:
+            raise ValueError(
+                f"smoothing_tail must be at most smoothing, which the commonest class has: got {self.smoothing_tail:g} "
+                f"and {self.smoothing:g}"
+            )
         if self.branch_ranks is not None and not 0 <= self.branch_ranks[0] <= self.branch_ranks[1]:
             raise ValueError(f"branch_ranks must be two ranks in order, got {list(self.branch_ranks)}")
         return self
@@ -215,8 +228,8 @@ class CalibrateConfig(_Section):
     start: where margins start (and stay, without marc): `identity`, or `prior`, which takes the logarithm of the class
         prior that the logits are trained for from them: logit adjustment afterwards.
     penalty: λ that pulls margins towards their start, see `training.margins.fit_marc`. On `train` the defaults are
-        those of the paper, `identity` and 0; with held-out images, `prior` (`identity` after rescaling) and the λ that
-        cross-validation chooses.
+        those of the paper, `identity` and 0; with held-out images, or without marc, `prior` (`identity` after
+        rescaling), and the λ that cross-validation chooses.
     passes: how many augmented passes over the training images MARC's cached logits come from.
     exponent: of the generalised re-weighting, w_k ∝ (n_k/N)^-exponent.
     iterations, batch_size, lr, momentum, weight_decay: of SGD with a cosine rate; the first `warmup` iterations rise
@@ -267,6 +280,11 @@ class Recipe(_Section):
             raise ValueError(f"calibrate.rescale = {self.calibrate.rescale!r} is for model.head = 'linear'")
         if self.calibrate.rescale != "off" and self.calibrate.start == "prior":
             raise ValueError("calibrate.start = 'prior' and calibrate.rescale both balance the classes: choose one")
+        if not self.calibrate.marc and self.calibrate.start == "identity" and self.calibrate.rescale == "off":
+            raise ValueError(
+                "calibrate.start = 'identity' with calibrate.marc = false would leave probabilities for the classes' "
+                "training frequencies and call them balanced: leave calibrate.start out"
+            )
         if self.calibrate.refit and (self.calibrate.marc_on != "train" or self.calibrate.rescale != "off"):
             raise ValueError("calibrate.refit needs calibrate.marc_on = 'train' and calibrate.rescale = 'off'")
         return self

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.classifier import LongTailClassifier
 from training.config import Recipe, RecipeError
 from training.data import Dataset
 from training.priors import logit_prior
@@ -33,13 +34,7 @@ class Teacher:
     """
 
     def __init__(self, recipe: Recipe, data: Dataset, device: torch.device) -> None:
-        if recipe.distill.teacher is None:
-            raise RecipeError(
-                f"distill.weight is {recipe.distill.weight:g}, which needs a teacher: pass --set distill.teacher=RUN"
-            )
-        run = Run(recipe.distill.teacher)
-        network, taught_by, meta = load_finished(run)
-        _check_same_images(run, taught_by, recipe)
+        run, network, taught_by, meta = load_teacher(recipe)
         check_data(run, meta, data)
         counts_K = data.train.labels.bincount(minlength=len(data.classes)).numpy()
         ratio_K = logit_prior(recipe, counts_K) / logit_prior(taught_by, counts_K)
@@ -47,11 +42,7 @@ class Teacher:
         self.network: nn.Module = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.temperature = recipe.distill.temperature
         self.precision = recipe.fit.precision
-        weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in network.state_dict().values())
-        self.meta: dict[str, Any] = {
-            "weights": hashlib.sha256(weights).hexdigest()[:16],
-            "recipe": taught_by.shown(),
-        }
+        self.meta: dict[str, Any] = {"weights": weights_digest(network), "recipe": taught_by.shown()}
 
     def compile(self) -> None:
         """Compile the network with its weights as constants, which makes it more than twice as fast."""
@@ -75,6 +66,24 @@ class Teacher:
             log_target=True,
         )
         return t**2 * divergence
+
+
+def load_teacher(recipe: Recipe) -> tuple[Run, LongTailClassifier, Recipe, dict[str, Any]]:
+    """The run that a recipe names as its teacher, its network, recipe and metadata; raises as `Teacher` does."""
+    if recipe.distill.teacher is None:
+        raise RecipeError(
+            f"distill.weight is {recipe.distill.weight:g}, which needs a teacher: pass --set distill.teacher=RUN"
+        )
+    run = Run(recipe.distill.teacher)
+    network, taught_by, meta = load_finished(run)
+    _check_same_images(run, taught_by, recipe)
+    return run, network, taught_by, meta
+
+
+def weights_digest(network: LongTailClassifier) -> str:
+    """By which a result knows its teacher: 16 hexadecimal digits."""
+    weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in network.state_dict().values())
+    return hashlib.sha256(weights).hexdigest()[:16]
 
 
 def _check_same_images(run: Run, taught_by: Recipe, recipe: Recipe) -> None:

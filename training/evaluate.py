@@ -30,6 +30,7 @@ STEPS = {
     "marc": "+ MARC",
     "calibrated": "+ temperature",
 }
+"""The steps of a report, and how tables call them."""
 WORST = 12
 """How many classes the report names at most: the hardest with what they are mistaken for, and those without a test."""
 
@@ -256,6 +257,12 @@ def _worst_classes(data: Dataset, probabilities_NK: metrics.Floats) -> list[dict
     ]
 
 
+def steps_taken(report: dict[str, Any]) -> dict[str, str]:
+    """`STEPS`; of a run without MARC, those that remain."""
+    marc = report["settings"]["calibrate"]["marc"]
+    return {step: name for step, name in STEPS.items() if marc or step != "marc"}
+
+
 def print_report(report: dict[str, Any], console: Console) -> None:
     """The report's main figures as two tables; all but NLL and Brier score are in percent."""
     d = report["data"]
@@ -264,7 +271,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         f"{d['smallest_class']} a class, held-out ones included), {d['holdout']} held out"
         f"{' at first' if report['settings']['calibrate']['refit'] else ''}, {d['test']} for the test"
     )
-    balanced = {name: report["test"][step] for step, name in STEPS.items()}
+    balanced = {name: report["test"][step] for step, name in steps_taken(report).items()}
     console.print(figures_table("test weighted evenly over the classes, balanced prior", d["groups"], balanced))
     for words in reservations(report):
         console.print(words)

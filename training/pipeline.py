@@ -17,7 +17,7 @@ from models.bundle import Bundle, Precision
 from training.calibrate import calibrate
 from training.config import Recipe, parse_recipe
 from training.data import Dataset, load_dataset
-from training.distill import Teacher
+from training.distill import Teacher, load_teacher
 from training.distributed import ALONE, Group, process_group
 from training.evaluate import evaluate, print_report
 from training.fit import fit
@@ -48,6 +48,8 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
     with ExitStack() as stack:
         with process_group(default_device()) as (group, device):
             console.quiet |= not group.leads
+            if recipe.distill.weight:
+                load_teacher(recipe)  # what is wrong with it is said before images are read
             run.path.mkdir(parents=True, exist_ok=True)
             if group.leads:
                 stack.enter_context(run.claimed())
@@ -147,8 +149,14 @@ def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, 
     return report
 
 
-def export_run(run: Run, folder: Path, console: Console, precision: Precision = "fp32") -> Bundle:
-    """Write the bundle of a calibrated and evaluated run; another precision than fp32 needs the run's data again."""
+def export_run(
+    run: Run, folder: Path, console: Console, precision: Precision = "fp32", data: Dataset | None = None
+) -> Bundle:
+    """Write the bundle of a calibrated and evaluated run; another precision than fp32 needs the run's data again.
+
+    Args:
+        data: the run's data; None loads it where it is needed.
+    """
     from training.export import export_bundle  # the only step that needs onnx and onnxruntime
 
     network, recipe, meta = load_network(run.network)
@@ -158,9 +166,9 @@ def export_run(run: Run, folder: Path, console: Console, precision: Precision = 
         raise RunError(f"{run.report} is missing: run `camcal evaluate {run.path}` first") from None
     if report["calibration"] != meta["calibration"]:
         raise RunError(f"{run.report} is of another calibration: run `camcal evaluate {run.path}` first")
-    data = judged = None
+    judged = None
     if precision != "fp32":
-        data = load(recipe, console)
+        data = data or load(recipe, console)
         check_data(run, meta, data)
         judged = load_network(run.before_refit)[0] if recipe.calibrate.refit else None
     with console.status("exporting"):

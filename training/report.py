@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training import plots
-from training.evaluate import STEPS, reservations
+from training.evaluate import STEPS, reservations, steps_taken
 from training.plots import Point, Series
 
 Report = dict[str, Any]
@@ -115,7 +115,7 @@ def _steps(report: Report) -> str:
         cells = [_percent(f["accuracy"]), *(_percent(f["groups"][g]) for g in sizes), _percent(f["ece"])]
         return name, [*cells, _percent(f["classwise_ece"], 2), f"{f['nll']:.3f}", f"{f['brier']:.3f}"], style
 
-    balanced = [row(name, report["test"][step]) for step, name in STEPS.items() if step != "adjusted"]
+    balanced = [row(name, report["test"][step]) for step, name in steps_taken(report).items() if step != "adjusted"]
     alone = report["temperature_only"]
     balanced.append(row("temperature only", alone["scalar"]["test"], "aside"))
     balanced.append(row("− log prior", report["test"]["adjusted"], "aside"))
@@ -209,7 +209,7 @@ def _every_class(rows: Sequence[dict[str, Any]]) -> str:
 def _trust(report: Report) -> str:
     figures = []
     # What is beside the way from training to the served probabilities has its figures in the tables.
-    for step, name in STEPS.items():
+    for step, name in steps_taken(report).items():
         if step == "adjusted":
             continue
         ece = _percent(report["test"][step]["ece"])
@@ -266,7 +266,7 @@ def _margins(report: Report) -> str:
     rows = report["per_class"]
     x = plots.log_axis(_COUNT, [row["train_count"] for row in rows])
     figures = []
-    for step, name in (("trained", "Before MARC"), ("calibrated", "After MARC")):
+    for step, name in (("trained", "Before calibration"), ("calibrated", "After calibration")):
         points = _class_points(rows, f"margin_{step}", 1, f"margin_spread_{step}")
         ends = [end for p in points for end in (p.y - p.spread, p.y + p.spread)]
         y = plots.linear_axis("margin", ends)

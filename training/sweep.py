@@ -26,6 +26,7 @@ from rich.console import Console
 from training import pipeline
 from training.config import Recipe, RecipeError, load_recipe, parse_recipe
 from training.data import Dataset, load_dataset
+from training.distill import load_teacher, weights_digest
 from training.results import Row, result_of
 from training.run import Run, save_json
 
@@ -111,7 +112,7 @@ def _read(path: Path) -> TableFile:
     try:
         return TableFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise RecipeError(f"no table at {path}") from None
+        raise RecipeError(f"no table at {path}: give a TOML file, such as tests/benchmarks/tables/short.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path.name} is not valid TOML: {error}") from None
     except ValidationError as error:
@@ -172,11 +173,15 @@ def _result_path(job: Job, out: Path) -> Path:
 
 
 def _finished(job: Job, out: Path) -> bool:
-    """Whether the result is there and was made with the recipe that the table asks for."""
+    """Whether the result is there and was made with the recipe that the table asks for, and by the teacher it names."""
     try:
-        found = json.loads(_result_path(job, out).read_text(encoding="utf-8"))["recipe"]
-        found["data"]["root"] = job.recipe.data.root
-        return parse_recipe(found, job.name).deciding() == job.recipe.deciding()
+        found = json.loads(_result_path(job, out).read_text(encoding="utf-8"))
+        found["recipe"]["data"]["root"] = job.recipe.data.root
+        if parse_recipe(found["recipe"], job.name).deciding() != job.recipe.deciding():
+            return False
+        if job.recipe.distill.teacher is None:
+            return True
+        return bool(found["teacher"]["weights"] == weights_digest(load_teacher(job.recipe)[1]))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -153,8 +153,8 @@ def test_a_scalar_may_be_kept(digits_run: Run, digits: Dataset) -> None:
     assert fitted.train_accuracy is None
 
 
-def test_margins_that_start_from_the_prior_are_logit_adjustment(digits_run: Run, digits: Dataset) -> None:
-    network, fitted = _calibrated(digits_run, digits, "calibrate.marc=false", "calibrate.start=prior")
+def test_without_margins_the_logarithm_of_the_prior_is_taken_out(digits_run: Run, digits: Dataset) -> None:
+    network, fitted = _calibrated(digits_run, digits, "calibrate.marc=false")
     logits = predict_logits(network, digits.test)
     q = np.bincount(digits.train.labels.numpy()) / len(digits.train)
     np.testing.assert_allclose(fitted.logit_prior, q, rtol=1e-6)
@@ -241,7 +241,7 @@ def test_marc_on_balanced_training_is_warned_about(
 def test_a_penalty_that_is_given_is_taken(digits_run: Run, digits: Dataset) -> None:
     strong, fitted = _calibrated(digits_run, digits, "calibrate.marc_on=holdout", "calibrate.penalty=1e6")
     assert fitted.penalty == 1e6
-    adjusted, _ = _calibrated(digits_run, digits, "calibrate.marc=false", "calibrate.start=prior")
+    adjusted, _ = _calibrated(digits_run, digits, "calibrate.marc=false")
     torch.testing.assert_close(strong.marc.omega, adjusted.marc.omega, rtol=0, atol=1e-3)
     torch.testing.assert_close(strong.marc.beta, adjusted.marc.beta, rtol=0, atol=1e-3)
     assert _calibrated(digits_run, digits)[1].penalty == 0

@@ -36,9 +36,12 @@ def test_a_finished_run_is_not_trained_again(run: Run) -> None:
 def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
     assert _camcal("calibrate", run.path, "--set", "calibrate.marc=false", "--set", "data.root=moved").exit_code == 0
     result = _camcal("evaluate", run.path)
-    assert result.exit_code == 0 and "cwECE" in result.output
+    assert result.exit_code == 0 and "cwECE" in result.output and "+ MARC" not in result.output
     report = json.loads(run.report.read_text())
-    assert report["test"]["marc"] == report["test"]["scalar"]
+    # Without margins the prior that the network was trained for is taken out, and put back for that very prior.
+    assert report["test"]["marc"]["nll"] == pytest.approx(report["test"]["adjusted"]["nll"], rel=1e-4)
+    under_prior, alone = (r["test_under_train_prior"] for r in (report, report["temperature_only"]["adjusted"]))
+    assert under_prior["calibrated"]["nll"] == pytest.approx(alone["nll"], rel=1e-3)
     assert _camcal("export", run.path, "--out", tmp_path / "elsewhere").exit_code == 0
     manifest = json.loads((tmp_path / "elsewhere" / "manifest.json").read_text())
     assert manifest["calibration"]["omega"] == [1.0] * 10
@@ -66,13 +69,18 @@ def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
             ["train", "digits", "--out", "OUT", "--set", "loss.branch_ranks=[3, 11]", "--set", "model.reslt=cifar"],
             "loss.branch_ranks goes to 11; there are 10 classes",
         ),
+        (
+            ["train", "digits", "--out", "OUT", "--set", "distill.weight=0.5", "--set", "distill.teacher=nowhere"],
+            "checkpoint.safetensors is missing",
+        ),
         (["train", "digits", "--out", "FILE"], "File exists"),
         (["calibrate", "OUT"], "checkpoint.safetensors is missing: has `camcal train` finished"),
         (
             ["calibrate", "OUT", "--set", "fit.lr=1"],
-            "--set fit.lr=1: only calibrate.… and data.root can change",
+            "--set fit.lr=1: only calibrate.… and data.root can change here, after training",
         ),
         (["evaluate", "OUT"], "network.safetensors is missing"),
+        (["evaluate", "OUT", "--set", "fit.lr=1"], "--set fit.lr=1: only data.root can change here, after training"),
         (["export", "OUT"], "network.safetensors is missing"),
         (["results", "--from", "OUT"], "no folder of results at"),
         (["bench-table", "OUT", "--out", "OUT"], "no table at"),

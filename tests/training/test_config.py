@@ -41,6 +41,15 @@ def test_overrides_are_toml_values_or_bare_words(tmp_path: Path) -> None:
             MINIMAL + "[calibrate]\nrescale = 'lws'\nstart = 'prior'\n[model]\nhead = 'linear'",
             "calibrate.start = 'prior' and calibrate.rescale both balance the classes: choose one",
         ),
+        (
+            MINIMAL + "[calibrate]\nmarc = false\nstart = 'identity'",
+            "would leave probabilities for the classes' training frequencies and call them balanced",
+        ),
+        (MINIMAL + "[model]\nbackbone = 'resnet33'", "'model': unknown backbone 'resnet33'; known: resnet8, resnet20"),
+        (
+            MINIMAL + "[loss]\nsmoothing_tail = 0.3",
+            "smoothing_tail must be at most smoothing, which the commonest class has: got 0.3 and 0",
+        ),
         (MINIMAL + "[loss]\nbranch_ranks = [7, 3]", r"branch_ranks must be two ranks in order, got \[7, 3\]"),
         (
             "name='r'\n[fit]\nepochs=1\n[data]\nsource='cifar10'",

@@ -10,7 +10,7 @@ from rich.console import Console
 from training import pipeline
 from training.config import RecipeError
 from training.results import result_of
-from training.run import Run
+from training.run import Run, load_tensors, save_tensors
 from training.sweep import load_table, run_table
 
 TABLES = Path(__file__).parents[1] / "benchmarks" / "tables"
@@ -84,12 +84,12 @@ def test_several_processes_share_a_table(tmp_path: Path) -> None:
 
 
 def test_a_row_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
-    text = TABLE.replace('set = ["calibrate.exponent=0.5"]', 'set = ["model.backbone=resnet33"]')
+    text = TABLE.replace('set = ["calibrate.exponent=0.5"]', 'set = ["model.reslt=cifar", "loss.branch_ranks=[3, 11]"]')
     jobs = [job for job in load_table(_table(tmp_path, text)) if job.name != "digits-if10_camc_small_s0"]
     console = _console()
     assert run_table(jobs, tmp_path / "out", 1, console) == 1
     failed, good = _text(console).splitlines()
-    assert "camc-marc-gentler_small_s0: failed: unknown backbone 'resnet33'" in failed
+    assert "camc-marc-gentler_small_s0: failed: loss.branch_ranks goes to 11; there are 10 classes" in failed
     assert good.startswith("1/2  digits-if10_linear_small_s0: linear ")
 
 
@@ -118,6 +118,22 @@ def test_a_changed_row_is_run_again(tmp_path: Path) -> None:
     text = TABLE.replace('"fit.epochs=1"', '"fit.epochs=2"')
     assert run_table(load_table(_table(tmp_path, text), only=only), tmp_path / "out", 1, _console()) == 0
     assert _results(tmp_path / "out")["digits-if10_linear_small_s0"]["epochs"] == 2
+
+
+def test_a_row_taught_by_another_network_is_not_taken_for_this_one(tmp_path: Path, digits_run: Run) -> None:
+    taught = ["distill.weight=0.5", f"distill.teacher={digits_run.path}", "fit.epochs=1"]
+    jobs = load_table(_table(tmp_path), only="linear", overrides=taught)
+    assert run_table(jobs, tmp_path / "out", 1, _console()) == 0
+    console = _console()
+    assert run_table(jobs, tmp_path / "out", 1, console) == 0
+    assert _text(console) == "1 of 1 rows are there already\n"
+    tensors, meta = load_tensors(digits_run.checkpoint)
+    other = Run(tmp_path / "other")
+    save_tensors(other.checkpoint, {name: tensor + 1 for name, tensor in tensors.items()}, meta)
+    console = _console()
+    jobs = load_table(_table(tmp_path), only="linear", overrides=[*taught, f"distill.teacher={other.path}"])
+    assert run_table(jobs, tmp_path / "out", 1, console) == 1
+    assert "holds a run with another teacher: choose another --out" in _text(console)
 
 
 def test_jobs_come_seed_by_seed() -> None:
