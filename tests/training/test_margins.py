@@ -74,6 +74,23 @@ def test_the_penalised_fit_is_the_minimum_that_scipy_finds(penalty: float, sign:
     np.testing.assert_allclose(offset, wanted, atol=1e-1 if penalty < 1 else 1e-3)
 
 
+@pytest.mark.parametrize("exponent", [1.0, 1.2])
+def test_margins_of_exact_logits_end_at_the_prior_that_the_weights_leave(exponent: float) -> None:
+    generator = np.random.default_rng(0)
+    counts = 5000 * 0.01 ** (np.arange(10) / 9)
+    prior = counts / counts.sum()
+    labels = generator.choice(10, 40_000, p=prior)
+    # x ~ N(2·e_y, 1): softmax(2·x + log π) is the posterior, and what weights leave of π is π^(1-exponent).
+    logits = 2 * (generator.normal(size=(40_000, 10)) + 2 * np.eye(10)[labels]) + np.log(prior)
+    config = CalibrateConfig(exponent=exponent)
+    n = np.bincount(labels, minlength=10)
+    z, y, norms = torch.from_numpy(logits).float(), torch.from_numpy(labels), torch.ones(10)
+    marc = fit_marc(z, y, norms, n, config, seed=0, penalty=1e-6)
+    left = marc(torch.from_numpy(np.log(prior)).float()[None], norms).detach().numpy()[0]
+    slope = np.polyfit(np.log(prior), left, 1)[0]
+    assert slope == pytest.approx(1 - exponent, abs=0.05)
+
+
 def test_where_the_search_begins_changes_nothing() -> None:
     logits, labels = _problem()
     near = fit_marc(-logits, labels, NORMS, COUNTS, CalibrateConfig(), seed=0, penalty=0.1)  # ω at its bound

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,15 @@ def test_a_benchmark_runs_from_its_lists_to_a_bundle(name: str, tmp_path: Path) 
     assert json.loads((tmp_path / "run" / "report.json").read_text())["data"]["test"] == 8
 
 
-@pytest.mark.parametrize(("name", "largest", "total"), [("cifar10-lt", 5000, 12406), ("cifar100-lt", 500, 10847)])
+@pytest.mark.parametrize(
+    ("name", "largest", "total"),
+    [
+        ("cifar10-lt", 5000, 12406),
+        ("cifar10-lt-reslt", 5000, 12406),
+        ("cifar10-lt-marc", 5000, 12406),
+        ("cifar100-lt", 500, 10847),
+    ],
+)
 def test_a_cifar_recipe_runs_from_packed_arrays_to_a_bundle_that_keeps_its_word(
     name: str, largest: int, total: int, tmp_path: Path
 ) -> None:
@@ -105,6 +114,38 @@ def test_the_large_benchmarks_have_the_papers_settings() -> None:
     }
     assert {name: r.fit.epochs for name, r in recipes.items()} == {"imagenet-lt": 180, "places-lt": 30, "inat18": 200}
     assert all((r.data.resize, r.data.input_size, r.augment.area) == (256, 224, (0.08, 1.0)) for r in recipes.values())
+    assert {name: (r.fit.batch_size, r.fit.lr, r.fit.weight_decay) for name, r in recipes.items()} == {
+        "imagenet-lt": (256, 0.1, 5e-4),
+        "places-lt": (128, 0.01, 5e-4),
+        "inat18": (256, 0.1, 1e-4),
+    }
+    assert (recipes["imagenet-lt"].loss.branch_beta, recipes["inat18"].loss.branch_beta) == (0.99, 0.85)
+
+
+@pytest.mark.parametrize(("classes", "beta", "ranks"), [(10, 0.998, (2, 4)), (100, 0.995, (35, 70))])
+def test_reslt_on_cifar_has_the_paper_s_settings(classes: int, beta: float, ranks: tuple[int, int]) -> None:
+    recipe = load_recipe(f"cifar{classes}-lt-reslt", ["data.root=somewhere"])
+    fit, augment = recipe.fit, recipe.augment
+    assert (fit.epochs, fit.batch_size, fit.lr, fit.momentum, fit.weight_decay) == (200, 128, 0.1, 0.9, 5e-4)
+    assert (fit.warmup_epochs, fit.milestones) == (5, [160, 180])
+    assert (augment.flip, augment.shift, augment.policy, augment.erase) == (True, 4, "none", 0)
+    assert (recipe.model.backbone, recipe.model.head, recipe.model.reslt) == ("resnet32", "linear", "cifar")
+    assert (recipe.loss.name, recipe.loss.branch_beta, recipe.loss.branch_ranks) == ("cross_entropy", beta, ranks)
+
+
+@pytest.mark.parametrize(("classes", "images"), [(10, 11165), (100, 9754)])
+def test_marc_on_cifar_has_the_paper_s_settings(classes: int, images: int) -> None:
+    recipe = load_recipe(f"cifar{classes}-lt-marc", ["data.root=somewhere"])
+    fit, augment, margins = recipe.fit, recipe.augment, recipe.calibrate
+    counts = long_tail_counts(50_000 // classes, classes, 100)
+    assert images == sum(n - max(1, round(0.1 * n)) for n in counts)
+    batches = math.ceil(images / 512)
+    assert abs(fit.epochs * batches - 13_000) <= batches / 2 and abs(fit.warmup_epochs * batches - 800) <= batches / 2
+    assert (fit.batch_size, fit.lr, fit.momentum, fit.weight_decay) == (512, 0.1, 0.9, 5e-4)
+    assert (augment.flip, augment.shift, augment.policy, augment.erase) == (True, 4, "autoaugment-cifar10", 0.5)
+    assert (recipe.model.backbone, recipe.model.head, recipe.loss.name) == ("resnet32", "linear", "cross_entropy")
+    assert (margins.iterations, margins.warmup, margins.batch_size, margins.lr) == (2000, 800, 512, 0.1)
+    assert (margins.weight_decay, margins.exponent, margins.marc_on) == (5e-4, 1.2, "train")
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(RECIPES.glob("*.toml"))])
