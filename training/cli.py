@@ -93,9 +93,10 @@ def train(
     An interrupted run continues when the same command is given again.
     """
     with _spoken_errors(_GOES_ON):
-        from training.config import load_recipe
+        from training.config import load_recipe, refuse_idle
 
         settings = load_recipe(recipe, overrides or ())
+        refuse_idle(settings, overrides or ())
         from training import pipeline
         from training.run import Run
 

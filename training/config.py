@@ -322,6 +322,42 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(_read(path), path.name, overrides)
 
 
+_ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "data.imbalance": ("data.source", ("digits", "cifar10", "cifar100")),
+    "data.split_file": ("data.source", ("folder",)),
+    "data.train_list": ("data.source", ("list",)),
+    "data.test_list": ("data.source", ("list",)),
+    "model.scalar": ("model.head", ("weight", "cosine", "cosnorm", "causal")),
+    "model.learn_scalar": ("model.head", ("weight", "cosine", "cosnorm", "causal")),
+    "model.camc_attention": ("model.camc", ("weights", "prototypes", "both")),
+    "model.camc_top": ("model.camc", ("weights", "prototypes", "both")),
+    "loss.gamma": ("loss.name", ("focal",)),
+    "loss.margin": ("loss.name", ("ldam",)),
+    "loss.tau": ("loss.name", ("logit_adjustment",)),
+    "loss.exponent": ("loss.weights", ("grw",)),
+    "loss.effective_beta": ("loss.weights", ("class_balanced",)),
+    "loss.reweight_from": ("loss.weights", ("grw", "class_balanced")),
+    "loss.branch_beta": ("model.reslt", ("cifar", "large")),
+    "loss.branch_ranks": ("model.reslt", ("cifar", "large")),
+}
+"""Keys that decide something only where another key has one of these values."""
+
+
+def refuse_idle(recipe: Recipe, overrides: Sequence[str]) -> None:
+    """Raises RecipeError if one of the overrides decides nothing in this recipe: it was meant to do something."""
+    values = recipe.model_dump(mode="json")
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in _ONLY_WITH:
+            other, accepted = _ONLY_WITH[key]
+            section, name = other.split(".")
+            if values[section][name] not in accepted:
+                raise RecipeError(
+                    f"--set {override}: it would change nothing, for {other} is {values[section][name]!r}; {key} is "
+                    f"for {other} = {', '.join(map(repr, accepted))}"
+                )
+
+
 def _read(path: Path) -> dict[str, Any]:
     """A recipe as TOML, or the one in a result file (docs/results/*.json), which so can be run again."""
     try:

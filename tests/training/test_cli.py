@@ -62,6 +62,11 @@ def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
         ),
         (["train", "caltech100", "--out", "OUT", "--set", "data.root=nowhere"], "no folder at nowhere"),
         (
+            ["train", "digits", "--out", "OUT", "--set", "loss.gamma=1"],
+            "--set loss.gamma=1: it would change nothing, for loss.name is 'cross_entropy'; loss.gamma is for "
+            "loss.name = 'focal'",
+        ),
+        (
             ["train", "digits", "--out", "OUT", "--set", "calibrate.prior=[1, 2]"],
             "calibrate.prior has 2 numbers for 10 classes",
         ),

@@ -1,8 +1,9 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from training.config import RecipeError, load_recipe
+from training.config import _ONLY_WITH, Recipe, RecipeError, load_recipe, refuse_idle
 
 MINIMAL = 'name = "r"\n[data]\nsource = "digits"\n[fit]\nepochs = 3\n'
 
@@ -85,3 +86,21 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, message: str) 
 def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
     with pytest.raises(RecipeError, match="no recipe 'digit': give a TOML file or one of: .*digits"):
         load_recipe("digit")
+
+
+def test_an_override_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
+    path = _recipe(tmp_path, MINIMAL)
+    for good in (["loss.name=focal", "loss.gamma=1"], ["model.scalar=30"], ["data.imbalance=5"], ["fit.epochs=9"]):
+        refuse_idle(load_recipe(path, good), good)
+    for idle in (["loss.gamma=1"], ["model.head=linear", "model.scalar=30"]):
+        with pytest.raises(RecipeError, match=f"--set {idle[-1]}: it would change nothing, for .* is '"):
+            refuse_idle(load_recipe(path, idle), idle)
+
+
+def test_the_keys_that_depend_on_others_are_keys_of_a_recipe() -> None:
+    sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    for key, (other, accepted) in _ONLY_WITH.items():
+        section, name = key.split(".")
+        assert name in sections[section].model_fields  # type: ignore[union-attr]
+        section, name = other.split(".")
+        assert set(accepted) < set(get_args(sections[section].model_fields[name].annotation))  # type: ignore[union-attr]
