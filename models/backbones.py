@@ -80,6 +80,12 @@ _BUILDERS: dict[str, Callable[[str | None], Backbone]] = {
 BACKBONES = tuple(_BUILDERS)
 
 
+def check_backbone(name: str) -> None:
+    """Raises ValueError unless `name` is one of `BACKBONES`."""
+    if name not in _BUILDERS:
+        raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
+
+
 def build_backbone(name: str, weights: str | None = None) -> Backbone:
     """The trunk called `name` and its feature width C: images B×3×H×W to features B×C×h×w.
 
@@ -90,6 +96,5 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
     Raises:
         ValueError: if the name or the weights are unknown, or the weights cannot be fetched or read.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
+    check_backbone(name)
     return _BUILDERS[name](weights)

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from models.backbones import BACKBONES
 from models.preprocessing import Rgb
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -131,8 +130,9 @@ class ModelConfig(_Section):
 
     @model_validator(mode="after")
     def _known_backbone(self) -> ModelConfig:
-        if self.backbone not in BACKBONES:
-            raise ValueError(f"unknown backbone {self.backbone!r}; known: {', '.join(BACKBONES)}")
+        from models.backbones import check_backbone  # needs torch, which `camcal results` does without
+
+        check_backbone(self.backbone)
         return self
 
 
@@ -228,8 +228,8 @@ class CalibrateConfig(_Section):
     start: where margins start (and stay, without marc): `identity`, or `prior`, which takes the logarithm of the class
         prior that the logits are trained for from them: logit adjustment afterwards.
     penalty: λ that pulls margins towards their start, see `training.margins.fit_marc`. On `train` the defaults are
-        those of the paper, `identity` and 0; with held-out images, or without marc, `prior` (`identity` after
-        rescaling), and the λ that cross-validation chooses.
+        those of the paper, `identity` and 0; with held-out images, `prior` (`identity` after rescaling) and the λ that
+        cross-validation chooses. Without marc the start is `prior` too.
     passes: how many augmented passes over the training images MARC's cached logits come from.
     exponent: of the generalised re-weighting, w_k ∝ (n_k/N)^-exponent.
     iterations, batch_size, lr, momentum, weight_decay: of SGD with a cosine rate; the first `warmup` iterations rise
