@@ -266,7 +266,7 @@ class Recipe(_Section):
     seed: int = Field(default=0, ge=0, lt=2**31)
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = Field(default_factory=ModelConfig)
     loss: LossConfig = LossConfig()
     fit: FitConfig
     distill: DistillConfig = DistillConfig()
