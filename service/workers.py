@@ -106,7 +106,7 @@ class Supervisor:
             for index in range(self._settings.workers):
                 self._start(index)
             self._later(server.BEAT_S, self._listen_for_beats)
-            while self._workers or not self._stopping:
+            while self._workers or self._listeners:
                 self._turn()
         if self._failure is not None:
             raise WorkerError(self._failure)
@@ -257,7 +257,7 @@ class Supervisor:
         self._accept(True)
 
     def _accept_if_possible(self) -> None:
-        if not self._stopping:
+        if self._listeners:
             self._accept(any(worker.version for worker in self._workers.values()))
 
     def _accept(self, wanted: bool) -> None:
@@ -345,13 +345,18 @@ class Supervisor:
         if self._stopping:
             return
         self._stopping = True
-        if self._accepting:
-            self._accept(False)
-            for listener in self._listeners:
-                while self._deal(listener):  # what has come before
-                    pass
         for listener in self._listeners:
+            server.let_nobody_else_in(listener)
+        self._later(server.LAST_S if self._opened else 0.0, self._close)
+
+    def _close(self) -> None:
+        """Have the workers end, when the last connections are theirs."""
+        self._accept(False)
+        for listener in self._listeners:
+            while self._deal(listener):  # what has come before
+                pass
             listener.close()
+        self._listeners = []
         self._tell(STOP)
 
 

@@ -28,6 +28,7 @@ from service.app import create_app
 from service.decoding import decode
 from service.protocol import guarded
 from service.routes import predict
+from service.server import let_nobody_else_in
 from service.session import Session
 from service.settings import Settings
 from tests.service.conftest import GatedSession, png
@@ -502,6 +503,23 @@ def test_nobody_who_was_let_in_is_turned_out(bundle: Bundle, workers: str) -> No
             child.send_signal(signal.SIGTERM)
             assert min(counts) > 0
         assert child.wait(10) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux filters what comes to a listener")
+def test_a_listener_that_lets_nobody_else_in_keeps_those_it_has() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address, timeout=10) as before:
+            let_nobody_else_in(listener)
+            with pytest.raises(TimeoutError):  # neither let in, to be reset when it closes, nor refused
+                socket.create_connection(address, timeout=0.3)
+            before.sendall(b"still here")
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.recv(10) == b"still here"
+        with pytest.raises(TimeoutError):
+            listener.settimeout(0.1)
+            listener.accept()
 
 
 def test_sigint_does_not_wait_and_a_second_signal_ends_at_once(bundle: Bundle) -> None:
