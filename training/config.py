@@ -197,22 +197,38 @@ class FitConfig(_Section):
     compile: bool = False
 
 
+def _one_or_more(found: object) -> object:
+    if isinstance(found, str):
+        return None if found == "none" else [found]
+    return found
+
+
+_TEACHER_HAS_ITS_OWN = ("augment.", "model.", "loss.", "fit.")
+
+
 class DistillConfig(_Section):
     """Learning from another network too; see `training.distill`.
 
     teacher: the folder of a finished run with the same `seed` and `data`; relative to the current folder.
+    set: in place of `teacher`, train one first, by this recipe without its distillation and calibration, changed in its
+        sections augment, model, loss and fit by these `section.key=value`; a single one needs no list. `none` is none.
     weight: α, the share of what the teacher says in the loss; the rest is the loss of the labels. 0 is off.
     temperature: T, by which the logits of both are divided for it.
     """
 
     teacher: Path | None = None
+    set: Annotated[list[str] | None, BeforeValidator(_one_or_more)] = None
     weight: float = Field(default=0.0, ge=0, le=1)
     temperature: float = Field(default=3.0, gt=0)
 
     @model_validator(mode="after")
-    def _teacher_heard(self) -> DistillConfig:
-        if self.teacher is not None and not self.weight:
-            raise ValueError("teacher needs distill.weight above 0, such as 0.5")
+    def _one_teacher_heard(self) -> DistillConfig:
+        if self.teacher is not None and self.set is not None:
+            raise ValueError(
+                "distill.teacher and distill.set both say who teaches: choose one, such as by set = 'none'"
+            )
+        if (self.teacher is not None or self.set is not None) and not self.weight:
+            raise ValueError("a teacher needs distill.weight above 0, such as 0.5")
         return self
 
 
@@ -287,7 +303,17 @@ class Recipe(_Section):
             )
         if self.calibrate.refit and (self.calibrate.marc_on != "train" or self.calibrate.rescale != "off"):
             raise ValueError("calibrate.refit needs calibrate.marc_on = 'train' and calibrate.rescale = 'off'")
+        self.teaching()
         return self
+
+    def teaching(self) -> Recipe | None:
+        """The recipe of the network that `distill.set` has trained first; None without."""
+        if self.distill.set is None:
+            return None
+        if wrong := [change for change in self.distill.set if not change.strip().startswith(_TEACHER_HAS_ITS_OWN)]:
+            raise RecipeError(f"distill.set: {wrong[0]!r}: a teacher has only augment, model, loss and fit of its own")
+        raw = self.model_dump(mode="json", exclude={"distill", "calibrate"})
+        return parse_recipe(raw, "distill.set", self.distill.set)
 
     @property
     def training_seed(self) -> int:

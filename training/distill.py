@@ -72,7 +72,8 @@ def load_teacher(recipe: Recipe) -> tuple[Run, LongTailClassifier, Recipe, dict[
     """The run that a recipe names as its teacher, its network, recipe and metadata; raises as `Teacher` does."""
     if recipe.distill.teacher is None:
         raise RecipeError(
-            f"distill.weight is {recipe.distill.weight:g}, which needs a teacher: pass --set distill.teacher=RUN"
+            f"distill.weight is {recipe.distill.weight:g}, which needs a teacher: pass --set distill.teacher=RUN, or "
+            "have one trained first, such as by --set distill.set=fit.epochs=400"
         )
     run = Run(recipe.distill.teacher)
     network, taught_by, meta = load_finished(run)

@@ -37,6 +37,10 @@ class Group:
             distributed.all_reduce(values)
         return values
 
+    def wait(self, device: torch.device) -> None:
+        """Until all processes have come here."""
+        self.total(torch.zeros(1, device=device))
+
     def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
         """The network for training: gradients, batch statistics and prototypes are those of all processes together.
 

@@ -48,7 +48,7 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
     with ExitStack() as stack:
         with process_group(default_device()) as (group, device):
             console.quiet |= not group.leads
-            if recipe.distill.weight:
+            if recipe.distill.weight and recipe.distill.set is None:
                 load_teacher(recipe)  # what is wrong with it is said before images are read
             run.path.mkdir(parents=True, exist_ok=True)
             if group.leads:
@@ -74,8 +74,18 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
 def fit_run(
     run: Run, recipe: Recipe, data: Dataset, console: Console, device: torch.device, group: Group = ALONE
 ) -> None:
-    """Train the network of a recipe; with `calibrate.refit` a second time, on all images."""
-    teacher = Teacher(recipe, data, device) if recipe.distill.weight else None
+    """Train the network of a recipe, after its teacher if that is asked for; with `calibrate.refit` a second time, on
+    all images.
+    """
+    learning = recipe
+    if (taught_by := recipe.teaching()) is not None:
+        console.print(f"training the teacher first: {taught_by.model.backbone}, {taught_by.fit.epochs} epochs")
+        fit(taught_by, data, run.teacher, console, device, group)
+        group.wait(device)  # its last checkpoint is written by one of them
+        named = recipe.distill.model_copy(update={"teacher": run.teacher.path})
+        learning = recipe.model_copy(update={"distill": named})
+        console.print(f"training the network that learns from it: {recipe.model.backbone}, {recipe.fit.epochs} epochs")
+    teacher = Teacher(learning, data, device) if recipe.distill.weight else None
     if teacher and recipe.fit.compile:
         teacher.compile()
     fit(recipe, data, run, console, device, group, teacher)

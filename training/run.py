@@ -57,6 +57,11 @@ class Run:
         return Run(self.path / "refit")
 
     @property
+    def teacher(self) -> Run:
+        """The folder of the network that was trained first, for this run to learn from."""
+        return Run(self.path / "teacher")
+
+    @property
     def report(self) -> Path:
         return self.path / "report.json"
 

@@ -25,8 +25,8 @@ on the test weighted to it.
 A row with "+ MARC" is the training of the row above it, with margins calibrated afterwards.
 
 Any run repeats with one command, its file being the recipe:
-`camcal train docs/results/FILE.json --set data.root=PATH --out FOLDER`. One that was distilled needs its teacher first,
-the run of another file here, and then `--set distill.teacher=FOLDER` ([which](protocol.md#again)).
+`camcal train docs/results/FILE.json --set data.root=PATH --out FOLDER`. Where it was distilled, that trains its teacher
+first.
 """
 
 

@@ -212,6 +212,52 @@ def test_an_unfinished_teacher_is_refused(taught: Run, data: Dataset, tmp_path: 
         Teacher(load_recipe("digits", _student(half)), data, CPU)
 
 
-def test_a_teacher_that_is_not_listened_to_is_refused() -> None:
-    with pytest.raises(RecipeError, match="'distill': teacher needs distill.weight above 0"):
-        load_recipe("digits", ["distill.teacher=somewhere"])
+@pytest.mark.parametrize("teacher", ["distill.teacher=somewhere", "distill.set=fit.epochs=3"])
+def test_a_teacher_that_is_not_listened_to_is_refused(teacher: str) -> None:
+    with pytest.raises(RecipeError, match="'distill': a teacher needs distill.weight above 0"):
+        load_recipe("digits", [teacher])
+
+
+def test_a_teacher_that_is_trained_first_is_the_one_that_was_trained_apart(data: Dataset, tmp_path: Path) -> None:
+    apart, taught, whole = (Run(tmp_path / name) for name in ("apart", "taught", "whole"))
+    pipeline.fit_run(apart, load_recipe("digits", [*QUICK, "fit.epochs=3", "fit.lr=0.05"]), data, _quiet(), CPU)
+    pipeline.fit_run(taught, load_recipe("digits", _student(apart)), data, _quiet(), CPU)
+    first = ["distill.weight=0.5", 'distill.set=["fit.epochs=3", "fit.lr=0.05"]']
+    recipe = load_recipe("digits", [*QUICK, *first])
+    pipeline.fit_run(whole, recipe, data, _quiet(), CPU)
+    for one, other in ((apart, whole.teacher), (taught, whole)):
+        (tensors, meta), (others, other_meta) = (load_tensors(run.checkpoint) for run in (one, other))
+        assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
+        assert meta.get("teacher", {}).get("weights") == other_meta.get("teacher", {}).get("weights")
+    # The same again finds it trained.
+    before = whole.teacher.checkpoint.stat().st_mtime_ns
+    pipeline.fit_run(whole, recipe, data, _quiet(), CPU)
+    assert whole.teacher.checkpoint.stat().st_mtime_ns == before
+
+
+def test_a_teacher_differs_from_its_student_by_what_the_recipe_says() -> None:
+    student = ["distill.weight=0.5", "distill.temperature=2", "model.head=linear", "calibrate.rescale=tau", "seed=3"]
+    recipe = load_recipe("digits", [*student, "distill.set=model.head=cosine"])
+    plain = load_recipe("digits", ["model.head=cosine", "seed=3"])
+    assert recipe.teaching() == plain
+    assert load_recipe("digits", [*student, "distill.set=[]"]).teaching() == load_recipe(
+        "digits", [student[2], "seed=3"]
+    )
+    assert load_recipe("digits", [*student, "distill.set=none"]).teaching() is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["fit.epoch=3"], "distill.set: unknown key 'fit.epoch'; did you mean 'epochs'"),
+        (["loss.name=ldam"], "distill.set: loss.name = 'ldam' needs a normalised head"),
+        (["seed=1"], "distill.set: 'seed=1': a teacher has only augment, model, loss and fit of its own"),
+        (["data.imbalance=3"], "distill.set: 'data.imbalance=3': a teacher has only"),
+        (["fit.epochs"], "'fit.epochs' is not of the form section.key=value"),
+    ],
+)
+def test_a_teacher_that_could_not_teach_is_refused(changes: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("digits", ["model.head=linear", "distill.weight=0.5", f"distill.set={json.dumps(changes)}"])
+    with pytest.raises(RecipeError, match="both say who teaches"):
+        load_recipe("digits", ["distill.weight=0.5", "distill.set=[]", "distill.teacher=somewhere"])

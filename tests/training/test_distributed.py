@@ -100,7 +100,9 @@ def test_two_processes_give_the_gradients_and_statistics_of_one(
 
 def test_torchrun_trains_together_and_the_leader_alone_writes_and_speaks(tmp_path: Path) -> None:
     command = "from training.cli import main; main()"
-    options = ["--set", "fit.epochs=2", "--set", "calibrate.iterations=20", "--set", "augment.policy=trivialaugment"]
+    changes = ["fit.epochs=2", "calibrate.iterations=20", "augment.policy=trivialaugment"]
+    changes += ["distill.weight=0.5", "distill.set=fit.epochs=3"]
+    options = [part for change in changes for part in ("--set", change)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     result = subprocess.run(
         [*launcher, sys.executable, "-c", command, "train", "digits", "--out", str(tmp_path), *options],
@@ -110,7 +112,8 @@ def test_torchrun_trains_together_and_the_leader_alone_writes_and_speaks(tmp_pat
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("epoch 2/2") == 1 and result.stdout.count("camcal serve --bundle") == 1
+    assert result.stdout.count("epoch 3/3") == 1 and result.stdout.count("epoch 2/2") == 1
+    assert result.stdout.count("camcal serve --bundle") == 1
     assert "cpu × 2" in result.stdout
     assert json.loads((tmp_path / "bundle" / "manifest.json").read_text())["name"] == "digits"
 

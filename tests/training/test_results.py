@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from training.config import AugmentConfig, RecipeError, load_recipe
+from training.config import AugmentConfig, RecipeError, load_recipe, parse_recipe
 from training.results import (
+    FOLDER,
     ResultsError,
     Row,
     describe_augmentation,
@@ -93,6 +94,14 @@ def test_a_result_is_a_recipe(report: dict[str, Any], tmp_path: Path) -> None:
     save_json(tmp_path / "x.json", result_of(report, "cosine"))
     assert load_recipe(tmp_path / "x.json") == load_recipe("digits")
     assert load_recipe(tmp_path / "x.json", ["fit.lr=0.5"]).fit.lr == 0.5
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*distilled*.json")), ids=lambda path: path.stem)
+def test_a_distilled_result_repeats_with_its_teacher(path: Path) -> None:
+    taught_by = load_recipe(path, ["data.root=."]).teaching()
+    assert taught_by is not None
+    wanted = parse_recipe(json.loads(path.read_text())["teacher"]["recipe"], path.name, ["data.root=."])
+    assert taught_by.deciding() | {"calibrate": None} == wanted.deciding() | {"calibrate": None}
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"recipe": "digits"}'])
