@@ -351,13 +351,24 @@ class Supervisor:
 
     def _close(self) -> None:
         """Have the workers end, when the last connections are theirs."""
+        if self._opened:
+            for listener in self._listeners:
+                while self._deal(listener):  # what has come before
+                    pass
+            if self._connections_wait() and any(worker.version for worker in self._workers.values()):
+                self._later(BEHIND_S, self._close)
+                return
         self._accept(False)
         for listener in self._listeners:
-            while self._deal(listener):  # what has come before
-                pass
             listener.close()
         self._listeners = []
         self._tell(STOP)
+
+    def _connections_wait(self) -> bool:
+        poll = select.poll()
+        for listener in self._listeners:
+            poll.register(listener, select.POLLIN)
+        return bool(poll.poll(0))
 
 
 def _bind(host: str, port: int) -> list[socket.socket]:

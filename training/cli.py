@@ -95,6 +95,8 @@ def train(
 
         settings = load_recipe(recipe, overrides or ())
         refuse_idle(settings, overrides or ())
+        if (taught_by := settings.teaching()) is not None:
+            refuse_idle(taught_by, settings.distill.set or ())
         from training import pipeline
         from training.run import Run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -203,7 +204,7 @@ def _one_or_more(found: object) -> object:
     return found
 
 
-_TEACHER_HAS_ITS_OWN = ("augment.", "model.", "loss.", "fit.")
+_OF_A_TEACHER = re.compile(r"\s*(augment|model|loss|fit)\.\w+\s*=")
 
 
 class DistillConfig(_Section):
@@ -225,10 +226,10 @@ class DistillConfig(_Section):
     def _one_teacher_heard(self) -> DistillConfig:
         if self.teacher is not None and self.set is not None:
             raise ValueError(
-                "distill.teacher and distill.set both say who teaches: choose one, such as by set = 'none'"
+                "distill.teacher and distill.set both say who teaches: choose one; distill.set=none is none"
             )
         if (self.teacher is not None or self.set is not None) and not self.weight:
-            raise ValueError("a teacher needs distill.weight above 0, such as 0.5")
+            raise ValueError("a teacher needs distill.weight above 0, such as 0.5; distill.set=none is no teacher")
         return self
 
 
@@ -310,8 +311,11 @@ class Recipe(_Section):
         """The recipe of the network that `distill.set` has trained first; None without."""
         if self.distill.set is None:
             return None
-        if wrong := [change for change in self.distill.set if not change.strip().startswith(_TEACHER_HAS_ITS_OWN)]:
-            raise RecipeError(f"distill.set: {wrong[0]!r}: a teacher has only augment, model, loss and fit of its own")
+        if wrong := [change for change in self.distill.set if not _OF_A_TEACHER.match(change)]:
+            raise RecipeError(
+                f"distill.set: {wrong[0]!r} is not section.key=value with a key of augment, model, loss or fit, which "
+                'alone a teacher may have otherwise; several are a list, ["fit.epochs=400", "fit.lr=0.05"]'
+            )
         raw = self.model_dump(mode="json", exclude={"distill", "calibrate"})
         return parse_recipe(raw, "distill.set", self.distill.set)
 

@@ -39,7 +39,7 @@ class Group:
 
     def wait(self, device: torch.device) -> None:
         """Until all processes have come here."""
-        self.total(torch.zeros(1, device=device))
+        self.total(torch.zeros(1, device=device)).item()  # read, since on a GPU the sum itself is not waited for
 
     def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
         """The network for training: gradients, batch statistics and prototypes are those of all processes together.

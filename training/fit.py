@@ -22,7 +22,7 @@ from training.data.augment import Augment
 from training.data.mix import Mix
 from training.distill import Teacher
 from training.distributed import ALONE, Group
-from training.losses import Criterion
+from training.losses import Criterion, branch_members
 from training.run import (
     Run,
     RunError,
@@ -99,6 +99,19 @@ def fit(
                     f"train accuracy {100 * accuracy:.1f} %  {rate}  {left_s / 60:.1f} min left"
                 )
     return network.eval()
+
+
+def check_start(recipe: Recipe, data: Dataset, run: Run) -> None:
+    """Raises what `fit` would raise before anything is learned."""
+    network = build_network(recipe, len(data.classes), data.preprocessing)
+    counts_K = data.train.labels.cpu().bincount(minlength=len(data.classes)).numpy()
+    Criterion(recipe.loss, counts_K, network.head.scalar)
+    if recipe.model.reslt != "off":
+        branch_members(recipe.loss, counts_K)
+    if run.checkpoint.is_file():
+        _, meta = load_tensors(run.checkpoint)
+        _same_recipe(run, recipe, meta["recipe"])
+        check_data(run, meta, data)
 
 
 def compiled(model: nn.Module, device: torch.device, backend: str = "inductor") -> nn.Module:

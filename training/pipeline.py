@@ -20,13 +20,14 @@ from training.data import Dataset, load_dataset
 from training.distill import Teacher, load_teacher
 from training.distributed import ALONE, Group, process_group
 from training.evaluate import evaluate, print_report
-from training.fit import fit
+from training.fit import check_start, fit
 from training.priors import given_prior
 from training.report import page
 from training.run import (
     Run,
     RunError,
     check_data,
+    is_trained,
     load_finished,
     load_network,
     network_tensors,
@@ -74,24 +75,36 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
 def fit_run(
     run: Run, recipe: Recipe, data: Dataset, console: Console, device: torch.device, group: Group = ALONE
 ) -> None:
-    """Train the network of a recipe, after its teacher if that is asked for; with `calibrate.refit` a second time, on
-    all images.
+    """Train the network of a recipe, and first its teacher if it says so; with `calibrate.refit` a second time, on all
+    images.
     """
-    learning = recipe
-    if (taught_by := recipe.teaching()) is not None:
-        console.print(f"training the teacher first: {taught_by.model.backbone}, {taught_by.fit.epochs} epochs")
-        fit(taught_by, data, run.teacher, console, device, group)
-        group.wait(device)  # its last checkpoint is written by one of them
-        named = recipe.distill.model_copy(update={"teacher": run.teacher.path})
-        learning = recipe.model_copy(update={"distill": named})
-        console.print(f"training the network that learns from it: {recipe.model.backbone}, {recipe.fit.epochs} epochs")
-    teacher = Teacher(learning, data, device) if recipe.distill.weight else None
+    teacher = _teacher_of(run, recipe, data, console, device, group) if recipe.distill.weight else None
     if teacher and recipe.fit.compile:
         teacher.compile()
     fit(recipe, data, run, console, device, group, teacher)
     if recipe.calibrate.refit:
         console.print(f"training again, on all {len(data.train) + len(data.holdout)} images")
         fit(recipe, data.whole(), run.refit, console, device, group, teacher)
+
+
+def _teacher_of(
+    run: Run, recipe: Recipe, data: Dataset, console: Console, device: torch.device, group: Group
+) -> Teacher | None:
+    """The teacher of a run, trained if need be; None where the run has finished and listens no more."""
+    if (taught_by := recipe.teaching()) is None:
+        return Teacher(recipe, data, device)
+    check_start(recipe, data, run)
+    if is_trained(run, recipe) and (not recipe.calibrate.refit or is_trained(run.refit, recipe)):
+        return None
+    missing = not is_trained(run.teacher, taught_by)
+    if missing:
+        console.print(f"training the teacher first: {taught_by.model.backbone}, {taught_by.fit.epochs} epochs")
+    fit(taught_by, data, run.teacher, console, device, group)
+    group.wait(device)  # one of them writes its last checkpoint
+    if missing:
+        console.print(f"training the network that learns from it: {recipe.model.backbone}, {recipe.fit.epochs} epochs")
+    named = recipe.distill.model_copy(update={"teacher": run.teacher.path})
+    return Teacher(recipe.model_copy(update={"distill": named}), data, device)
 
 
 def load(recipe: Recipe, console: Console) -> Dataset:

@@ -173,6 +173,11 @@ def load_finished(run: Run) -> tuple[LongTailClassifier, Recipe, dict[str, Any]]
     return network, recipe, meta
 
 
+def is_trained(run: Run, recipe: Recipe) -> bool:
+    """Whether the folder holds a network that has had all the epochs of a recipe."""
+    return run.checkpoint.is_file() and bool(load_tensors(run.checkpoint)[1]["epoch"] >= recipe.fit.epochs)
+
+
 def restore(network: LongTailClassifier, tensors: dict[str, Tensor]) -> None:
     """Copy `network.*` tensors into a network."""
     names = [name for name in tensors if name.startswith("network.")]

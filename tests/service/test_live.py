@@ -522,6 +522,18 @@ def test_a_listener_that_lets_nobody_else_in_keeps_those_it_has() -> None:
             listener.accept()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux filters what comes to a listener")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_who_calls_while_the_service_closes_is_neither_let_in_nor_refused(bundle: Bundle, workers: str) -> None:
+    program = "-c", "from service import cli, server; server.LAST_S = 3; cli.app()"
+    with process(bundle, program, CAMCAL_WORKERS=workers) as (child, url):
+        child.send_signal(signal.SIGINT)
+        with pytest.raises(TimeoutError):
+            while True:  # until it has heard the signal
+                socket.create_connection((httpx.URL(url).host, httpx.URL(url).port), timeout=0.5).close()
+        assert child.wait(10) == 0
+
+
 def test_sigint_does_not_wait_and_a_second_signal_ends_at_once(bundle: Bundle) -> None:
     with process(bundle, CAMCAL_DRAIN_S="60") as (child, _):
         child.send_signal(signal.SIGINT)

@@ -164,6 +164,24 @@ def test_a_burst_of_connections_waits_for_room(service: Service) -> None:
     wait_for(lambda: metric(url, 'camcal_reloads_total{result="done"') == 2)
 
 
+def test_a_burst_of_connections_is_dealt_out_before_the_end(service: Service) -> None:
+    child, url = service
+    host, port = httpx.URL(url).host, httpx.URL(url).port
+    with contextlib.ExitStack() as stack:
+        pids = workers(child)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        clients = [stack.enter_context(socket.create_connection((host, port), timeout=10)) for _ in range(700)]
+        for client in clients:
+            client.sendall(b"GET /health/live HTTP/1.1\r\nHost: camcal\r\n\r\n")
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.3)  # longer than it waits for the last connections to be made
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
+    assert child.wait(10) == 0
+
+
 def test_worker_that_finds_another_bundle_brings_it_to_all(
     bundle: Bundle, other: Bundle, current: Callable[[Path], Path]
 ) -> None:
@@ -246,6 +264,32 @@ def test_workers_that_cannot_start(bundle: Bundle, tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert ended.stderr.count("error: ") == 1
     assert "model.onnx" in ended.stderr
+
+
+def test_one_worker_that_cannot_start(bundle: Bundle) -> None:
+    """The other is ready before, and nothing has been listened on."""
+    program = """
+import time
+from service import cli, workers
+
+work = workers._work
+
+
+def start(settings, siblings, *rest):
+    if siblings.index:
+        time.sleep(3)
+        raise SystemExit(3)
+    work(settings, siblings, *rest)
+
+
+workers._work = start
+cli.app()
+"""
+    command = [sys.executable, "-c", program, "serve", "--workers", "2", "--bundle", str(bundle.path), "--port", "0"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == "error: worker 1 ended with code 3"
+    assert "could not be accepted" not in ended.stderr
 
 
 def test_address_in_use(bundle: Bundle) -> None:

@@ -78,6 +78,10 @@ def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
             ["train", "digits", "--out", "OUT", "--set", "distill.weight=0.5", "--set", "distill.teacher=nowhere"],
             "checkpoint.safetensors is missing",
         ),
+        (
+            ["train", "digits", "--out", "OUT", "--set", "distill.weight=0.5", "--set", "distill.set=loss.gamma=5"],
+            "--set loss.gamma=5: it would change nothing",
+        ),
         (["train", "digits", "--out", "FILE"], "File exists"),
         (["calibrate", "OUT"], "checkpoint.safetensors is missing: has `camcal train` finished"),
         (

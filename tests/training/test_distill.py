@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from training import fit as fit_module
 from training import pipeline
 from training.config import RecipeError, load_recipe
 from training.data import Dataset, load_dataset
@@ -229,10 +230,52 @@ def test_a_teacher_that_is_trained_first_is_the_one_that_was_trained_apart(data:
         (tensors, meta), (others, other_meta) = (load_tensors(run.checkpoint) for run in (one, other))
         assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
         assert meta.get("teacher", {}).get("weights") == other_meta.get("teacher", {}).get("weights")
-    # The same again finds it trained.
-    before = whole.teacher.checkpoint.stat().st_mtime_ns
+    # A run that is finished needs its teacher no more.
+    shutil.rmtree(whole.teacher.path)
     pipeline.fit_run(whole, recipe, data, _quiet(), CPU)
-    assert whole.teacher.checkpoint.stat().st_mtime_ns == before
+    assert not whole.teacher.path.exists()
+
+
+@pytest.mark.parametrize("stop", [2, 4], ids=["teacher", "student"])
+def test_a_run_that_stops_in_either_training_goes_on_there(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    recipe = load_recipe("digits", [*QUICK, "distill.weight=0.5", "distill.set=fit.epochs=2"])
+    whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    pipeline.fit_run(whole, recipe, data, _quiet(), CPU)
+    real, calls = fit_module._epoch, []
+
+    def interrupted(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return real(*args)  # type: ignore[arg-type]  # the arguments are those of the real one
+
+    monkeypatch.setattr(fit_module, "_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.fit_run(parts, recipe, data, _quiet(), CPU)
+    stop = 0
+    pipeline.fit_run(parts, recipe, data, _quiet(), CPU)
+    assert len(calls) == 5  # two epochs of each, and one that was broken off
+    for one, other in ((whole.teacher, parts.teacher), (whole, parts)):
+        tensors, others = load_tensors(one.checkpoint)[0], load_tensors(other.checkpoint)[0]
+        assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
+
+
+def test_what_is_wrong_is_said_before_a_teacher_is_trained(taught: Run, data: Dataset, tmp_path: Path) -> None:
+    distilled = [*QUICK, "distill.weight=0.5", "distill.set=model.reslt=off"]
+    shutil.copytree(taught.path, tmp_path / "taken")
+    with pytest.raises(RunError, match="holds a run with another distill.set, distill.weight: choose another --out"):
+        pipeline.fit_run(Run(tmp_path / "taken"), load_recipe("digits", distilled), data, _quiet(), CPU)
+    ranks = load_recipe("digits", [*distilled, "model.reslt=cifar", "model.head=linear", "loss.branch_ranks=[3,11]"])
+    with pytest.raises(ValueError, match="loss.branch_ranks goes to 11; there are 10 classes"):
+        pipeline.fit_run(Run(tmp_path / "new"), ranks, data, _quiet(), CPU)
+    assert not list(tmp_path.glob("*/teacher"))
+    # Another teacher that was trained there is not taken for this one.
+    other = load_recipe("digits", [*QUICK, "fit.lr=0.05"])
+    pipeline.fit_run(Run(tmp_path / "new" / "teacher"), other, data, _quiet(), CPU)
+    with pytest.raises(RunError, match="teacher holds a run with another fit.lr"):
+        pipeline.fit_run(Run(tmp_path / "new"), load_recipe("digits", distilled), data, _quiet(), CPU)
 
 
 def test_a_teacher_differs_from_its_student_by_what_the_recipe_says() -> None:
@@ -249,15 +292,20 @@ def test_a_teacher_differs_from_its_student_by_what_the_recipe_says() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["fit.epoch=3"], "distill.set: unknown key 'fit.epoch'; did you mean 'epochs'"),
-        (["loss.name=ldam"], "distill.set: loss.name = 'ldam' needs a normalised head"),
-        (["seed=1"], "distill.set: 'seed=1': a teacher has only augment, model, loss and fit of its own"),
-        (["data.imbalance=3"], "distill.set: 'data.imbalance=3': a teacher has only"),
-        (["fit.epochs"], "'fit.epochs' is not of the form section.key=value"),
+        ('["fit.epoch=3"]', "distill.set: unknown key 'fit.epoch'; did you mean 'epochs'"),
+        ("loss.name=ldam", "distill.set: loss.name = 'ldam' needs a normalised head"),
+        ("seed=1", "distill.set: 'seed=1' is not section.key=value with a key of augment, model, loss or fit"),
+        ("data.imbalance=3", "distill.set: 'data.imbalance=3' is not section.key=value with a key of augment"),
+        ("fit.epochs", "distill.set: 'fit.epochs' is not section.key=value"),
+        ("[fit.epochs=3]", r"several are a list, \["),
+        ("4", "'distill.set': Input should be a valid list"),
     ],
 )
-def test_a_teacher_that_could_not_teach_is_refused(changes: list[str], message: str) -> None:
+def test_a_teacher_that_could_not_teach_is_refused(changes: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        load_recipe("digits", ["model.head=linear", "distill.weight=0.5", f"distill.set={json.dumps(changes)}"])
-    with pytest.raises(RecipeError, match="both say who teaches"):
+        load_recipe("digits", ["model.head=linear", "distill.weight=0.5", f"distill.set={changes}"])
+
+
+def test_two_teachers_are_refused() -> None:
+    with pytest.raises(RecipeError, match="both say who teaches: choose one; distill.set=none is none"):
         load_recipe("digits", ["distill.weight=0.5", "distill.set=[]", "distill.teacher=somewhere"])

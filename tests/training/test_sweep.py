@@ -136,6 +136,16 @@ def test_a_row_taught_by_another_network_is_not_taken_for_this_one(tmp_path: Pat
     assert "holds a run with another teacher: choose another --out" in _text(console)
 
 
+def test_a_row_has_its_teacher_trained_first(tmp_path: Path) -> None:
+    taught = ["distill.weight=0.5", "distill.set=fit.lr=0.05", "fit.epochs=1"]
+    jobs = load_table(_table(tmp_path), only="linear", overrides=taught)
+    assert run_table(jobs, tmp_path / "out", 1, _console()) == 0
+    assert _results(tmp_path / "out")["digits-if10_linear_small_s0"]["teacher"]["recipe"]["fit"]["lr"] == 0.05
+    console = _console()
+    assert run_table(jobs, tmp_path / "out", 1, console) == 0
+    assert _text(console) == "1 of 1 rows are there already\n"
+
+
 def test_jobs_come_seed_by_seed() -> None:
     jobs = load_table(TABLES / "short.toml", ["cifar100=a.npz", "cifar10=b.npz"], only="cifar100-lt")
     assert jobs[0].name == "cifar100-lt-if100_cross-entropy_short_s0"
