@@ -17,6 +17,7 @@ from PIL import Image
 
 from models.bundle import Bundle
 from service.app import create_app
+from service.batching import Answer, Batcher
 from service.session import Images, Outputs, Session
 from service.settings import PREFIX, Settings
 
@@ -78,6 +79,19 @@ def gated(bundle: Bundle) -> Iterator[GatedSession]:
     gated = GatedSession(bundle, device="cpu", threads=1, pad=True)
     yield gated
     gated.open()
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Grows by one for each image that is put before the model; requests are counted before theirs is decoded."""
+    submit, submitted = Batcher.submit, list[object]()
+
+    async def counted(*args: Any, **options: Any) -> Answer:
+        submitted.append(args)
+        return await submit(*args, **options)
+
+    monkeypatch.setattr(Batcher, "submit", counted)
+    return submitted
 
 
 @pytest.fixture

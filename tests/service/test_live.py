@@ -100,7 +100,9 @@ def test_answers_are_not_mixed(live: Live, session: Session) -> None:
         list(clients.map(ask, range(72)))
 
 
-def test_requests_share_batches_while_the_model_is_busy(live: Live, gated: GatedSession) -> None:
+def test_requests_share_batches_while_the_model_is_busy(
+    live: Live, gated: GatedSession, submitted: list[object]
+) -> None:
     url = live(gated)
     gated.sizes.clear()
     gated.close()
@@ -108,7 +110,8 @@ def test_requests_share_batches_while_the_model_is_busy(live: Live, gated: Gated
         first = clients.submit(post, url)
         assert gated.waiting.acquire(timeout=10)
         later = [clients.submit(post, url, seed) for seed in range(1, 6)]
-        wait_for(lambda: metric(url, "camcal_queue_depth") == 5)
+        wait_for(lambda: len(submitted) == 6)
+        assert metric(url, "camcal_queue_depth") == 5
         gated.open()
         assert [answer.result().status_code for answer in (first, *later)] == [200] * 6
     assert gated.sizes == [1, 5]

@@ -256,7 +256,9 @@ def test_one_image_of_any_size_is_never_too_long() -> None:
     np.testing.assert_array_equal(parse(body, None, 512, 1).images, pixels)
 
 
-def test_infer_shares_batches_with_predict(client_factory: ClientFactory, gated: GatedSession, bundle: Bundle) -> None:
+def test_infer_shares_batches_with_predict(
+    client_factory: ClientFactory, gated: GatedSession, bundle: Bundle, submitted: list[object]
+) -> None:
     client = client_factory(gated, queue_limit=9)
     gated.sizes.clear()
     gated.close()
@@ -274,7 +276,8 @@ def test_infer_shares_batches_with_predict(client_factory: ClientFactory, gated:
         post(infer_path(bundle), json={"inputs": [tensor(images(3))], "outputs": [{"name": "top_classes"}]}),
     ]
     admission = client.app.state.runtime.admission  # type: ignore[attr-defined]  # any ASGI app
-    wait_for(lambda: admission.depth == 4)
+    wait_for(lambda: len(submitted) == 5)
+    assert admission.depth == 4
     refused = client.post(infer_path(bundle), json={"inputs": [tensor(images(6))]})
     assert (refused.status_code, list(refused.json())) == (429, ["error"])
     assert int(refused.headers["retry-after"]) >= 1
