@@ -103,15 +103,11 @@ def fit(
 
 def check_start(recipe: Recipe, data: Dataset, run: Run) -> None:
     """Raises what `fit` would raise before anything is learned."""
-    network = build_network(recipe, len(data.classes), data.preprocessing)
-    counts_K = data.train.labels.cpu().bincount(minlength=len(data.classes)).numpy()
-    Criterion(recipe.loss, counts_K, network.head.scalar)
+    build_network(recipe, len(data.classes), data.preprocessing)
     if recipe.model.reslt != "off":
-        branch_members(recipe.loss, counts_K)
+        branch_members(recipe.loss, data.train.labels.cpu().bincount(minlength=len(data.classes)).numpy())
     if run.checkpoint.is_file():
-        _, meta = load_tensors(run.checkpoint)
-        _same_recipe(run, recipe, meta["recipe"])
-        check_data(run, meta, data)
+        _load_own(run, recipe, data)
 
 
 def compiled(model: nn.Module, device: torch.device, backend: str = "inductor") -> nn.Module:
@@ -223,9 +219,7 @@ def _resume(
     data: Dataset,
     teacher: Teacher | None,
 ) -> int:
-    tensors, meta = load_tensors(run.checkpoint)
-    _same_recipe(run, recipe, meta["recipe"])
-    check_data(run, meta, data)
+    tensors, meta = _load_own(run, recipe, data)
     if teacher and meta["teacher"]["weights"] != teacher.meta["weights"]:
         raise RunError(f"{run.path} holds a run with another teacher: choose another --out, or delete that folder")
     restore(network, tensors)
@@ -235,6 +229,14 @@ def _resume(
             layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
             optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device, memory_format=layout)
     return int(meta["epoch"])
+
+
+def _load_own(run: Run, recipe: Recipe, data: Dataset) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a run's checkpoint. Raises RunError if it is of another recipe or other data."""
+    tensors, meta = load_tensors(run.checkpoint)
+    _same_recipe(run, recipe, meta["recipe"])
+    check_data(run, meta, data)
+    return tensors, meta
 
 
 def _same_recipe(run: Run, recipe: Recipe, found: dict[str, Any]) -> None:

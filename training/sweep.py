@@ -76,6 +76,7 @@ class Job:
     def training(self) -> str:
         """A folder's name for what is trained: equal for jobs that differ in their calibration alone."""
         fields = {key: value for key, value in self.recipe.deciding().items() if key not in ("name", "calibrate")}
+        # A key that came later and is not used moves no folder.
         fields["distill"] = {key: value for key, value in fields["distill"].items() if value is not None}
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
         return f"{self.recipe.name}-s{self.recipe.seed}-{digest[:12]}"

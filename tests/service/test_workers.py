@@ -147,37 +147,41 @@ def test_worker_whose_model_fails_on_every_batch_is_replaced(bundle: Bundle, tmp
         holds.unlink(missing_ok=True)  # or they would outlive their supervisor, and this test
 
 
-def test_a_burst_of_connections_waits_for_room(service: Service) -> None:
+@contextlib.contextmanager
+def burst(service: Service) -> Iterator[list[socket.socket]]:
+    """Clients that have asked, more than the workers, which have stopped, have room for."""
     child, url = service
-    host, port = httpx.URL(url).host, httpx.URL(url).port
+    address = httpx.URL(url).host, httpx.URL(url).port
     with contextlib.ExitStack() as stack:
         for pid in workers(child):
             os.kill(pid, signal.SIGSTOP)
-        clients = [stack.enter_context(socket.create_connection((host, port), timeout=10)) for _ in range(700)]
+        clients = [stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(700)]
         for client in clients:
             client.sendall(b"GET /health/live HTTP/1.1\r\nHost: camcal\r\n\r\n")
+        yield clients
+
+
+def let_go(child: subprocess.Popen[str]) -> None:
+    for pid in workers(child):
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_burst_of_connections_waits_for_room(service: Service) -> None:
+    child, url = service
+    with burst(service) as clients:
         child.send_signal(signal.SIGHUP)  # a word for the workers, behind all that they have not taken
         time.sleep(0.2)
-        for pid in workers(child):
-            os.kill(pid, signal.SIGCONT)
+        let_go(child)
         assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
     wait_for(lambda: metric(url, 'camcal_reloads_total{result="done"') == 2)
 
 
 def test_a_burst_of_connections_is_dealt_out_before_the_end(service: Service) -> None:
-    child, url = service
-    host, port = httpx.URL(url).host, httpx.URL(url).port
-    with contextlib.ExitStack() as stack:
-        pids = workers(child)
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        clients = [stack.enter_context(socket.create_connection((host, port), timeout=10)) for _ in range(700)]
-        for client in clients:
-            client.sendall(b"GET /health/live HTTP/1.1\r\nHost: camcal\r\n\r\n")
+    child, _ = service
+    with burst(service) as clients:
         child.send_signal(signal.SIGINT)
         time.sleep(0.3)  # longer than it waits for the last connections to be made
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        let_go(child)
         assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
     assert child.wait(10) == 0
 

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from training import fit as fit_module
+from tests.training.test_fit import interrupt
 from training import pipeline
 from training.config import RecipeError, load_recipe
 from training.data import Dataset, load_dataset
@@ -243,20 +243,11 @@ def test_a_run_that_stops_in_either_training_goes_on_there(
     recipe = load_recipe("digits", [*QUICK, "distill.weight=0.5", "distill.set=fit.epochs=2"])
     whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
     pipeline.fit_run(whole, recipe, data, _quiet(), CPU)
-    real, calls = fit_module._epoch, []
-
-    def interrupted(*args: object) -> object:
-        calls.append(args)
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        return real(*args)  # type: ignore[arg-type]  # the arguments are those of the real one
-
-    monkeypatch.setattr(fit_module, "_epoch", interrupted)
+    epochs = interrupt(monkeypatch, at=stop)
     with pytest.raises(KeyboardInterrupt):
         pipeline.fit_run(parts, recipe, data, _quiet(), CPU)
-    stop = 0
     pipeline.fit_run(parts, recipe, data, _quiet(), CPU)
-    assert len(calls) == 5  # two epochs of each, and one that was broken off
+    assert len(epochs) == 5  # two epochs of each, and one that was broken off
     for one, other in ((whole.teacher, parts.teacher), (whole, parts)):
         tensors, others = load_tensors(one.checkpoint)[0], load_tensors(other.checkpoint)[0]
         assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())

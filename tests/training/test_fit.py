@@ -17,6 +17,20 @@ from training.losses import Criterion
 from training.run import Run, RunError, build_network, load_tensors
 
 
+def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> list[object]:
+    """Break off the epoch that is begun as the `at`-th from now on; gives a list that grows with each."""
+    real, begun = fit_module._epoch, list[object]()
+
+    def interrupted(*args: object) -> object:
+        begun.append(args)
+        if len(begun) == at:
+            raise KeyboardInterrupt
+        return real(*args)  # type: ignore[arg-type]  # the arguments are those of the real one
+
+    monkeypatch.setattr(fit_module, "_epoch", interrupted)
+    return begun
+
+
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
     return load_recipe("digits", ["fit.epochs=3", "data.imbalance=20", "fit.warmup_epochs=1"])
@@ -48,15 +62,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
 ) -> None:
     recipe = load_recipe("digits", ["fit.epochs=3", "data.imbalance=20", "fit.warmup_epochs=1", *overrides])
     _fit(recipe, data, tmp_path / "whole")
-    real, calls = fit_module._epoch, []
-
-    def interrupted(*args: object) -> object:
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*args)  # type: ignore[arg-type]  # the arguments are those of the real one
-
-    monkeypatch.setattr(fit_module, "_epoch", interrupted)
+    interrupt(monkeypatch, at=3)
     with pytest.raises(KeyboardInterrupt):
         _fit(recipe, data, tmp_path / "parts")
     monkeypatch.undo()
