@@ -16,6 +16,9 @@ from models.preprocessing import Rgb
 
 RECIPES = Path(__file__).parent / "recipes"
 
+MADE_TAILED = ("digits", "cifar10", "cifar100")
+"""The balanced sources, which `data.imbalance` cuts to a long tail; others have the one they come with."""
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be read, or a key or value in it that is not accepted."""
@@ -353,7 +356,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 _ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
-    "data.imbalance": ("data.source", ("digits", "cifar10", "cifar100")),
+    "data.imbalance": ("data.source", MADE_TAILED),
     "data.split_file": ("data.source", ("folder",)),
     "data.train_list": ("data.source", ("list",)),
     "data.test_list": ("data.source", ("list",)),

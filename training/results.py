@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from training.config import AugmentConfig
+from training.config import MADE_TAILED, AugmentConfig
 
 Row = dict[str, Any]
 
@@ -51,7 +51,7 @@ def result_of(report: dict[str, Any], method: str, calibrated: str | None = None
         rows.append(_marc_row(report, calibrated or f"{method} + MARC"))
     result = {
         "dataset": _DATASETS.get(source, report["recipe"]),
-        "imbalance": recipe["data"]["imbalance"] if source in _DATASETS else round(ratio, 1),
+        "imbalance": recipe["data"]["imbalance"] if source in MADE_TAILED else round(ratio, 1),
         "backbone": recipe["model"]["backbone"],
         "augmentation": describe_augmentation(recipe["augment"]),
         "epochs": report["epochs"],

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
 from training import pipeline
-from training.config import Recipe, RecipeError, load_recipe, parse_recipe
+from training.config import MADE_TAILED, Recipe, RecipeError, load_recipe, parse_recipe
 from training.data import Dataset, load_dataset
 from training.distill import load_teacher, weights_digest
 from training.results import Row, result_of
@@ -137,7 +137,8 @@ def _draft(table: str, data: TableData, row: TableRow, seed: int, overrides: lis
         # CIFAR's recipes are not valid without a root: the current folder stands in until the source is known.
         recipe = load_recipe(data.recipe, ["data.root=.", *overrides])
     slug = re.sub(r"[^a-z0-9]+", "-", (row.method if row.plain else row.calibrated or row.method).lower()).strip("-")
-    return Job(name=f"{recipe.name}-if{recipe.data.imbalance:g}_{slug}_{table}_s{seed}", row=row, recipe=recipe)
+    tail = f"-if{recipe.data.imbalance:g}" if recipe.data.source in MADE_TAILED else ""
+    return Job(name=f"{recipe.name}{tail}_{slug}_{table}_s{seed}", row=row, recipe=recipe)
 
 
 def _with_root(job: Job, roots: dict[str, str]) -> Job:

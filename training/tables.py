@@ -24,7 +24,7 @@ held-out training images, *long-tailed* that of the probabilities for the traini
 on the test weighted to it.
 A row with "+ MARC" is the training of the row above it, with margins calibrated afterwards.
 
-Any run repeats with one command, its file being the recipe:
+Each seed links to its file. Any run repeats with one command, its file being the recipe:
 `camcal train docs/results/FILE.json --set data.root=PATH --out FOLDER`. Where it was distilled, that trains its teacher
 first.
 """
@@ -53,15 +53,16 @@ def markdown(rows: Sequence[Row]) -> str:
     if not rows:
         parts.append("No results yet.\n")
     for title, part in settings(rows):
-        header, lines = _cells(part)
-        table = [header, ["---", *["---:"] * (len(header) - 1)], *lines]
-        files = sorted({row["file"] for row in part})
+        (method, _, *names), lines = _cells(part)
+        table = [[method, "seeds", *names], ["---", "---", *["---:"] * len(names)]]
+        for (_, rows_of_method), (name, _, *figures) in zip(methods(part), lines, strict=True):
+            table.append(
+                [name, " ".join(f"[{row['seed']}](results/{row['file']})" for row in rows_of_method), *figures]
+            )
         parts.append(f"## {title}\n")
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in table) + "\n")
         parts.append(
-            f"Made at {_listed(row['commit'] for row in part)} on {_listed(row['hardware'] for row in part)}. Files: "
-            + ", ".join(f"[{name.removesuffix('.json')}](results/{name})" for name in files)
-            + ".\n"
+            f"Made at {_listed(row['commit'] for row in part)} on {_listed(row['hardware'] for row in part)}.\n"
         )
     return "\n".join(parts)
 

@@ -165,6 +165,12 @@ def test_the_shipped_tables_are_valid(table: Path) -> None:
 
 def test_data_of_one_kind_of_source_may_lie_in_two_places() -> None:
     jobs = load_table(TABLES / "camc.toml", ["cifar100=a", "cifar10=b", "folder=c", "tiny-imagenet100-lt=d"])
+    assert {job.name.partition("_")[0] for job in jobs} == {
+        "cifar100-lt-if100",
+        "cifar10-lt-if100",
+        "caltech100",
+        "tiny-imagenet100-lt",  # the tails of the last two are given
+    }
     roots = {job.recipe.name: str(job.recipe.data.root) for job in jobs}
     assert roots == {"cifar100-lt": "a", "cifar10-lt": "b", "caltech100": "c", "tiny-imagenet100-lt": "d"}
 
