@@ -85,8 +85,9 @@ class CAMC(nn.Module):
         unit_BCHW = functional.normalize(features_BCHW, dim=1, eps=1e-6)
         correlation_BU = (evidence_BC.unsqueeze(1) @ unit_BCHW.flatten(2)).squeeze(1)
         centred_BU = correlation_BU - correlation_BU.mean(dim=1, keepdim=True)
-        # Added under the root: a class without a prototype yet has no spread, where the root's slope is infinite.
-        spread_B1 = (centred_BU.square().mean(dim=1, keepdim=True) + 1e-8).sqrt()
+        # A class without a prototype yet, or a map of one position, has no spread: the root's slope is infinite there.
+        # (A number this small, added instead, does not survive the optimiser of the ONNX export.)
+        spread_B1 = centred_BU.square().mean(dim=1, keepdim=True).clamp_min(1e-8).sqrt()
         sharp_BU = self.alpha * centred_BU / spread_B1
         if self.form == "sigmoid":
             attention_BU = torch.sigmoid(sharp_BU)

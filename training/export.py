@@ -125,6 +125,8 @@ def _check_parity(served: ServedClassifier, path: Path, images: torch.Tensor, to
     for name, (ours, theirs) in pairs.items():
         if ours.shape != theirs.shape:
             raise ExportError(f"output {name} has shape {theirs.shape} in ONNX and {ours.shape} in PyTorch")
+        if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+            raise ExportError(f"output {name} is not finite: the network's weights or its calibration are broken")
     # Of thousands of classes, some are so near to each other that rounding decides their order: the classes at a place
     # must have the same logit, and their maps are compared where they are the same class.
     places = pairs["top_classes"]

@@ -75,6 +75,34 @@ def test_maps_of_every_kind_of_network_are_exact_in_the_graph(
     )
 
 
+@pytest.mark.parametrize(("backbone", "trained"), [("resnet8", False), ("resnet18", True)])
+@pytest.mark.parametrize("form", ["sigmoid", "softmax"])
+def test_attention_without_any_spread_is_even_in_the_graph_too(
+    backbone: str, trained: bool, form: str, digits_recipe: Recipe, tmp_path: Path
+) -> None:
+    """No class has a prototype yet, or the map has one position only."""
+    images = load_dataset(digits_recipe.data, digits_recipe.seed).test.images[:20]
+    recipe = load_recipe(
+        "digits", ["model.camc=prototypes", f"model.camc_attention={form}", f"model.backbone={backbone}"]
+    )
+    network = build_network(recipe, 10)
+    if trained:
+        with torch.no_grad():
+            network.train()(images, torch.arange(20) % 10)
+    with torch.no_grad():
+        positions = network.eval().features(images).shape[2:].numel()
+    assert (positions == 1) == trained
+    export.export_onnx(network, 32, tmp_path / "model.onnx")  # which compares what the two make of images
+
+
+def test_a_network_that_says_nothing_finite_is_refused(digits_run: Run, tmp_path: Path) -> None:
+    network, _, _ = load_network(digits_run.network)
+    with torch.no_grad():
+        network.marc.beta[3] = torch.nan
+    with pytest.raises(ExportError, match="output calibrated_logits is not finite"):
+        export.export_onnx(network, 32, tmp_path / "model.onnx")
+
+
 def test_branches_are_folded_into_the_bundle(digits_recipe: Recipe, digits_run: Run, tmp_path: Path) -> None:
     recipe = load_recipe("digits", ["model.head=linear", "model.reslt=cifar", "model.camc=off"])
     network = build_network(recipe, 10)
