@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from training.config import MADE_TAILED, AugmentConfig
 
@@ -26,6 +28,42 @@ _DATASETS = {"cifar10": "CIFAR-10-LT", "cifar100": "CIFAR-100-LT", "digits": "di
 
 class ResultsError(ValueError):
     """A folder of results that is not there, or a file in it that is not one."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _UnderPrior(_Strict):
+    accuracy: Share
+    ece: Share
+
+
+class _Method(_Strict):
+    """What the tables need of a row; it may say more."""
+
+    method: str
+    accuracy: Share
+    groups: dict[str, Share | None]
+    rank_groups: dict[str, Share | None]
+    ece: Share
+    ece_calibrated: Share
+    train_prior: _UnderPrior
+
+
+class _ResultFile(_Strict):
+    dataset: str
+    imbalance: float
+    backbone: str
+    epochs: int
+    augmentation: str
+    seed: int
+    commit: str | None
+    hardware: str
+    rows: list[_Method] = Field(min_length=1)
 
 
 def result_of(report: dict[str, Any], method: str, calibrated: str | None = None, *, plain: bool = True) -> Row:
@@ -119,19 +157,26 @@ def load_results(folder: Path) -> list[Row]:
         raise ResultsError(f"no folder of results at {folder}: name one with --from FOLDER")
     rows: list[Row] = []
     for path in sorted(folder.glob("*.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            shared = {key: result[key] for key in (*SETTING, "seed", "commit", "hardware")}
-            rows += [shared | _checked(row) | {"file": path.name} for row in result["rows"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ResultsError(f"{path} is not a result of camcal: {error!r}") from None
+        result = _read(path)
+        shared = {key: result[key] for key in (*SETTING, "seed", "commit", "hardware")}
+        rows += [shared | row | {"file": path.name} for row in result["rows"]]
     return sorted(rows, key=_order)
 
 
-def _checked(row: Row) -> Row:
-    for key in ("method", "accuracy", "groups", "rank_groups", "ece", "ece_calibrated", "train_prior"):
-        row[key]
-    return row
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _ResultFile.model_validate(result)
+    except UnicodeDecodeError:
+        what = "it is not text in UTF-8"
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+    except ValueError as error:
+        what = f"it is not JSON: {error}"
+    else:
+        return result
+    raise ResultsError(f"{path} is not a result of camcal: {what}")
 
 
 def _order(row: Row) -> tuple[Any, ...]:

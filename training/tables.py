@@ -10,7 +10,7 @@ from rich.table import Table
 from training.results import Row, group_names, methods, settings, spread
 
 WIDE = 92
-"""Columns a terminal needs for the error on the long-tailed test as well."""
+"""Columns a terminal needs for the error under the training prior, `long-tailed`, as well."""
 
 _INTRODUCTION = """\
 # Results
@@ -45,6 +45,8 @@ def print_results(rows: Sequence[Row], console: Console) -> None:
             table.add_row(*(line if wide else line[:-1]))
         console.print(table)
         console.print()
+    if rows and console.width < WIDE:
+        console.print(f"a terminal of {WIDE} columns shows the error under the training prior as well")
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -124,6 +124,39 @@ def test_a_foreign_file_among_results_is_named(tmp_path: Path, content: str) -> 
         load_results(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        (("rows", 0, "accuracy"), "0.5", "rows.0.accuracy: Input should be a valid number"),
+        (("rows", 1, "accuracy"), None, "rows.1.accuracy: Input should be a valid number"),
+        (("rows", 0, "ece"), math.nan, "rows.0.ece: Input should be"),
+        (("rows", 0, "groups"), [], "rows.0.groups: Input should be a valid dictionary"),
+        (("rows", 0, "train_prior"), {}, "rows.0.train_prior.accuracy: Field required"),
+        (("imbalance",), "100", "imbalance: Input should be a valid number"),
+        (("seed",), "0", "seed: Input should be a valid integer"),
+        (("rows",), [], "rows: List should have at least 1 item"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(
+    report: dict[str, Any], tmp_path: Path, where: tuple[Any, ...], value: object, message: str
+) -> None:
+    result = result_of(report, "cosine")
+    *path, last = where
+    section: Any = result
+    for key in path:
+        section = section[key]
+    section[last] = value
+    (tmp_path / "x.json").write_text(json.dumps(result))
+    with pytest.raises(ResultsError, match=f"x.json is not a result of camcal: {message}"):
+        load_results(tmp_path)
+
+
+def test_a_result_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ResultsError, match="x.json is not a result of camcal: it is not text in UTF-8"):
+        load_results(tmp_path)
+
+
 def test_a_missing_folder_says_how_to_name_one(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="--from FOLDER"):
         load_results(tmp_path / "nowhere")
