@@ -22,7 +22,7 @@ from training.data import Dataset, Images
 from training.data.augment import Augment
 from training.margins import MIN_OMEGA, fit_lws, fit_marc
 from training.placement import measure_shift
-from training.priors import Floats, even_prior, given_prior, is_balanced, logit_prior, prior_weights
+from training.priors import Floats, balanced_twice, even_prior, given_prior, is_balanced, logit_prior, prior_weights
 
 TAUS = tuple(t / 10 for t in range(21))
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
@@ -56,6 +56,10 @@ class Fitted:
     logits_s: float
     fits_s: float
     warnings: list[str]
+
+
+class CalibrationError(ValueError):
+    """Fits that do not end in numbers to be served."""
 
 
 class _Cache:
@@ -118,6 +122,9 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe, like: 
     Args:
         like: what was found for a network of the same recipe: scalar and temperatures are taken from it. For a network
             that was trained on all images, so that none is held out.
+
+    Raises:
+        CalibrationError: if what was fitted is not finite.
     """
     network.eval()
     map_shift = measure_shift(network, data.train, recipe.seed)
@@ -149,6 +156,7 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe, like: 
         return fit_temperature(calibrated_NK, cache.held_labels, wanted_K, recipe.calibrate.spread)
 
     network.temperature.fill_(like.temperature if like else temperature_for(even_K))
+    _check_finite(network)
     prior_temperatures = (
         {name: temperature_for(other_K) for name, other_K in other_priors(recipe, data).items()}
         if like is None
@@ -170,6 +178,15 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe, like: 
         fits_s=round(time.perf_counter() - began - cache.logits_s, 2),
         warnings=like.warnings if like else _warnings(recipe, prior_K, cache.counts_K, len(cache.held_labels)),
     )
+
+
+def _check_finite(network: LongTailClassifier) -> None:
+    values = (network.rescale.factor, network.marc.omega, network.marc.beta, network.temperature)
+    if not all(value.isfinite().all() for value in values):
+        raise CalibrationError(
+            "calibration did not end in finite numbers: lower calibrate.lr or calibrate.exponent, or the trained "
+            "network itself is broken"
+        )
 
 
 def other_priors(recipe: Recipe, data: Dataset) -> dict[str, Floats]:
@@ -258,11 +275,12 @@ def _golden_section(function: Callable[[float], float], low: float, high: float,
 
 def _fit_tau(network: LongTailClassifier, cache: _Cache, weights_N: Tensor) -> tuple[float, list[dict[str, float]]]:
     """Sweep τ over 0..2 and store the one of the best class-balanced likelihood, each at its own best scale."""
-    head, labels_N = network.head, cache.held_labels
+    labels_N = cache.held_labels
+    weight_KC, bias_K = (rows.detach().cpu() for rows in network.rows())  # the bias of all branches together
     curve: list[dict[str, float]] = []
     best = (math.inf, 0.0, torch.empty(0), torch.empty(0))
     for tau in TAUS:
-        scale_K, shift_K = tau_norm(head.weight.detach().cpu(), head.bias.detach().cpu(), tau)
+        scale_K, shift_K = tau_norm(weight_KC, bias_K, tau)
         logits_NK = scale_K * cache.held_NK + shift_K
         factor = fit_scale(logits_NK, labels_N, weights_N)
         nll = _nll(factor * logits_NK, labels_N, weights_N)
@@ -335,7 +353,9 @@ def _warnings(recipe: Recipe, prior_K: Floats, counts_K: NDArray[np.int64], held
             f"only {held} images are held out: scalar and temperature are rough guesses; more images, or a larger "
             f"data.holdout_fraction, make them better"
         )
-    if config.marc and is_balanced(prior_K, counts_K):
+    if (turned := balanced_twice(prior_K, counts_K)) is not None:
+        warnings.append(turned)
+    elif config.marc and is_balanced(prior_K, counts_K):
         warnings.append(
             "the loss or the sampler balances the classes already; MARC on top of it may cost accuracy: compare with "
             "--set calibrate.marc=false"

@@ -116,9 +116,12 @@ def calibrate(
     """
     with _spoken_errors():
         from training import pipeline
+        from training.config import refuse_idle
         from training.run import Run
 
-        pipeline.calibrate_run(Run(run), _changed(Run(run), overrides, "calibrate"), None, console)
+        recipe = _changed(Run(run), overrides, "calibrate")
+        refuse_idle(recipe, overrides or ())
+        pipeline.calibrate_run(Run(run), recipe, None, console)
 
 
 @app.command()

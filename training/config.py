@@ -155,12 +155,12 @@ class LossConfig(_Section):
 
     name: Literal["cross_entropy", "focal", "ldam", "balanced_softmax", "logit_adjustment"] = "cross_entropy"
     weights: Literal["none", "grw", "class_balanced"] = "none"
-    reweight_from: float = Field(default=0.0, ge=0, le=1)
-    exponent: float = Field(default=1.2, ge=0)
+    reweight_from: float = Field(default=0.0, ge=0, lt=1)
+    exponent: float = Field(default=1.2, ge=0, le=10)
     effective_beta: float = Field(default=0.9999, ge=0, lt=1)
     gamma: float = Field(default=2.0, ge=0)
     margin: float = Field(default=0.5, gt=0)
-    tau: float = Field(default=1.0, ge=0)
+    tau: float = Field(default=1.0, ge=0, le=10)
     smoothing: float = Field(default=0.0, ge=0, lt=1)
     smoothing_tail: float | None = Field(default=None, ge=0, lt=1)
     branch_beta: float = Field(default=0.995, ge=0, le=1)
@@ -199,6 +199,15 @@ class FitConfig(_Section):
     sampler: Literal["instance", "class_balanced", "square_root", "progressive"] = "instance"
     precision: Literal["fp32", "bf16"] = "bf16"
     compile: bool = False
+
+    @model_validator(mode="after")
+    def _milestones_are_met(self) -> FitConfig:
+        if late := [milestone for milestone in self.milestones if milestone >= self.epochs]:
+            raise ValueError(
+                f"milestones must lie before the last epoch, or the rate would stay high to the end: {late[0]:g} does "
+                f"not with epochs = {self.epochs}; set both"
+            )
+        return self
 
 
 def _one_or_more(found: object) -> object:
@@ -261,14 +270,14 @@ class CalibrateConfig(_Section):
     """
 
     scalar: Literal["select", "keep"] = "select"
-    spread: float = Field(default=0.3, gt=0)
+    spread: float = Field(default=0.3, ge=1e-3)
     rescale: Literal["off", "tau", "lws"] = "off"
     marc: bool = True
     marc_on: Literal["train", "holdout", "both"] = "train"
     start: Literal["identity", "prior"] | None = None
     penalty: float | None = Field(default=None, ge=0)
     passes: int = Field(default=4, ge=1)
-    exponent: float = Field(default=1.2, ge=0)
+    exponent: float = Field(default=1.2, ge=0, le=10)
     iterations: int = Field(default=2000, ge=1)
     warmup: int = Field(default=0, ge=0)
     batch_size: int = Field(default=512, ge=1)
@@ -296,6 +305,16 @@ class Recipe(_Section):
     def _parts_fit(self) -> Recipe:
         if self.loss.name == "ldam" and self.model.head == "linear":
             raise ValueError("loss.name = 'ldam' needs a normalised head, such as model.head = 'cosine'")
+        if self.loss.weights != "none" and self.loss.reweight_from > 1 - 1 / self.fit.epochs:
+            raise ValueError(
+                f"loss.reweight_from = {self.loss.reweight_from:g} never comes with fit.epochs = {self.fit.epochs}: no "
+                "epoch begins after that share of them"
+            )
+        if self.data.source == "list" and self.augment.area[1] > 1:
+            raise ValueError(
+                f"augment.area must be at most 1 with data.source = 'list', where crops are cut from the file, got "
+                f"{self.augment.area[1]:g}"
+            )
         if self.calibrate.rescale != "off" and self.model.head != "linear":
             raise ValueError(f"calibrate.rescale = {self.calibrate.rescale!r} is for model.head = 'linear'")
         if self.calibrate.rescale != "off" and self.calibrate.start == "prior":
@@ -319,7 +338,8 @@ class Recipe(_Section):
                 f"distill.set: {wrong[0]!r} is not section.key=value with a key of augment, model, loss or fit, which "
                 'alone a teacher may have otherwise; several are a list, ["fit.epochs=400", "fit.lr=0.05"]'
             )
-        raw = self.model_dump(mode="json", exclude={"distill", "calibrate"})
+        # What was not said is left to the other head, loss and so on.
+        raw = self.model_dump(mode="json", exclude={"distill", "calibrate"}, exclude_unset=True)
         return parse_recipe(raw, "distill.set", self.distill.set)
 
     @property
@@ -355,40 +375,57 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(_read(path), path.name, overrides)
 
 
-_ONLY_WITH: dict[str, tuple[str, tuple[str, ...]]] = {
-    "data.imbalance": ("data.source", MADE_TAILED),
-    "data.split_file": ("data.source", ("folder",)),
-    "data.train_list": ("data.source", ("list",)),
-    "data.test_list": ("data.source", ("list",)),
-    "model.scalar": ("model.head", ("weight", "cosine", "cosnorm", "causal")),
-    "model.learn_scalar": ("model.head", ("weight", "cosine", "cosnorm", "causal")),
-    "model.camc_attention": ("model.camc", ("weights", "prototypes", "both")),
-    "model.camc_top": ("model.camc", ("weights", "prototypes", "both")),
-    "loss.gamma": ("loss.name", ("focal",)),
-    "loss.margin": ("loss.name", ("ldam",)),
-    "loss.tau": ("loss.name", ("logit_adjustment",)),
-    "loss.exponent": ("loss.weights", ("grw",)),
-    "loss.effective_beta": ("loss.weights", ("class_balanced",)),
-    "loss.reweight_from": ("loss.weights", ("grw", "class_balanced")),
-    "loss.branch_beta": ("model.reslt", ("cifar", "large")),
-    "loss.branch_ranks": ("model.reslt", ("cifar", "large")),
+_SGD = ("calibrate.marc_on", ("train",)), ("calibrate.rescale", ("lws",))
+_ONLY_WITH: dict[str, tuple[tuple[str, tuple[object, ...]], ...]] = {
+    "data.imbalance": (("data.source", MADE_TAILED),),
+    "data.split_file": (("data.source", ("folder",)),),
+    "data.train_list": (("data.source", ("list",)),),
+    "data.test_list": (("data.source", ("list",)),),
+    "model.scalar": (("model.head", ("weight", "cosine", "cosnorm", "causal")),),
+    "model.learn_scalar": (("model.head", ("weight", "cosine", "cosnorm", "causal")),),
+    "model.camc_attention": (("model.camc", ("weights", "prototypes", "both")),),
+    "model.camc_top": (("model.camc", ("weights", "prototypes", "both")),),
+    "loss.gamma": (("loss.name", ("focal",)),),
+    "loss.margin": (("loss.name", ("ldam",)),),
+    "loss.tau": (("loss.name", ("logit_adjustment",)),),
+    "loss.exponent": (("loss.weights", ("grw",)),),
+    "loss.effective_beta": (("loss.weights", ("class_balanced",)),),
+    "loss.reweight_from": (("loss.weights", ("grw", "class_balanced")),),
+    "loss.branch_beta": (("model.reslt", ("cifar", "large")),),
+    "loss.branch_ranks": (("model.reslt", ("cifar", "large")),),
+    "calibrate.scalar": (("model.head", ("weight", "cosine", "cosnorm", "causal")),),
+    "calibrate.marc_on": (("calibrate.marc", (True,)),),
+    "calibrate.exponent": (("calibrate.marc", (True,)),),
+    "calibrate.penalty": (("calibrate.marc", (True,)),),
+    "calibrate.iterations": _SGD,
+    "calibrate.warmup": _SGD,
+    "calibrate.batch_size": _SGD,
+    "calibrate.lr": _SGD,
+    "calibrate.momentum": _SGD,
+    "calibrate.weight_decay": _SGD,
 }
-"""Keys that decide something only where another key has one of these values."""
+"""Keys that decide something only where one of these other keys has one of these values."""
 
 
 def refuse_idle(recipe: Recipe, overrides: Sequence[str]) -> None:
     """Raises RecipeError if one of the overrides decides nothing in this recipe: it was meant to do something."""
     values = recipe.model_dump(mode="json")
+
+    def found(key: str) -> object:
+        section, name = key.split(".")
+        return values[section][name]
+
+    def shown(value: object) -> str:
+        return str(value).lower() if isinstance(value, bool) else repr(value)
+
     for override in overrides:
         key = override.partition("=")[0].strip()
-        if key in _ONLY_WITH:
-            other, accepted = _ONLY_WITH[key]
-            section, name = other.split(".")
-            if values[section][name] not in accepted:
-                raise RecipeError(
-                    f"--set {override}: it would change nothing, for {other} is {values[section][name]!r}; {key} is "
-                    f"for {other} = {', '.join(map(repr, accepted))}"
-                )
+        needs = _ONLY_WITH.get(key)
+        if needs is None or any(found(other) in accepted for other, accepted in needs):
+            continue
+        here = " and ".join(f"{other} is {shown(found(other))}" for other, _ in needs)
+        wanted = " or ".join(f"{other} = {', '.join(map(shown, accepted))}" for other, accepted in needs)
+        raise RecipeError(f"--set {override}: it would change nothing, for {here}; {key} is for {wanted}")
 
 
 def _read(path: Path) -> dict[str, Any]:

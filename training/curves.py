@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from training import metrics
 
-SCALARS = tuple(float(2 ** (e / 2)) for e in range(15))
-"""1 to 128, in steps of √2."""
+
+def scalars_around(selected: float) -> list[float]:
+    """From an eighth of the selected scalar to eight times it, in steps of √2, and closer beside it."""
+    return [selected * 2 ** (e / 8) for e in (*range(-24, -3, 4), -2, -1, 0, 1, 2, *range(4, 25, 4))]
 
 
 def scalar_curve(
-    cosines_NK: metrics.Floats, labels_N: metrics.Labels, weights_N: metrics.Floats, prior_K: metrics.Floats
+    cosines_NK: metrics.Floats,
+    labels_N: metrics.Labels,
+    weights_N: metrics.Floats,
+    prior_K: metrics.Floats,
+    scalars: Sequence[float],
 ) -> list[dict[str, float]]:
-    """Accuracy, ECE and NLL of softmax(s·cos) and of the same with its class prior taken out, for each s of `SCALARS`.
+    """Accuracy, ECE and NLL of softmax(s·cos) and of the same with its class prior taken out, for each s of `scalars`.
 
     A scalar alone never changes the order of the classes; it does so through the prior, in softmax(s·cos - log q).
 
@@ -24,7 +32,7 @@ def scalar_curve(
     """
     points = []
     correct_N = (cosines_NK.argmax(axis=1) == labels_N).astype(np.float64)
-    for scalar in SCALARS:
+    for scalar in scalars:
         plain = metrics.softmax(scalar * cosines_NK)
         adjusted = metrics.softmax(scalar * cosines_NK - np.log(prior_K))
         hits_N = (adjusted.argmax(axis=1) == labels_N).astype(np.float64)

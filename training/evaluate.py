@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,19 +20,12 @@ from models.normalized import WeightNormHead
 from training import metrics
 from training.calibrate import fit_temperature, other_priors, predict_logits
 from training.config import Recipe
-from training.curves import scalar_curve
+from training.curves import scalar_curve, scalars_around
 from training.data import Dataset
 from training.priors import even_prior, logit_prior, prior_weights, shift_prior
 from training.provenance import made_with
 
-STEPS = {
-    "trained": "as trained",
-    "adjusted": "- log prior",
-    "scalar": "+ scalar",
-    "marc": "+ MARC",
-    "calibrated": "+ temperature",
-}
-"""The steps of a report, and how tables call them."""
+_RESCALED = {"off": "+ scalar", "tau": "+ τ-norm", "lws": "+ weight scaling"}
 WORST = 12
 """How many classes the report names at most: the hardest with what they are mistaken for, and those without a test."""
 
@@ -127,7 +122,11 @@ def evaluate(
         }
     if isinstance(network.head, WeightNormHead):
         report["scalar_curve"] = _scalar_curve(
-            data, logits["scalar"] / network.scalar, held["scalar"] / unseeing.scalar, (raw_prior_K, held_prior_K)
+            data,
+            logits["scalar"] / network.scalar,
+            held["scalar"] / unseeing.scalar,
+            (raw_prior_K, held_prior_K),
+            scalars_around(float(network.scalar)),
         )
     return report
 
@@ -200,7 +199,11 @@ def _rank_groups(
 
 
 def _scalar_curve(
-    data: Dataset, cosines_NK: Tensor, held_cosines_NK: Tensor, raw_priors_K: tuple[metrics.Floats, metrics.Floats]
+    data: Dataset,
+    cosines_NK: Tensor,
+    held_cosines_NK: Tensor,
+    raw_priors_K: tuple[metrics.Floats, metrics.Floats],
+    scalars: Sequence[float],
 ) -> list[dict[str, float]]:
     """`scalar_curve` of the test part, and of the held-out part under the names `holdout_…`, class-balanced both."""
     even_K = even_prior(len(data.classes))
@@ -209,7 +212,7 @@ def _scalar_curve(
     for (part, c_NK), raw_prior_K in zip(parts, raw_priors_K, strict=True):
         labels_N = part.labels.numpy()
         weights_N = prior_weights(labels_N, even_K)
-        curves.append(scalar_curve(c_NK.double().numpy(), labels_N, weights_N, raw_prior_K))
+        curves.append(scalar_curve(c_NK.double().numpy(), labels_N, weights_N, raw_prior_K, scalars))
     return [
         test | {f"holdout_{name}": value for name, value in held.items() if name != "scalar"}
         for test, held in zip(*curves, strict=True)
@@ -258,27 +261,53 @@ def _worst_classes(data: Dataset, probabilities_NK: metrics.Floats) -> list[dict
 
 
 def steps_taken(report: dict[str, Any]) -> dict[str, str]:
-    """`STEPS`; of a run without MARC, those that remain."""
-    marc = report["settings"]["calibrate"]["marc"]
-    return {step: name for step, name in STEPS.items() if marc or step != "marc"}
+    """The steps from the trained network to the served probabilities, each with the name that tables give it.
+
+    One that changed nothing is left out, such as the scalar of a linear head. Without MARC, its place is that of the
+    prior taken out.
+    """
+    settings = report["settings"]["calibrate"]
+    names = {
+        "trained": "as trained",
+        "scalar": _RESCALED[settings["rescale"]],
+        "marc": "+ MARC" if settings["marc"] else "− log prior",
+        "calibrated": "+ temperature",
+    }
+    nll = {step: report["test"][step]["nll"] for step in names}
+    same = {
+        after
+        for before, after in itertools.pairwise(["trained", "scalar", "marc"])
+        if math.isclose(nll[before], nll[after], rel_tol=1e-6)
+    }
+    return {step: name for step, name in names.items() if step not in same}
+
+
+def steps_for_prior(report: dict[str, Any]) -> dict[str, str]:
+    """The same for another prior than the balanced one, where all of calibration is one step."""
+    names = steps_taken(report)
+    names["calibrated"] = "+ MARC, temperature" if names.pop("marc", "") == "+ MARC" else "+ temperature"
+    return names
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
     """The report's main figures as two tables; all but NLL and Brier score are in percent."""
     d = report["data"]
     console.print(
-        f"{report['recipe']}: {d['classes']} classes, {d['train']} training images ({d['largest_class']} to "
-        f"{d['smallest_class']} a class, held-out ones included), {d['holdout']} held out"
+        f"{report['recipe']}: {d['classes']} classes, {d['train'] + d['holdout']} training images "
+        f"({d['largest_class']} to {d['smallest_class']} a class), {d['holdout']} of them held out"
         f"{' at first' if report['settings']['calibrate']['refit'] else ''}, {d['test']} for the test"
     )
     balanced = {name: report["test"][step] for step, name in steps_taken(report).items()}
+    if report["settings"]["calibrate"]["marc"]:
+        balanced["− log prior alone"] = report["test"]["adjusted"]
     console.print(figures_table("test weighted evenly over the classes, balanced prior", d["groups"], balanced))
     for words in reservations(report):
         console.print(words)
-    under_train = {STEPS[step]: figures for step, figures in report["test_under_train_prior"].items()}
+    names = steps_for_prior(report)
+    under_train = {name: report["test_under_train_prior"][step] for step, name in names.items()}
     console.print(figures_table("test weighted to the training frequencies, training prior", d["groups"], under_train))
     if given := report.get("test_under_given_prior"):
-        under_given = {STEPS[step]: figures for step, figures in given.items()}
+        under_given = {names[step]: figures for step, figures in given.items()}
         console.print(figures_table("test weighted to the given prior, probabilities for it", d["groups"], under_given))
 
 

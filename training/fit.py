@@ -54,7 +54,7 @@ def fit(
     Each process of a group calls this and takes its part of every batch; the leading one writes the checkpoints.
 
     Raises:
-        RunError: if the folder holds a run of another recipe, or training diverges.
+        RunError: if the folder holds a run of another recipe, or training diverges, or turns the head's scalar over.
     """
     network = build_network(recipe, len(data.classes), data.preprocessing)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
@@ -89,6 +89,11 @@ def fit(
             if not math.isfinite(mean_loss):
                 raise RunError(
                     f"the loss became {mean_loss} in epoch {epoch + 1}; lower fit.lr (it is {recipe.fit.lr})"
+                )
+            if not network.head.scalar > 0:
+                raise RunError(
+                    f"the scalar of the head became {network.head.scalar.item():.3g} in epoch {epoch + 1}; lower "
+                    f"fit.lr (it is {recipe.fit.lr}), or keep the scalar with model.learn_scalar = false"
                 )
             if group.leads:
                 _save(run, recipe, network, optimizer, data, epoch + 1, teacher)

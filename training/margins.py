@@ -36,7 +36,8 @@ def fit_marc(
 ) -> MARC:
     """ω and β of MARC on cached logits, by re-weighted cross-entropy, L = Σ w_y·ℓ/Σ w_y.
 
-    As published (penalty 0): SGD with instance sampling and a cosine rate to zero. Ours, for few images: L plus
+    As published (penalty 0): SGD with instance sampling and a cosine rate to zero; ours is that the rate stays where
+    it converges with few classes and large ‖W_k‖ as well, see `_highest_rate`. Ours, for few images: L plus
     λ/(2K)·Σ_k [(ω_k-1)² + (β_k‖W_k‖-start_k)²]/n_k: a class with many images is free, one with few stays near its
     start. It is convex, and L-BFGS finds the minimum with all samples at once.
 
@@ -64,8 +65,21 @@ def fit_marc(
         index = torch.randint(len(labels_N), (config.batch_size,), generator=generator)
         return functional.cross_entropy(marc(logits_NK[index], weight_norms_K), labels_N[index], weight=weights_K)
 
-    _descend([marc.omega, marc.beta], marc.omega, step_loss, config)
+    limit = _highest_rate(logits_NK, labels_N, weight_norms_K, weights_K)
+    _descend([marc.omega, marc.beta], marc.omega, step_loss, config, min(config.lr, limit))
     return marc
+
+
+def _highest_rate(logits_NK: Tensor, labels_N: Tensor, weight_norms_K: Tensor, weights_K: Tensor) -> float:
+    """1/h, with h the steepest curvature of MARC's loss where each class is as probable as its share of the weights.
+
+    Along ω_k and β_k the second derivative is the weighted mean of p_k(1 - p_k)·x², x = z_k and ‖W_k‖. With many
+    classes 1/h is more than the published rate; with few, and a scalar of 20 in ‖W_k‖, that rate would not converge.
+    """
+    w_N = weights_K[labels_N]
+    share_K = torch.zeros_like(weights_K).index_add_(0, labels_N, w_N) / w_N.sum()
+    square_K = torch.maximum(weight_norms_K.square(), w_N @ logits_NK.square() / w_N.sum())
+    return 1 / max(float((share_K * (1 - share_K) * square_K).max()), 1e-12)
 
 
 def fit_lws(
@@ -83,20 +97,24 @@ def fit_lws(
         index = chances_N.multinomial(config.batch_size, replacement=True, generator=generator)
         return functional.cross_entropy(scale_K * logits_NK[index], labels_N[index])
 
-    _descend([scale_K], scale_K, step_loss, config)
+    _descend([scale_K], scale_K, step_loss, config, config.lr)
     return scale_K.detach()
 
 
 def _descend(
-    parameters: list[nn.Parameter], positive: nn.Parameter, step_loss: Callable[[], Tensor], config: CalibrateConfig
+    parameters: list[nn.Parameter],
+    positive: nn.Parameter,
+    step_loss: Callable[[], Tensor],
+    config: CalibrateConfig,
+    rate: float,
 ) -> None:
     """SGD with a warm-up from half the rate and then a cosine to zero; `positive` is kept at or above `MIN_OMEGA`."""
-    optimizer = torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
+    optimizer = torch.optim.SGD(parameters, rate, config.momentum, weight_decay=config.weight_decay)
     warmup = min(config.warmup, config.iterations // 2)
     for iteration in range(config.iterations):
         rising = 0.5 + 0.5 * iteration / max(warmup, 1)
         falling = 0.5 + 0.5 * math.cos(math.pi * (iteration - warmup) / (config.iterations - warmup))
-        optimizer.param_groups[0]["lr"] = config.lr * (rising if iteration < warmup else falling)
+        optimizer.param_groups[0]["lr"] = rate * (rising if iteration < warmup else falling)
         optimizer.zero_grad(set_to_none=True)
         step_loss().backward()
         optimizer.step()

@@ -21,7 +21,7 @@ from training.distill import Teacher, load_teacher
 from training.distributed import ALONE, Group, process_group
 from training.evaluate import evaluate, print_report
 from training.fit import check_start, fit
-from training.priors import given_prior
+from training.priors import balanced_twice, given_prior, logit_prior
 from training.report import page
 from training.run import (
     Run,
@@ -62,6 +62,9 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
                 f"training {recipe.model.backbone} on {len(data.train)} images of {len(data.classes)} classes, "
                 f"{device.type}{processes}"
             )
+            counts_K = data.train_counts()
+            if (doubt := balanced_twice(logit_prior(recipe, counts_K), counts_K)) is not None:
+                console.print(f"warning: {doubt}")
             began = time.perf_counter()
             fit_run(run, recipe, data, console, device, group)
             console.print(f"trained in {time.perf_counter() - began:.0f} s")
@@ -143,8 +146,9 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
             network = again
             fitted = calibrate(network.to(default_device()), data.whole(), recipe, like=fitted)
     console.print(
-        f"calibrated in {time.perf_counter() - began:.0f} s: scalar {fitted.trained_scalar:.2f} → {fitted.scalar:.2f}, "
-        f"temperature {fitted.temperature:.3f}"
+        f"calibrated in {time.perf_counter() - began:.0f} s: "
+        + (f"scalar {fitted.trained_scalar:.2f} → {fitted.scalar:.2f}, " if recipe.model.head != "linear" else "")
+        + f"temperature {fitted.temperature:.3f}"
         + (f", omega at its lower bound for {fitted.omega_at_bound} classes" if fitted.omega_at_bound else "")
     )
     for warning in fitted.warnings:
@@ -187,7 +191,9 @@ def export_run(
         report = json.loads(run.report.read_text())
     except FileNotFoundError:
         raise RunError(f"{run.report} is missing: run `camcal evaluate {run.path}` first") from None
-    if report["calibration"] != meta["calibration"]:
+    except ValueError as error:
+        raise RunError(f"{run.report} is damaged ({error}): run `camcal evaluate {run.path}` again") from None
+    if not isinstance(report, dict) or report.get("calibration") != meta["calibration"]:
         raise RunError(f"{run.report} is of another calibration: run `camcal evaluate {run.path}` first")
     judged = None
     if precision != "fp32":

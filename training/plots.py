@@ -13,7 +13,7 @@ from html import escape
 from training.metrics import ReliabilityBin
 
 WIDTH, HEIGHT = 440, 290
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 18, 44
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 18, 44
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,7 @@ def _y_axis(y: Axis) -> str:
     for tick in y.ticks:
         parts.append(_line("grid", LEFT, y.y(tick), WIDTH - RIGHT, y.y(tick)))
         parts.append(_text("tick right", LEFT - 6, y.y(tick) + 4, f"{tick:g}".replace("-", "−")))
-    return "".join([*parts, _upright(14, (TOP + HEIGHT - BOTTOM) / 2, y.title)])
+    return "".join([*parts, _upright(13, (TOP + HEIGHT - BOTTOM) / 2, y.title)])
 
 
 def _dot(style: str, x: float, y: float, tip: str) -> str:

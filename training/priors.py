@@ -40,8 +40,23 @@ def logit_prior(recipe: Recipe, counts_K: NDArray[np.int64]) -> Floats:
 
 
 def is_balanced(prior_K: Floats, counts_K: NDArray[np.int64]) -> bool:
-    """Whether a prior is nearer to the even one than to the frequencies `counts_K`, by its range of logarithms."""
-    return bool(np.ptp(np.log(prior_K)) < 0.5 * np.ptp(np.log(counts_K)))
+    """Whether a prior is nearer to the even one than to the frequencies `counts_K`, or leans to the rare classes."""
+    return bool(np.ptp(counts_K) > 0 and _lean(prior_K, counts_K) < 0.5 - 1e-9)
+
+
+def balanced_twice(prior_K: Floats, counts_K: NDArray[np.int64]) -> str | None:
+    """A sentence about a prior that leans to the rare classes as far as would be worth balancing; None for others."""
+    if np.ptp(counts_K) == 0 or _lean(prior_K, counts_K) >= -0.5:
+        return None
+    return (
+        "loss, class weights and sampler together balance the classes more than once, and favour the rare ones; this "
+        "mostly costs accuracy: drop one of them"
+    )
+
+
+def _lean(prior_K: Floats, counts_K: NDArray[np.int64]) -> float:
+    """The slope of log q against log n: 1 for the frequencies themselves, 0 for the even prior."""
+    return float(np.polyfit(np.log(counts_K), np.log(prior_K), 1)[0])
 
 
 def shift_prior(probabilities_NK: Floats, ratio_K: Floats) -> Floats:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from training import plots
-from training.evaluate import STEPS, reservations, steps_taken
+from training.evaluate import reservations, steps_for_prior, steps_taken
 from training.plots import Point, Series
 
 Report = dict[str, Any]
@@ -115,23 +116,29 @@ def _steps(report: Report) -> str:
         cells = [_percent(f["accuracy"]), *(_percent(f["groups"][g]) for g in sizes), _percent(f["ece"])]
         return name, [*cells, _percent(f["classwise_ece"], 2), f"{f['nll']:.3f}", f"{f['brier']:.3f}"], style
 
-    balanced = [row(name, report["test"][step]) for step, name in steps_taken(report).items() if step != "adjusted"]
-    alone = report["temperature_only"]
+    balanced = [row(name, report["test"][step]) for step, name in steps_taken(report).items()]
+    alone, names = report["temperature_only"], steps_for_prior(report)
     balanced.append(row("temperature only", alone["scalar"]["test"], "aside"))
-    balanced.append(row("− log prior", report["test"]["adjusted"], "aside"))
-    balanced.append(row("− log prior, temperature", alone["adjusted"]["test"], "aside"))
-    prior = [row(STEPS[step], f) for step, f in report["test_under_train_prior"].items()]
+    if report["settings"]["calibrate"]["marc"]:
+        balanced.append(row("− log prior", report["test"]["adjusted"], "aside"))
+        balanced.append(row("− log prior, temperature", alone["adjusted"]["test"], "aside"))
+    prior = [row(name, report["test_under_train_prior"][step]) for step, name in names.items()]
+    aside = "The grey row has a temperature alone."
+    if report["settings"]["calibrate"]["marc"]:
+        aside = (
+            "The grey rows leave MARC out: a temperature alone, and the logarithm of the class prior taken from the "
+            "logits, without and with a temperature."
+        )
     text = (
         "<h2>Step by step</h2><p>The test part with every class weighing the same. Accuracies and calibration errors "
         "in percent; many-shot classes have more than 100 training images, few-shot ones fewer than 20, and a group's "
-        "accuracy is the mean over its classes. The grey rows leave MARC out: a temperature alone, and the logarithm "
-        "of the class prior taken from the logits, without and with a temperature.</p>"
+        f"accuracy is the mean over its classes. {aside}</p>"
         + _table(columns, balanced)
         + "<p>The same images weighted to the training frequencies, and probabilities for that prior: what to expect "
         "where the world is as unbalanced as the training data.</p>" + _table(columns, prior)
     )
     if given := report.get("test_under_given_prior"):
-        rows = [row(STEPS[step], f) for step, f in given.items()]
+        rows = [row(names[step], f) for step, f in given.items()]
         text += "<p>And weighted to the prior that the recipe gives, probabilities for it.</p>" + _table(columns, rows)
     return text
 
@@ -208,19 +215,17 @@ def _every_class(rows: Sequence[dict[str, Any]]) -> str:
 
 def _trust(report: Report) -> str:
     figures = []
-    # What is beside the way from training to the served probabilities has its figures in the tables.
     for step, name in steps_taken(report).items():
-        if step == "adjusted":
-            continue
         ece = _percent(report["test"][step]["ece"])
         style = "calibrated" if step == "calibrated" else "trained"
         svg = plots.reliability(f"Reliability diagram, {name}, balanced prior", report["reliability"][step], style)
         figures.append(_figure(name, f"balanced prior, ECE {ece}\u00a0%", svg))
+    names = steps_for_prior(report)
     for step in _ENDS:
         ece = _percent(report["test_under_train_prior"][step]["ece"])
         bins = report["reliability_under_train_prior"][step]
-        svg = plots.reliability(f"Reliability diagram, {STEPS[step]}, training prior", bins, step)
-        figures.append(_figure(STEPS[step], f"training prior, ECE {ece}\u00a0%", svg))
+        svg = plots.reliability(f"Reliability diagram, {names[step]}, training prior", bins, step)
+        figures.append(_figure(names[step], f"training prior, ECE {ece}\u00a0%", svg))
     return (
         "<h2>Can the probabilities be believed?</h2><p>Of all predictions given with 80 % confidence, 80 % should be "
         "right: bars that end on the dashed line. The shaded part is the gap; above it a prediction was too timid, "
@@ -235,8 +240,9 @@ def _scalar(report: Report) -> str:
     if not curve:
         return ""
     x = plots.log_axis("scalar (logarithmic)", [point["scalar"] for point in curve])
+    even = all(math.isclose(point["nll"], point["adjusted_nll"], rel_tol=1e-6) for point in curve)
     figures = []
-    for column, name, plain in (("accuracy", "Accuracy", False), ("ece", "Calibration error", True)):
+    for column, name, plain in (("accuracy", "Accuracy", False), ("ece", "Calibration error", not even)):
         shown = [("calibrated", f"adjusted_{column}"), ("held-out", f"holdout_adjusted_{column}")]
         shown += [("trained", column)] * plain
         series = [
@@ -251,14 +257,15 @@ def _scalar(report: Report) -> str:
         ]
         y = plots.linear_axis(f"{name.lower()}, %", [0.0, *(p.y for one in series for p in one.points)])
         svg = plots.lines(f"{name} against the scalar", x, y, series, mark=report["calibration"]["scalar"])
-        words = "With the class prior taken out: test (filled) and held-out part (dashed)"
+        words = f"Test (filled) and held-out part (dashed){'' if even else ', the class prior taken out'}"
         words += "; as it is: test (hollow)." if plain else "."
         figures.append(_figure(name, words, svg))
+    selected = ", selected on held-out training images" * (report["settings"]["calibrate"]["scalar"] == "select")
     return (
         "<h2>The scalar</h2><p>A normalised classifier needs a number to multiply its cosines with. It alone changes "
         "how sure a prediction is, not which; with the class prior taken out of the logits it decides both. The dashed "
-        "line is the one that was selected on held-out training images; the curves of the test part are for "
-        f'information alone.</p><div class="plots">{"".join(figures)}</div>'
+        f"line is the one in use{selected}; the curves of the test part are for information alone.</p>"
+        f'<div class="plots">{"".join(figures)}</div>'
     )
 
 
@@ -266,17 +273,20 @@ def _margins(report: Report) -> str:
     rows = report["per_class"]
     x = plots.log_axis(_COUNT, [row["train_count"] for row in rows])
     figures = []
-    for step, name in (("trained", "Before calibration"), ("calibrated", "After calibration")):
+    marc, moved = report["settings"]["calibrate"]["marc"], "marc" in steps_taken(report)
+    shown = [("trained", "Before calibration"), ("calibrated", "After calibration")]
+    for step, name in shown if moved else shown[:1]:
         points = _class_points(rows, f"margin_{step}", 1, f"margin_spread_{step}")
         ends = [end for p in points for end in (p.y - p.spread, p.y + p.spread)]
         y = plots.linear_axis("margin", ends)
         series = [Series(style=step, points=points, trend=len(rows) > 30)]
         svg = plots.scatter(f"{name}: margin of each class against its training images", x, y, series)
         figures.append(_figure(name, "Mean over the class's test images, ± one standard deviation.", svg))
+    after = "ω·d + β after margin calibration" if marc else "moved by the logarithm of the class prior after"
     return (
-        "<h2>Margins</h2><p>How far an image lies on its own class's side of that class's plane: d = z/‖W‖ before, "
-        "ω·d + β after margin calibration. Trained on a long tail, rare classes keep a smaller margin; MARC's two "
-        "numbers for each class move and stretch them.</p>"
+        "<h2>Margins</h2><p>How far an image lies on its own class's side of that class's plane: d = z/‖W‖"
+        f"{f' before, {after}' * moved}. Trained on a long tail, rare classes keep a smaller margin"
+        f"{'; MARC’s two numbers for each class move and stretch them' * marc}.</p>"
         f'<div class="plots">{"".join(figures)}</div>'
     )
 
@@ -306,13 +316,18 @@ def _worst(report: Report) -> str:
 
 def _making(report: Report) -> str:
     made, fitted, alone = report["made_with"], report["calibration"], report["temperature_only"]["scalar"]
+    calibrate, scalar = report["settings"]["calibrate"], {}
+    if report.get("scalar_curve"):
+        selected = "selected on held-out images" if calibrate["scalar"] == "select" else "kept"
+        scalar["scalar"] = f"{fitted['trained_scalar']:.2f} as trained, {fitted['scalar']:.2f} {selected}"
     facts = {
         "camcal": made["version"],
         "commit": made["commit"] or "unknown (not a clone)",
         "hardware": made["hardware"],
         "evaluated": made["date"],
-        "scalar": f"{fitted['trained_scalar']:.2f} as trained, {fitted['scalar']:.2f} selected on held-out images",
-        "temperature": f"{fitted['temperature']:.3f}; {alone['temperature']:.3f} without MARC",
+        **scalar,
+        "temperature": f"{fitted['temperature']:.3f}"
+        + f"; {alone['temperature']:.3f} without MARC" * calibrate["marc"],
         "held out": f"{report['data']['holdout']:,} of the training images, for scalar and temperature"
         + ("; then trained again on all" if report["settings"]["calibrate"].get("refit") else ""),
         **_teacher(report),

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
 from training import pipeline
-from training.config import MADE_TAILED, Recipe, RecipeError, load_recipe, parse_recipe
+from training.config import MADE_TAILED, Recipe, RecipeError, load_recipe, parse_recipe, refuse_idle
 from training.data import Dataset, load_dataset
 from training.distill import load_teacher, weights_digest
 from training.results import Row, result_of
@@ -136,6 +136,7 @@ def _draft(table: str, data: TableData, row: TableRow, seed: int, overrides: lis
     except RecipeError:
         # CIFAR's recipes are not valid without a root: the current folder stands in until the source is known.
         recipe = load_recipe(data.recipe, ["data.root=.", *overrides])
+    refuse_idle(recipe, row.set)
     slug = re.sub(r"[^a-z0-9]+", "-", (row.method if row.plain else row.calibrated or row.method).lower()).strip("-")
     tail = f"-if{recipe.data.imbalance:g}" if recipe.data.source in MADE_TAILED else ""
     return Job(name=f"{recipe.name}{tail}_{slug}_{table}_s{seed}", row=row, recipe=recipe)

@@ -75,6 +75,13 @@ def test_camc_changes_the_logits_through_the_map_alone() -> None:
     torch.testing.assert_close(network.rescale(network.head(features.mean(dim=(2, 3)))), network(IMAGES))
 
 
+def test_camc_is_not_taught_through_what_the_network_expects() -> None:
+    network = _network("prototypes").train()
+    reinforced = network._reinforce(network.features(IMAGES).unsqueeze(1))
+    (slope,) = torch.autograd.grad(reinforced.sum(), [network.head.weight], allow_unused=True)
+    assert slope is None
+
+
 @pytest.mark.parametrize("head", ["linear", "weight", "cosine", "cosnorm", "causal"])
 @pytest.mark.parametrize("reslt", ["off", "cifar", "large"])
 @pytest.mark.parametrize("camc", ["off", "both"])

@@ -7,7 +7,7 @@ from scipy.optimize import minimize_scalar
 from models.classifier import LongTailClassifier
 from training import calibrate as calibrate_module
 from training.calibrate import PENALTIES, TAUS, Fitted, calibrate, fit_scale, fit_temperature, predict_logits
-from training.config import Recipe, load_recipe
+from training.config import AugmentConfig, Recipe, load_recipe, parse_recipe
 from training.data import Dataset, LabelledImages, load_dataset
 from training.priors import Floats, logit_prior
 from training.run import Run, build_network, load_network
@@ -181,6 +181,43 @@ def test_margins_may_be_fitted_on_held_out_images(digits_run: Run, digits: Datas
     assert (offsets - adjustment).abs().mean() < (offsets - 0).abs().mean()
 
 
+def test_margins_are_fitted_on_logits_that_differ_from_pass_to_pass(digits_run: Run, digits: Dataset) -> None:
+    network, recipe, _ = load_network(digits_run.network)
+    cache = calibrate_module._Cache(network, digits, recipe.model_copy(update={"augment": AugmentConfig(shift=3)}))
+    passes = cache.train_NK.chunk(recipe.calibrate.passes)
+    plain = predict_logits(network, digits.train, trained=True)
+    assert len(passes) > 1 and len(cache.train_labels) == len(cache.train_NK)
+    for one in passes:
+        assert (one - plain).abs().mean() > 0.01  # augmented
+        assert sum(torch.equal(one, other) for other in passes) == 1
+
+
+def test_temperatures_come_from_margins_that_never_saw_the_image(digits_run: Run, digits: Dataset) -> None:
+    network, recipe, _ = load_network(digits_run.network)
+    recipe = parse_recipe(recipe.model_dump(mode="json"), "x", ["calibrate.marc_on=holdout", "calibrate.penalty=1"])
+    even = np.full(10, 0.1)
+    weights = torch.ones(len(digits.holdout), dtype=torch.float64)
+
+    def margins(disturbed: torch.Tensor) -> tuple[Floats, Floats]:
+        """ω and offset by which the held-out images of each half were calibrated, 2×K each."""
+        cache = calibrate_module._Cache(network, digits, recipe)
+        cache.held_NK = cache.held_NK + disturbed
+        found = calibrate_module._fit_margins(network, cache, even, weights)[0].double().numpy()
+        z = cache.held_NK.double().numpy()
+        lines = [[np.polyfit(z[half == h, k], found[half == h, k], 1) for k in range(10)] for h in (0, 1)]
+        return np.array(lines)[..., 0], np.array(lines)[..., 1]
+
+    half = np.empty(len(digits.holdout), dtype=int)
+    half[digits.holdout.labels.argsort(stable=True)] = np.arange(len(half)) % 2
+    noise = (
+        torch.randn(len(half), 10, generator=torch.Generator().manual_seed(0)) * torch.from_numpy(half == 0)[:, None]
+    )
+    before, after = margins(torch.zeros(len(half), 10)), margins(noise)
+    for mine, moved in zip(before, after, strict=True):
+        np.testing.assert_allclose(mine[0], moved[0], rtol=1e-3, atol=1e-3)  # the disturbed half is not in its own fit
+        assert np.abs(mine[1] - moved[1]).max() > 0.01
+
+
 @pytest.mark.parametrize("rescale", ["tau", "lws"])
 def test_a_linear_head_may_be_rescaled(digits: Dataset, digits_recipe: Recipe, rescale: str) -> None:
     settings = ["calibrate.iterations=300", "calibrate.marc=false", "model.head=linear", "model.camc=off"]
@@ -197,11 +234,26 @@ def test_a_linear_head_may_be_rescaled(digits: Dataset, digits_recipe: Recipe, r
         assert fitted.tau is None and network.rescale.scale.min() > 0 and network.rescale.shift.abs().max() == 0
         return
     assert [p["tau"] for p in fitted.tau_curve] == list(TAUS)
-    assert fitted.tau == min(fitted.tau_curve, key=lambda p: p["nll"])["tau"]
+    best = min(fitted.tau_curve, key=lambda p: p["nll"])
+    labels = digits.holdout.labels.numpy()
+    each = -predict_logits(network, digits.holdout).double().log_softmax(dim=1).numpy()[np.arange(len(labels)), labels]
+    balanced = np.mean([each[labels == k].mean() for k in range(10)])  # every class alike, however many are held out
+    assert fitted.tau == best["tau"] and best["nll"] == pytest.approx(balanced, rel=1e-4)
     norms = network.head.weight.norm(dim=1)
     ratio = network.rescale.scale * norms**fitted.tau if fitted.tau else network.rescale.scale
     torch.testing.assert_close(ratio, ratio.mean().expand(10))
     torch.testing.assert_close(network.rescale.shift, -network.rescale.scale * network.head.bias)
+
+
+@pytest.mark.parametrize("reslt", ["off", "cifar", "large"])
+def test_tau_norm_drops_the_bias_of_every_branch(digits: Dataset, reslt: str) -> None:
+    settings = ["calibrate.marc=false", "model.head=linear", "model.camc=off", f"model.reslt={reslt}"]
+    recipe = load_recipe("digits", [*settings, "calibrate.rescale=tau"])
+    network = build_network(recipe, 10).eval()
+    with torch.no_grad():
+        network.head.bias.copy_(torch.linspace(-3, 3, 10))
+    calibrate(network, digits, recipe)
+    torch.testing.assert_close(network.rows()[1], torch.zeros(10), rtol=0, atol=1e-5)
 
 
 def test_a_linear_head_has_no_scalar_to_select(digits: Dataset) -> None:

@@ -146,7 +146,10 @@ def test_a_table_and_its_results_are_commands(tmp_path: Path) -> None:
     plain, _, marc = json.loads(_camcal("results", "--from", tmp_path / "out", "--json").output)
     assert (plain["method"], marc["method"], plain["seed"]) == ("quick", "quick + MARC", 3)
     assert "quick + MARC" in _camcal("results", "--from", tmp_path / "out").output
-    assert "| quick + MARC | 1 |" in _camcal("results", "--from", tmp_path / "out", "--markdown").output
+    assert (
+        "| quick + MARC | [3](results/digits-if10_quick_t_s3.json) |"
+        in _camcal("results", "--from", tmp_path / "out", "--markdown").output
+    )
 
 
 def test_a_table_with_a_failed_row_ends_with_an_error(tmp_path: Path) -> None:

@@ -92,15 +92,57 @@ def test_an_override_that_would_change_nothing_is_refused(tmp_path: Path) -> Non
     path = _recipe(tmp_path, MINIMAL)
     for good in (["loss.name=focal", "loss.gamma=1"], ["model.scalar=30"], ["data.imbalance=5"], ["fit.epochs=9"]):
         refuse_idle(load_recipe(path, good), good)
-    for idle in (["loss.gamma=1"], ["model.head=linear", "model.scalar=30"]):
-        with pytest.raises(RecipeError, match=f"--set {idle[-1]}: it would change nothing, for .* is '"):
+    for good in (["calibrate.marc_on=both", "calibrate.penalty=1"], ["calibrate.lr=0.1"], ["calibrate.marc=false"]):
+        refuse_idle(load_recipe(path, good), good)
+    rescaled = ["model.head=linear", "calibrate.rescale=lws", "calibrate.marc_on=both", "calibrate.lr=0.1"]
+    refuse_idle(load_recipe(path, rescaled), rescaled)
+    for idle in (
+        ["loss.gamma=1"],
+        ["model.head=linear", "model.scalar=30"],
+        ["calibrate.marc=false", "calibrate.exponent=1"],
+        ["calibrate.marc_on=both", "calibrate.lr=0.1"],
+    ):
+        with pytest.raises(RecipeError, match=f"--set {idle[-1]}: it would change nothing, for .* is ('|false)"):
             refuse_idle(load_recipe(path, idle), idle)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["fit.epochs=40", "fit.milestones=[20, 40]"],
+            "must lie before the last epoch, .*: 40 does not with epochs = 40",
+        ),
+        (
+            ["loss.weights=grw", "loss.reweight_from=0.8", "fit.epochs=4"],
+            "reweight_from = 0.8 never comes with fit.epoc",
+        ),
+        (["loss.weights=grw", "loss.reweight_from=1"], "'loss.reweight_from': Input should be less than 1"),
+        (["calibrate.spread=0"], "'calibrate.spread': Input should be greater than or equal to 0.001"),
+        (["calibrate.exponent=400"], "'calibrate.exponent': Input should be less than or equal to 10"),
+        (["data.source=list", "augment.area=[0.5, 1.1]"], "augment.area must be at most 1 with data.source = 'list'"),
+    ],
+)
+def test_what_would_silently_do_something_else_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    more = ["data.root=.", "data.train_list=a", "data.test_list=b"] if "data.source=list" in overrides else []
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(_recipe(tmp_path, MINIMAL), [*overrides, *more])
+    load_recipe(_recipe(tmp_path, MINIMAL), ["loss.weights=grw", "loss.reweight_from=0.8", "fit.epochs=5"])
+
+
+def test_a_teacher_with_another_head_starts_with_the_scalar_of_that(tmp_path: Path) -> None:
+    taught_by = ['distill.set=["model.head=weight"]', "distill.weight=0.5"]
+    for given, wanted in (([], 1.0), (["model.scalar=30"], 30.0)):
+        teaching = load_recipe(_recipe(tmp_path, MINIMAL), [*taught_by, *given]).teaching()
+        assert teaching is not None and teaching.model.scalar == wanted
 
 
 def test_the_keys_that_depend_on_others_are_keys_of_a_recipe() -> None:
     sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
-    for key, (other, accepted) in _ONLY_WITH.items():
+    for key, needs in _ONLY_WITH.items():
         section, name = key.split(".")
         assert name in sections[section].model_fields  # type: ignore[union-attr]
-        section, name = other.split(".")
-        assert set(accepted) < set(get_args(sections[section].model_fields[name].annotation))  # type: ignore[union-attr]
+        for other, accepted in needs:
+            section, name = other.split(".")
+            kind = sections[section].model_fields[name].annotation  # type: ignore[union-attr]
+            assert set(accepted) < ({True, False} if kind is bool else set(get_args(kind)))

@@ -13,9 +13,16 @@ from scipy.optimize import minimize_scalar
 from training.calibrate import predict_logits
 from training.config import LossConfig, Recipe, parse_recipe
 from training.data import load_dataset
-from training.evaluate import evaluate, print_report, reservations
+from training.evaluate import evaluate, print_report, reservations, steps_for_prior, steps_taken
 from training.report import page
 from training.run import Run, load_network
+
+
+def _printed(report: dict[str, Any], width: int = 140) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    print_report(report, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def test_the_report_of_a_real_run(digits_run: Run) -> None:
@@ -33,11 +40,8 @@ def test_the_report_of_a_real_run(digits_run: Run) -> None:
 
 
 def test_the_printed_report_has_groups_and_calibration_before_and_after(digits_run: Run) -> None:
-    console = Console(file=io.StringIO(), width=80)
     report = json.loads(digits_run.report.read_text())
-    print_report(report, console)
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
+    text = _printed(report, width=80)
     for word in ("many (1)", "medium (7)", "few (2)", "ECE", "as trained", "+ MARC", "training prior"):
         assert word in text
     assert f"{100 * report['test']['calibrated']['ece']:.1f}" in text
@@ -132,13 +136,38 @@ def test_the_report_says_what_made_it(digits_run: Run, digits_recipe: Recipe) ->
 def test_the_report_has_the_curve_of_the_scalar(digits_run: Run) -> None:
     report = json.loads(digits_run.report.read_text())
     curve = report["scalar_curve"]
-    assert len(curve) == 15 and {len(point) for point in curve} == {13}
+    assert {len(point) for point in curve} == {13}
     assert {point["accuracy"] for point in curve} == {report["test"]["trained"]["accuracy"]}
     best = min(curve, key=lambda point: point["nll"])
-    near = min(curve, key=lambda point: abs(np.log(point["scalar"] / report["calibration"]["scalar"])))
-    assert near["nll"] < 1.5 * best["nll"]
-    assert abs(near["ece"] - report["test"]["scalar"]["ece"]) < 0.05
-    assert abs(near["adjusted_accuracy"] - report["test"]["adjusted"]["accuracy"]) < 0.05
+    (selected,) = [p for p in curve if p["scalar"] == pytest.approx(report["calibration"]["scalar"], rel=1e-6)]
+    assert selected["nll"] < 1.5 * best["nll"]
+    for prefix, step in (("", "scalar"), ("adjusted_", "adjusted")):
+        for figure in ("accuracy", "ece", "nll"):
+            assert selected[prefix + figure] == pytest.approx(report["test"][step][figure], rel=1e-4), (step, figure)
+
+
+def test_a_step_that_changed_nothing_has_no_name(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    assert list(steps_taken(report).values()) == ["as trained", "+ scalar", "+ MARC", "+ temperature"]
+    assert list(steps_for_prior(report).values()) == ["as trained", "+ scalar", "+ MARC, temperature"]
+    report["test"]["scalar"] = report["test"]["trained"]  # as of a linear head
+    assert list(steps_taken(report).values()) == ["as trained", "+ MARC", "+ temperature"]
+    report["settings"]["calibrate"]["marc"] = False
+    assert list(steps_taken(report).values()) == ["as trained", "− log prior", "+ temperature"]
+    assert list(steps_for_prior(report).values()) == ["as trained", "+ temperature"]
+    assert "MARC" not in _printed(report)
+    report["test"]["marc"] = report["test"]["scalar"]  # as after a balanced loss
+    assert list(steps_taken(report).values()) == ["as trained", "+ temperature"]
+    report["settings"]["calibrate"]["rescale"] = "tau"
+    report["test"]["scalar"] = report["test"]["calibrated"]
+    assert list(steps_taken(report).values())[1] == "+ τ-norm"
+
+
+def test_training_images_are_counted_with_those_held_out(digits_run: Run) -> None:
+    report = json.loads(digits_run.report.read_text())
+    total = sum(row["train_count"] for row in report["per_class"])
+    held = report["data"]["holdout"]
+    assert f"{total} training images" in _printed(report) and f"{held} of them held out" in _printed(report)
 
 
 def test_a_class_with_more_test_images_weighs_no_more(digits_run: Run, digits_recipe: Recipe) -> None:

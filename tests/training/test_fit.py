@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from models.classifier import LongTailClassifier
 from training import fit as fit_module
 from training.config import FitConfig, Recipe, load_recipe
 from training.data import Dataset, load_dataset
@@ -115,6 +116,21 @@ def test_other_data_in_the_same_folder_is_refused(recipe: Recipe, data: Dataset,
     for other in (dataclasses.replace(data, train=data.train.subset(order)), renamed):
         with pytest.raises(RunError, match="was trained on other images than the data has now"):
             _fit(recipe, other, tmp_path)
+
+
+def test_a_scalar_that_turns_over_is_said_before_anything_is_kept(
+    recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def turned(*arguments: Any) -> LongTailClassifier:
+        network = build_network(*arguments)
+        with torch.no_grad():
+            network.head.scalar.fill_(-0.5)
+        return network
+
+    monkeypatch.setattr(fit_module, "build_network", turned)
+    with pytest.raises(RunError, match=r"the scalar of the head became -\d.* in epoch 1; lower fit.lr \(it is "):
+        _fit(recipe, data, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_a_run_that_diverges_says_so(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:

@@ -22,13 +22,15 @@ def _problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return 3 * logits, labels
 
 
-def _loss(omega: Floats, offset: Floats, weights: Floats) -> float:
-    """The weighted cross-entropy of ω·z + δ on the problem, in float64."""
+def _loss(omega: Floats, offset: Floats, weights: Floats, kept: torch.Tensor | None = None) -> float:
+    """The weighted cross-entropy of ω·z + δ on the problem, or on the samples of it that are kept, in float64."""
     logits, labels = _problem()
+    if kept is not None:
+        logits, labels = logits[kept], labels[kept]
     scaled = omega * logits.double().numpy() + offset
     shifted = scaled - scaled.max(1, keepdims=True)
     w = weights[labels.numpy()]
-    return float(w @ (np.log(np.exp(shifted).sum(1)) - shifted[np.arange(400), labels.numpy()]) / w.sum())
+    return float(w @ (np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels.numpy()]) / w.sum())
 
 
 def test_marc_comes_close_to_the_optimum_of_its_loss() -> None:
@@ -46,6 +48,51 @@ def test_marc_comes_close_to_the_optimum_of_its_loss() -> None:
     found = loss(np.concatenate([marc.omega.detach().numpy(), marc.beta.detach().numpy()]).astype(np.float64))
     assert loss(start) - best > 0.05
     assert found - best < 0.05 * (loss(start) - best)
+
+
+@pytest.mark.parametrize("scalar", [1.0, 10.0, 30.0])
+@pytest.mark.parametrize("classes", [2, 10])
+def test_marc_converges_with_few_classes_and_a_large_scalar(classes: int, scalar: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    prior = 100.0 ** (-torch.arange(classes) / (classes - 1))
+    counts = (2000 * prior).long()
+    labels = torch.arange(classes).repeat_interleave(counts)
+    seen = torch.randn(len(labels), classes, generator=generator) + 1.5 * torch.nn.functional.one_hot(labels, classes)
+    logits, norms, weights = 1.5 * seen + prior.log(), torch.full((classes,), scalar), grw_weights(counts.numpy(), 1.2)
+    published = CalibrateConfig(lr=0.1, warmup=800, weight_decay=5e-4)
+
+    def loss(penalty: float) -> float:
+        marc = fit_marc(logits, labels, norms, counts.numpy(), published, seed=0, penalty=penalty)
+        return torch.nn.functional.cross_entropy(marc(logits, norms), labels, weight=weights).item()
+
+    start = torch.nn.functional.cross_entropy(logits, labels, weight=weights).item()
+    best = loss(1e-6)
+    assert start - best > 1 and loss(0.0) - best < 0.03 * (start - best)
+
+
+def test_sgd_takes_the_published_steps() -> None:
+    """Momentum, decay, warm-up and cosine against the same written out in NumPy, on the very batches that are drawn."""
+    logits, labels = _problem()
+    config = CalibrateConfig(iterations=30, warmup=10, batch_size=16, lr=0.02, momentum=0.8, weight_decay=0.1)
+    marc = fit_marc(logits, labels, NORMS, COUNTS, config, seed=7)
+    z, y, norms = logits.double().numpy(), labels.numpy(), NORMS.double().numpy()
+    weights = COUNTS**-1.2 / (COUNTS**-1.2).sum() * 5
+    generator = torch.Generator().manual_seed(7)
+    both, velocity = np.stack([np.ones(5), np.zeros(5)]), np.zeros((2, 5))
+    for t in range(30):
+        index = torch.randint(400, (16,), generator=generator).numpy()
+        scores = both[0] * z[index] + both[1] * norms
+        p = np.exp(scores - scores.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        w = weights[y[index]]
+        pull = w[:, None] / w.sum() * (p - np.eye(5)[y[index]])
+        slope = np.stack([(pull * z[index]).sum(0), pull.sum(0) * norms]) + 0.1 * both
+        velocity = 0.8 * velocity + slope
+        rate = 0.02 * (0.5 + 0.5 * t / 10 if t < 10 else 0.5 + 0.5 * np.cos(np.pi * (t - 10) / 20))
+        both = both - rate * velocity
+        both[0] = np.maximum(both[0], MIN_OMEGA)
+    np.testing.assert_allclose(marc.omega.detach().numpy(), both[0], rtol=1e-4)
+    np.testing.assert_allclose(marc.beta.detach().numpy(), both[1], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("penalty", [0.01, 3.0])
@@ -150,13 +197,15 @@ def test_a_warm_up_and_weight_decay_change_the_way_but_not_where_it_leads() -> N
 
 def test_learned_weight_scaling_comes_close_to_the_balanced_optimum() -> None:
     logits, labels = _problem()
+    kept = torch.cat([(labels == k).nonzero().flatten()[: 80 >> k] for k in range(5)])  # a long tail, 80 to 5
+    logits, labels = logits[kept], labels[kept]
     counts = np.bincount(labels.numpy())
     logits = logits * torch.tensor([0.2, 0.5, 1.0, 2.0, 4.0])
     found = fit_lws(logits, labels, counts, CalibrateConfig(iterations=3000, batch_size=400), seed=0)
     scales = np.array([0.2, 0.5, 1.0, 2.0, 4.0])
 
     def loss(scale: Floats) -> float:
-        return _loss(scale * scales, np.zeros(5), 1 / counts)
+        return _loss(scale * scales, np.zeros(5), 1 / counts, kept)
 
     best = minimize(loss, np.ones(5), bounds=[(MIN_OMEGA, None)] * 5).fun
     assert loss(np.ones(5)) - best > 0.05

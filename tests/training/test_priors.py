@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize
 
 from training.config import Recipe, load_recipe
-from training.priors import given_prior, is_balanced, logit_prior, prior_weights, shift_prior
+from training.priors import balanced_twice, given_prior, is_balanced, logit_prior, prior_weights, shift_prior
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 COUNTS = np.array([400, 36, 4])
@@ -27,7 +27,6 @@ def _recipe(*overrides: str) -> Recipe:
         (["fit.sampler=class_balanced"], EVEN),
         (["fit.sampler=square_root"], PI**0.5),
         (["loss.weights=grw", "loss.exponent=1", "loss.reweight_from=0.5"], EVEN),
-        (["loss.weights=grw", "loss.reweight_from=1"], PI),
         (["loss.name=balanced_softmax", "fit.sampler=class_balanced"], 1 / PI),
         (["fit.sampler=progressive", "fit.epochs=4"], 0.25 * PI + 0.75 / 3),
         (["model.reslt=cifar"], EVEN),
@@ -57,7 +56,16 @@ def test_who_minimises_the_training_loss_has_probabilities_under_that_prior() ->
 def test_what_counts_as_balanced() -> None:
     assert is_balanced(EVEN, COUNTS)
     assert is_balanced(PI**0.2, COUNTS) and not is_balanced(PI**0.5, COUNTS) and not is_balanced(PI, COUNTS)
+    assert is_balanced(1 / PI, COUNTS)
     assert not is_balanced(EVEN, np.array([5, 5, 5]))
+
+
+def test_what_counts_as_balanced_twice() -> None:
+    twice = balanced_twice(1 / PI, COUNTS)
+    assert twice is not None and "balance the classes more than once" in twice
+    for prior in (PI, EVEN, PI**-0.2):
+        assert balanced_twice(prior, COUNTS) is None
+    assert balanced_twice(EVEN, np.array([5, 5, 5])) is None
 
 
 def test_shifting_the_prior_by_hand() -> None:

@@ -95,7 +95,13 @@ def test_a_cifar_recipe_runs_from_packed_arrays_to_a_bundle_that_keeps_its_word(
         test_labels=test,
         class_names=np.array([f"class {k}" for k in range(classes)]),
     )
-    settings = ["model.backbone=resnet8", "fit.epochs=1", "data.holdout_fraction=0.8", "calibrate.passes=1"]
+    settings = [
+        "model.backbone=resnet8",
+        "fit.epochs=1",
+        "fit.milestones=[]",
+        "data.holdout_fraction=0.8",
+        "calibrate.passes=1",
+    ]
     recipe = load_recipe(name, [*settings, "calibrate.iterations=50", f"data.root={tmp_path / 'data.npz'}"])
     bundle = pipeline.train(recipe, Run(tmp_path / "run"), Console(file=io.StringIO()))
     assert bundle is not None

@@ -115,16 +115,14 @@ def test_a_class_without_test_images_and_a_perfect_network_are_drawn(report: dic
 
 
 def test_the_curve_of_the_scalar_is_drawn_where_there_is_one(report: dict[str, Any]) -> None:
-    names = (
-        "accuracy",
-        "ece",
-        "adjusted_accuracy",
-        "adjusted_ece",
-        "holdout_adjusted_accuracy",
-        "holdout_adjusted_ece",
-    )
-    report["scalar_curve"] = [{"scalar": s} | dict.fromkeys(names, 1 / s) for s in (1.0, 4.0, 16.0)]
+    names = [prefix + name for prefix in ("", "adjusted_", "holdout_adjusted_") for name in ("accuracy", "ece", "nll")]
+    curve = [{"scalar": s} | dict.fromkeys(names, 1 / s) for s in (1.0, 4.0, 16.0)]
+    report["scalar_curve"] = curve
+    assert "as it is: test (hollow)" not in page(report)  # nothing to take out: the two would be one
+    for point in curve:
+        point["nll"] += 1
     html = page(report)
+    assert "as it is: test (hollow)" in html
     assert "<h2>The scalar</h2>" in html and "scalar 16: 6.2 %" in html
     accuracy, error = (
         html.split(f'aria-label="{name} against the scalar"')[1].split("</svg>")[0]
@@ -133,3 +131,14 @@ def test_the_curve_of_the_scalar_is_drawn_where_there_is_one(report: dict[str, A
     assert (accuracy.count("<circle"), error.count("<circle")) == (6, 9)
     del report["scalar_curve"]
     assert "<h2>The scalar</h2>" not in page(report)
+
+
+def test_a_report_without_marc_does_not_speak_of_it(report: dict[str, Any]) -> None:
+    assert "MARC" in page(report) and "Before calibration" in page(report)
+    report["settings"]["calibrate"]["marc"] = False
+    recipe = page(report).index("<h3>Recipe</h3>")
+    assert "MARC" not in page(report)[:recipe] and "After calibration" in page(report)
+    report["test"]["marc"] = report["test"]["scalar"]
+    assert "After calibration" not in page(report)
+    del report["scalar_curve"]
+    assert "<dt>scalar</dt>" not in page(report)
