@@ -108,12 +108,17 @@ def train(
 @app.command()
 def calibrate(
     run: RunFolder,
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="Change a value of the section calibrate, such as calibrate.marc_on=both, or say with data.root=PATH "
+            "where data that has moved lies now; may be repeated.",
+        ),
+    ] = None,
 ) -> None:
-    """Fit scalar, margins and temperature again, with other settings of the recipe's calibrate section if wanted.
-
-    --set data.root=PATH says where data that has moved lies now.
-    """
+    """Fit scalar, margins and temperature again, with other settings of the recipe's calibrate section if wanted."""
     with _spoken_errors():
         from training import pipeline
         from training.config import refuse_idle
@@ -159,12 +164,9 @@ def export(
 @app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
-    overrides: Overrides = None,
+    overrides: Moved = None,
 ) -> None:
-    """Judge a bundle by its graph alone, on the test part of its data, and compare that with what it says of itself.
-
-    --set data.root=PATH says where the data lies.
-    """
+    """Judge a bundle by its graph alone, on the test part of its data, and compare that with what it says of itself."""
     with _spoken_errors():
         from models.bundle import Bundle
         from training import pipeline
@@ -189,6 +191,8 @@ def results(
         from training import tables
         from training.results import FOLDER, load_results
 
+        if as_json and as_markdown:
+            fail("--json and --markdown are two forms of the same: choose one")
         rows = load_results(folder or FOLDER)
         if as_json:
             typer.echo(json.dumps(rows, indent=1))
@@ -204,7 +208,10 @@ def bench_table(
     out: Annotated[Path, typer.Option(help="Folder for the results, one JSON a run; runs/ in it holds the networks.")],
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="SOURCE=PATH", help="Where data lies, by source or recipe; may be repeated."),
+        typer.Option(
+            metavar="SOURCE=PATH",
+            help="Where data lies, by source (cifar100=PATH) or by recipe (caltech100=PATH); may be repeated.",
+        ),
     ] = None,
     only: Annotated[str, typer.Option(help="Only rows whose name contains this text.")] = "",
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes [1, or up to 8 on a GPU].")] = None,

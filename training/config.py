@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.preprocessing import Rgb
 
@@ -287,6 +287,13 @@ class CalibrateConfig(_Section):
     refit: bool = False
     prior: list[float] | dict[str, float] | None = None
 
+    @field_validator("prior", mode="before")
+    @classmethod
+    def _list_or_table(cls, found: object) -> object:
+        if found is not None and not isinstance(found, (list, dict)):
+            raise ValueError("must be a list of numbers in the classes' order, or a table of them by class name")
+        return found
+
 
 class Recipe(_Section):
     """One run."""
@@ -434,6 +441,8 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         raw = json.loads(text)["recipe"] if path.suffix == ".json" else tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        if path.suffix == ".json":
+            raise RecipeError(f"{path.name} is not a result file: it is not text in UTF-8") from None
         raise RecipeError(f"{path.name} is not valid TOML: {error}") from None
     except (ValueError, KeyError, TypeError):
         raw = None
@@ -486,6 +495,8 @@ def _sentence(item: Any, origin: str) -> str:
         close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return f"{origin}: unknown key {where!r}{hint}; accepted here: {', '.join(known)}"
+    if item["type"] == "missing" and isinstance(item["loc"][-1], int):
+        return f"{origin}: {where.rpartition('.')[0]!r} has too few values (found {item['input']!r})"
     if item["type"] == "missing":
         return f"{origin}: {where!r} is missing"
     message = item["msg"].removeprefix("Value error, ")

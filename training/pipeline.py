@@ -51,7 +51,7 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
             console.quiet |= not group.leads
             if recipe.distill.weight and recipe.distill.set is None:
                 load_teacher(recipe)  # what is wrong with it is said before images are read
-            run.path.mkdir(parents=True, exist_ok=True)
+            run.make()
             if group.leads:
                 stack.enter_context(run.claimed())
             data = load(recipe, console)

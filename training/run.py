@@ -74,6 +74,13 @@ class Run:
     def bundle(self) -> Path:
         return self.path / "bundle"
 
+    def make(self) -> None:
+        """Make the folder, where it is not there yet. Raises RunError if a file has its name."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise RunError(f"{self.path} cannot be a folder: a file has that name, or one above it") from None
+
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         """Keep the folder, which must be there, from other processes that would train in it.
@@ -119,7 +126,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise RunError(f"{path} is missing: has `camcal train` finished in {path.parent}?") from None
     except (SafetensorError, KeyError, ValueError) as error:
-        raise RunError(f"{path} is not a camcal checkpoint: {error}") from None
+        raise RunError(
+            f"{path} is not a camcal checkpoint, or is damaged ({error}): delete it and train again, or name another "
+            "folder"
+        ) from None
 
 
 def save_json(path: Path, value: dict[str, Any]) -> None:

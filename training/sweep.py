@@ -161,7 +161,7 @@ def run_table(jobs: Sequence[Job], out: Path, processes: int, console: Console) 
     left = [job for job in jobs if not _finished(job, out)]
     if done := len(jobs) - len(left):
         console.print(f"{done} of {len(jobs)} rows are there already")
-    out.mkdir(parents=True, exist_ok=True)
+    Run(out).make()
     groups: dict[str, list[Job]] = {}
     for job in left:
         groups.setdefault(job.training, []).append(job)
@@ -242,7 +242,7 @@ def _figures(row: Row) -> str:
 
 def _run(job: Job, out: Path) -> Row:
     run = Run(out / "runs" / job.training)
-    run.path.mkdir(parents=True, exist_ok=True)
+    run.make()
     with run.claimed(), (run.path / "log.txt").open("a", encoding="utf-8") as log:
         console = Console(file=log, width=120)
         console.print(job.name)

@@ -10,13 +10,13 @@ from rich.console import Console
 
 from models.bundle import Bundle
 from training import metrics, precision
-from training.config import Recipe, parse_recipe
+from training.config import Recipe, RecipeError, parse_recipe
 from training.data import Dataset
 from training.evaluate import figures_table
-from training.priors import even_prior, prior_weights
+from training.priors import even_prior, prior_weights, shift_prior
 
-STEPS = {"probabilities": "scalar", "calibrated_probabilities": "calibrated"}
-"""The graph's outputs, and the steps of the report whose figures are theirs."""
+JUDGED = ("probabilities", "calibrated_probabilities", "calibrated_logits")
+"""The graph's outputs that the figures come from."""
 ALLOWED = 0.001  # of the accuracy and of the ECE: arithmetic differs between machines, and some images stand on an edge
 
 
@@ -25,13 +25,16 @@ class VerifyError(ValueError):
 
 
 def recipe_of(bundle: Bundle, overrides: Sequence[str]) -> Recipe:
-    """The recipe that the bundle was made by, changed by `section.key=value` overrides."""
+    """The recipe that the bundle was made by; `data.root=PATH`, the only override, says where its data lies now."""
+    if wrong := [override for override in overrides if not override.strip().startswith("data.root=")]:
+        raise RecipeError(f"--set {wrong[0]}: only data.root can change here, for the bundle is judged on its own data")
     raw = bundle.manifest.model_dump(mode="json")["recipe"]
     return parse_recipe(raw, str(bundle.path / "manifest.json"), overrides)
 
 
 def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Any]:
-    """Print and return the figures of the graph's probabilities, plain and calibrated, on the test part.
+    """Print and return the figures of the graph's probabilities on the test part: plain, calibrated, and calibrated for
+    the training prior, on the test part weighted to it.
 
     Raises:
         VerifyError: if the data has other classes, or accuracy or ECE are not what the report says.
@@ -41,27 +44,36 @@ def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Any]:
         raise VerifyError(f"the data has {len(data.classes)} classes, and they are not those of the bundle")
     groups_K: list[str] = [info.group for info in manifest.classes]
     labels_N = data.test.labels.numpy()
-    even_N = prior_weights(labels_N, even_prior(len(data.classes)))
+    counts_K = np.array([info.train_count for info in manifest.classes], dtype=np.float64)
+    prior_K = counts_K / counts_K.sum()
+    even_N, under_N = (prior_weights(labels_N, wanted_K) for wanted_K in (even_prior(len(prior_K)), prior_K))
     if "by_chance" not in bundle.report:  # older ones let each image weigh the same
         even_N = np.ones(len(labels_N))
     outputs = list(precision.served(bundle.model_path, data.test))
+    graph = {name: np.concatenate([output[name] for output in outputs]).astype(np.float64) for name in JUDGED}
+    temperature = manifest.calibration.prior_temperatures.get("train", manifest.calibration.temperature)
+    shifted_NK = shift_prior(metrics.softmax(graph["calibrated_logits"] / temperature), prior_K)
+    balanced, under = bundle.report["test"], bundle.report["test_under_train_prior"]
+    judged = {
+        "probabilities": (graph["probabilities"], even_N, balanced["scalar"]),
+        "calibrated_probabilities": (graph["calibrated_probabilities"], even_N, balanced["calibrated"]),
+        "training prior": (shifted_NK, under_N, under["calibrated"]),
+    }
     found: dict[str, dict[str, Any]] = {}
     rows: dict[str, dict[str, Any]] = {}
-    for name, step in STEPS.items():
-        probabilities_NK = np.concatenate([output[name] for output in outputs]).astype(np.float64)
-        found[name] = dict(metrics.figures(probabilities_NK, labels_N, groups_K, even_N))
-        rows |= {name: found[name], f"{name}, by the report": bundle.report["test"][step]}
-    # The report is of the network in fp32. One image may always differ, even the only one of its class.
-    allowed = ALLOWED if manifest.precision == "fp32" else precision.ALLOWED
-    allowed = max(allowed, float(even_N.max() / even_N.sum())) + 1e-9
+    for name, (probabilities_NK, weights_N, said) in judged.items():
+        found[name] = dict(metrics.figures(probabilities_NK, labels_N, groups_K, weights_N))
+        rows |= {name: found[name], f"{name}, by the report": said}
     title = f"{manifest.name} {manifest.version}, {len(labels_N)} test images"
     console.print(figures_table(title, bundle.report["data"]["groups"], rows))
-    for name, step in STEPS.items():
+    for name, (_, weights_N, said) in judged.items():
+        # The report is of the network in fp32. One image may always differ, even the only one of its class.
+        allowed = ALLOWED if manifest.precision == "fp32" else precision.ALLOWED
+        allowed = max(allowed, float(weights_N.max() / weights_N.sum())) + 1e-9
         for figure in ("accuracy", "ece"):
-            said = bundle.report["test"][step][figure]
-            if abs(found[name][figure] - said) > allowed:
+            if abs(found[name][figure] - said[figure]) > allowed:
                 raise VerifyError(
-                    f"the {figure} of the {name} is {found[name][figure]:.2%} here and {said:.2%} by the report: it is "
-                    "not this data, or not this graph"
+                    f"the {figure} of the {name} is {found[name][figure]:.2%} here and {said[figure]:.2%} by the "
+                    "report: it is not this data, or not this graph"
                 )
     return found

@@ -9,6 +9,8 @@ from typer.testing import CliRunner, Result
 from training.cli import app
 from training.run import Run
 
+SHIPPED = Path(__file__).resolve().parents[2] / "models" / "pretrained" / "caltech100"
+
 
 def _camcal(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(a) for a in arguments])
@@ -82,7 +84,7 @@ def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
             ["train", "digits", "--out", "OUT", "--set", "distill.weight=0.5", "--set", "distill.set=loss.gamma=5"],
             "--set loss.gamma=5: it would change nothing",
         ),
-        (["train", "digits", "--out", "FILE"], "File exists"),
+        (["train", "digits", "--out", "FILE"], "file cannot be a folder: a file has that name"),
         (["calibrate", "OUT"], "checkpoint.safetensors is missing: has `camcal train` finished"),
         (
             ["calibrate", "OUT", "--set", "fit.lr=1"],
@@ -92,6 +94,8 @@ def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
         (["evaluate", "OUT", "--set", "fit.lr=1"], "--set fit.lr=1: only data.root can change here, after training"),
         (["export", "OUT"], "network.safetensors is missing"),
         (["results", "--from", "OUT"], "no folder of results at"),
+        (["results", "--json", "--markdown"], "--json and --markdown are two forms of the same: choose one"),
+        (["verify", str(SHIPPED), "--set", "fit.epochs=4"], "--set fit.epochs=4: only data.root can change here"),
         (["bench-table", "OUT", "--out", "OUT"], "no table at"),
         (["export", "OUT", "--precision", "fp8"], "the precision is 'fp8'; expected fp32, fp16, int8"),
     ],

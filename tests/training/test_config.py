@@ -120,6 +120,8 @@ def test_an_override_that_would_change_nothing_is_refused(tmp_path: Path) -> Non
         (["loss.weights=grw", "loss.reweight_from=1"], "'loss.reweight_from': Input should be less than 1"),
         (["calibrate.spread=0"], "'calibrate.spread': Input should be greater than or equal to 0.001"),
         (["calibrate.exponent=400"], "'calibrate.exponent': Input should be less than or equal to 10"),
+        (["calibrate.prior=hello"], "'calibrate.prior': must be a list of numbers .* or a table .*found 'hello'"),
+        (["data.mean=[1, 2]"], r"'data.mean' has too few values \(found \[1, 2\]\)"),
         (["data.source=list", "augment.area=[0.5, 1.1]"], "augment.area must be at most 1 with data.source = 'list'"),
     ],
 )

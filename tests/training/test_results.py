@@ -111,6 +111,12 @@ def test_other_json_is_not_a_recipe(tmp_path: Path, content: str) -> None:
         load_recipe(tmp_path / "x.json")
 
 
+def test_a_binary_file_is_not_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="x.json is not a result file: it is not text in UTF-8"):
+        load_recipe(tmp_path / "x.json")
+
+
 def test_augmentation_names_what_changes_anything() -> None:
     assert describe_augmentation(AugmentConfig().model_dump(mode="json")) == "none"
     augment = AugmentConfig(flip=True, shift=4, area=(0.35, 1.1), fill="random").model_dump(mode="json")

@@ -43,3 +43,12 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
             pass
     with Run(tmp_path).claimed():
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_of_a_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RunError, match="cannot be a folder: a file has that name, or one above it"):
+            Run(path).make()
+    Run(tmp_path / "run").make()
+    Run(tmp_path / "run").make()

@@ -32,6 +32,9 @@ def test_the_graph_does_what_the_report_of_the_network_says(
         assert found[name]["accuracy"] == said["accuracy"]
         assert found[name]["groups"] == said["groups"]
     assert found["calibrated_probabilities"]["nll"] < found["probabilities"]["nll"]
+    under, said = found["training prior"], bundle.report["test_under_train_prior"]["calibrated"]
+    assert (under["accuracy"], under["groups"]) == (pytest.approx(said["accuracy"]), said["groups"])
+    assert (under["nll"], under["ece"]) == (pytest.approx(said["nll"], abs=1e-4), pytest.approx(said["ece"], abs=1e-4))
     out = capsys.readouterr().out
     assert f"{len(data.test)} test images" in out and "calibrated_probabilities, by the report" in out
 
@@ -44,6 +47,13 @@ def test_a_report_that_promises_something_else_is_found_out(
     promised = test | {"calibrated": test["calibrated"] | {figure: test["calibrated"][figure] + by}}
     with pytest.raises(VerifyError, match=f"the {figure} of the calibrated_probabilities is .* by the report"):
         verify(replace(bundle, report=bundle.report | {"test": promised}), data, Console(quiet=True))
+
+
+def test_another_promise_for_the_training_prior_is_found_out(bundle: Bundle, data: Dataset) -> None:
+    under = bundle.report["test_under_train_prior"]
+    promised = under | {"calibrated": under["calibrated"] | {"ece": under["calibrated"]["ece"] + 0.05}}
+    with pytest.raises(VerifyError, match="the ece of the training prior is .* by the report"):
+        verify(replace(bundle, report=bundle.report | {"test_under_train_prior": promised}), data, Console(quiet=True))
 
 
 def test_a_smaller_graph_may_differ_by_what_its_export_allows(bundle: Bundle, data: Dataset) -> None:
@@ -65,5 +75,6 @@ def test_other_classes_are_refused(bundle: Bundle, data: Dataset) -> None:
 def test_the_recipe_may_be_told_where_the_data_lies(bundle: Bundle) -> None:
     assert recipe_of(bundle, []).data.root is None
     assert str(recipe_of(bundle, ["data.root=elsewhere"]).data.root) == "elsewhere"
-    with pytest.raises(RecipeError, match="data.rot"):
-        recipe_of(bundle, ["data.rot=elsewhere"])
+    for other in ("data.rot=elsewhere", "fit.epochs=4", "data.imbalance=3"):
+        with pytest.raises(RecipeError, match=f"--set {other}: only data.root can change here"):
+            recipe_of(bundle, [other])

@@ -41,6 +41,8 @@ def load(root: Path, name: str) -> Loaded:
 def _packed(path: Path) -> Loaded:
     try:
         data = lzma.open(path).read() if path.suffix == ".xz" else path.read_bytes()
+        if not data.startswith(b"PK"):
+            raise ValueError("it is not an .npz archive")
         arrays = np.load(io.BytesIO(data))
         train = arrays["train_images"], arrays["train_labels"].astype(np.int64)
         test = arrays["test_images"], arrays["test_labels"].astype(np.int64)

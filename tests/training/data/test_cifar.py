@@ -103,6 +103,12 @@ def test_missing_data_says_what_is_expected(tmp_path: Path) -> None:
         cifar.load(tmp_path, "cifar10")
 
 
+def test_a_text_file_is_not_a_packed_one(tmp_path: Path) -> None:
+    (tmp_path / "c.npz").write_text("hello")
+    with pytest.raises(DataError, match="c.npz is not a packed CIFAR file: it is not an .npz archive"):
+        cifar.load(tmp_path / "c.npz", "cifar10")
+
+
 @pytest.mark.parametrize("content", [b"", b"PK", b"\xfd7zXZ"])
 def test_a_damaged_packed_file(tmp_path: Path, content: bytes) -> None:
     for name in ("c.npz", "c.npz.xz"):
