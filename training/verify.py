@@ -66,6 +66,8 @@ def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Any]:
         rows |= {name: found[name], f"{name}, by the report": said}
     title = f"{manifest.name} {manifest.version}, {len(labels_N)} test images"
     console.print(figures_table(title, bundle.report["data"]["groups"], rows))
+    chance = metrics.chance_calibration_error(judged["calibrated_probabilities"][0], even_N)
+    console.print(f"perfect probabilities would show an ECE of {chance:.1%} on these images by chance")
     for name, (_, weights_N, said) in judged.items():
         # The report is of the network in fp32. One image may always differ, even the only one of its class.
         allowed = ALLOWED if manifest.precision == "fp32" else precision.ALLOWED

@@ -36,10 +36,12 @@ from training.data.operations import FILL
 from training.data.sources import preprocessing_of
 from training.fit import _epoch, compiled
 from training.losses import Criterion
-from training.provenance import hardware
+from training.provenance import COMMIT, hardware
 from training.run import build_network
 
 SIZE = 32
+IMAGES = 12_406
+"""Of CIFAR-10-LT at imbalance 100."""
 TARGET = 2.5
 
 LOOPS = {
@@ -205,18 +207,21 @@ def measure(images: int, repeats: int, workers: int) -> dict[str, Any]:
         "images_per_s": {name: round(len(part) / median, 1) for name, median in medians.items()},
         "ratio": {name: round(medians["usual"] / median, 2) for name, median in medians.items()},
         "hardware": hardware(device),
+        "commit": COMMIT,
     }
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The result as a page."""
+    fewer = result["images"] != IMAGES
+    command = "make bench-training" + f' ARGS="--images {result["images"]}"' * fewer
     lines = [
         "# Training speed",
         "",
         f"One epoch of ResNet-32 over {result['images']:,} images of 32×32 pixels, batch {result['batch_size']},",
         f"with crop, flip, AutoAugment and Cutout, on {result['hardware']}.",
         f"Medians of {len(result['epoch_s']['usual'])} epochs each, in turns; the usual loop has {result['workers']} "
-        "worker processes. Written by `make bench-training`.",
+        f"worker processes. Written by `{command}`{f' at {commit}' if (commit := result.get('commit')) else ''}.",
         "",
         "| loop | seconds an epoch | images a second | against the usual loop |",
         "|---|---:|---:|---:|",
@@ -236,7 +241,9 @@ def markdown(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--images", type=int, default=12_406, help="how many (12406: CIFAR-10-LT's at imbalance 100)")
+    parser.add_argument(
+        "--images", type=int, default=IMAGES, help=f"how many [{IMAGES}, as CIFAR-10-LT at imbalance 100]"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="epochs of each loop")
     parser.add_argument("--workers", type=int, default=cores, help="of the usual loop's DataLoader")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder for JSON and Markdown")

@@ -37,6 +37,7 @@ def test_the_graph_does_what_the_report_of_the_network_says(
     assert (under["nll"], under["ece"]) == (pytest.approx(said["nll"], abs=1e-4), pytest.approx(said["ece"], abs=1e-4))
     out = capsys.readouterr().out
     assert f"{len(data.test)} test images" in out and "calibrated_probabilities, by the report" in out
+    assert f"an ECE of {bundle.report['by_chance']['ece']:.1%} on these images by chance" in out
 
 
 @pytest.mark.parametrize(("figure", "by"), [("accuracy", 0.01), ("ece", -0.003)])
