@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from models.classifier import LongTailClassifier
 from models.marc import MARC
 from models.normalized import Rescale, WeightNormHead, tau_norm
 from training.config import Recipe
-from training.data import Dataset, Images
-from training.data.augment import Augment
+from training.data import Dataset
+from training.logits import TrainedLogits
 from training.margins import MIN_OMEGA, fit_lws, fit_marc
 from training.placement import measure_shift
 from training.priors import Floats, balanced_twice, even_prior, given_prior, is_balanced, logit_prior, prior_weights
@@ -27,7 +28,6 @@ from training.priors import Floats, balanced_twice, even_prior, given_prior, is_
 TAUS = tuple(t / 10 for t in range(21))
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 FEW_HELD = 200
-PIXELS = 256 * 224**2  # at most, that a network looks at in one go
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class Fitted:
     balanced prior; prior_temperatures: for the others that probabilities may be asked for, by name. logit_prior: the
     class prior that the trained logits are for. penalty: λ of the margins. omega_at_bound: classes whose ω met its
     lower bound. map_shift: see `training.placement`. train_accuracy: of the cached training logits, where MARC or LWS
-    used them. logits_s, fits_s: seconds that went into computing logits, and into all else. warnings: in sentences.
+    used them. logits_s, fits_s: seconds that went into computing logits, 0 where they had been kept, and into all else.
+    warnings: in sentences.
     """
 
     trained_scalar: float
@@ -63,29 +64,19 @@ class CalibrationError(ValueError):
 
 
 class _Cache:
-    """Logits of the training and held-out images as trained, whatever rescaling was found since."""
+    """Trained logits of the training and held-out images, with their labels."""
 
-    def __init__(self, network: LongTailClassifier, data: Dataset, recipe: Recipe) -> None:
-        self.network, self.data, self.recipe = network, data, recipe
+    def __init__(self, logits: TrainedLogits, data: Dataset, recipe: Recipe) -> None:
+        self.logits, self.data, self.recipe = logits, data, recipe
         self.classes = len(data.classes)
         self.counts_K = data.train.labels.bincount(minlength=self.classes).numpy()
         self.held_labels = data.holdout.labels
-        self.logits_s = 0.0
-        self.held_NK = self._predict(data.holdout)
-
-    def _predict(self, part: Images, augment: Augment | None = None) -> Tensor:
-        began = time.perf_counter()
-        logits_NK = predict_logits(self.network, part, augment, trained=True)
-        self.logits_s += time.perf_counter() - began
-        return logits_NK
+        self.held_NK = logits.holdout(data)
 
     @cached_property
     def train_NK(self) -> Tensor:
         """One block of rows a pass; see `train_labels`."""
-        recipe, device = self.recipe, self.network.mean.device
-        augment = Augment(recipe.augment, torch.Generator(device).manual_seed(recipe.seed))
-        passes = [self._predict(self.data.train, augment) for _ in range(recipe.calibrate.passes)]
-        return torch.cat(passes) if len(passes) > 1 else passes[0]
+        return self.logits.train(self.data, self.recipe)
 
     @property
     def train_labels(self) -> Tensor:
@@ -110,7 +101,13 @@ class _Cache:
         return logits_NK, torch.cat([self.train_labels, held_labels.repeat(passes)]), counts_K + self.counts_K
 
 
-def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe, like: Fitted | None = None) -> Fitted:
+def calibrate(
+    network: LongTailClassifier,
+    data: Dataset,
+    recipe: Recipe,
+    like: Fitted | None = None,
+    kept: Path | None = None,
+) -> Fitted:
     """Rescale, fit margins and temperature, in this order, and store them. The test part is not looked at.
 
     The scalar is selected by the likelihood of held-out images under the class prior that the logits are trained for;
@@ -122,6 +119,7 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe, like: 
     Args:
         like: what was found for a network of the same recipe: scalar and temperatures are taken from it. For a network
             that was trained on all images, so that none is held out.
+        kept: a file for the trained logits, see `TrainedLogits`.
 
     Raises:
         CalibrationError: if what was fitted is not finite.
@@ -131,7 +129,8 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe, like: 
     network.map_shift.fill_(map_shift)
     began = time.perf_counter()
     network.rescale.load_state_dict(Rescale(len(data.classes)).state_dict())
-    cache = _Cache(network, data, recipe)
+    logits = TrainedLogits(network, kept)
+    cache = _Cache(logits, data, recipe)
     prior_K = logit_prior(recipe, cache.counts_K)
     even_K = even_prior(cache.classes)
     weights_N = torch.from_numpy(prior_weights(cache.held_labels.numpy(), even_K))
@@ -174,8 +173,8 @@ def calibrate(network: LongTailClassifier, data: Dataset, recipe: Recipe, like: 
         omega_at_bound=int((network.marc.omega <= 1.01 * MIN_OMEGA).sum()),
         map_shift=map_shift,
         train_accuracy=cache.train_accuracy(),
-        logits_s=round(cache.logits_s, 2),
-        fits_s=round(time.perf_counter() - began - cache.logits_s, 2),
+        logits_s=round(logits.seconds, 2),
+        fits_s=round(time.perf_counter() - began - logits.seconds, 2),
         warnings=like.warnings if like else _warnings(recipe, prior_K, cache.counts_K, len(cache.held_labels)),
     )
 
@@ -196,24 +195,6 @@ def other_priors(recipe: Recipe, data: Dataset) -> dict[str, Floats]:
     if recipe.calibrate.prior is not None:
         priors["given"] = given_prior(recipe.calibrate.prior, data.classes)
     return priors
-
-
-@torch.no_grad()
-def predict_logits(
-    network: LongTailClassifier,
-    part: Images,
-    augment: Augment | None = None,
-    *,
-    trained: bool = False,
-) -> Tensor:
-    """Logits z, or z° as trained, N×K in fp32 on the CPU, of a part of the data, by the network in its present mode."""
-    batch_size = max(1, min(256, PIXELS // part.side**2))
-    indices = torch.arange(len(part)).split(batch_size) if len(part) else ()
-    logits_NK = torch.empty(len(part), len(network.rescale.scale))  # filled in place: it may be most of the memory
-    for index_B, (images_BHWC, _) in zip(indices, part.batches(indices, network.mean.device, augment), strict=True):
-        logits_BK = network(images_BHWC).float()
-        logits_NK[index_B] = (network.rescale.undo(logits_BK) if trained else logits_BK).cpu()
-    return logits_NK
 
 
 def fit_scale(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from models.bundle import GROUPS, group_of
 from models.classifier import LongTailClassifier
 from models.normalized import WeightNormHead
 from training import metrics
-from training.calibrate import fit_temperature, other_priors, predict_logits
+from training.calibrate import fit_temperature, other_priors
 from training.config import Recipe
 from training.curves import scalar_curve, scalars_around
 from training.data import Dataset
+from training.logits import TrainedLogits
 from training.priors import even_prior, logit_prior, prior_weights, shift_prior
 from training.provenance import made_with
 
@@ -36,6 +38,7 @@ def evaluate(
     recipe: Recipe,
     temperatures: Mapping[str, float],
     before_refit: LongTailClassifier | None = None,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Everything the report holds, ready for JSON. This is the only place where the test part is looked at.
 
@@ -46,6 +49,7 @@ def evaluate(
         temperatures: `Fitted.prior_temperatures`.
         before_refit: where `network` was trained on held-out images as well, the one that was not; what is said of
             held-out images is said of it.
+        kept: a file for the trained logits, see `TrainedLogits`.
     """
     counts_K = data.train_counts()
     groups_K: list[str] = [group_of(int(count)) for count in counts_K]
@@ -58,9 +62,9 @@ def evaluate(
     balanced = recipe.calibrate.rescale != "off"
     step_priors = {"trained": raw_prior_K, "scalar": even_K if balanced else raw_prior_K, "adjusted": even_K}
     held_priors = {"scalar": even_K if balanced else held_prior_K, "adjusted": even_K}
-    logits = _steps(network, predict_logits(network.eval(), data.test), raw_prior_K)
+    logits = _steps(network, TrainedLogits(network.eval(), kept).test(data), raw_prior_K)
     unseeing = network if before_refit is None else before_refit.eval()
-    held = _steps(unseeing, predict_logits(unseeing, data.holdout), held_prior_K)
+    held = _steps(unseeing, TrainedLogits(unseeing, kept).holdout(data), held_prior_K)
     probabilities = {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
     priors = other_priors(recipe, data)
     prior_K = priors["train"]
@@ -131,10 +135,10 @@ def evaluate(
     return report
 
 
-def _steps(network: LongTailClassifier, logits_NK: Tensor, raw_prior_K: metrics.Floats) -> dict[str, Tensor]:
-    """The logits after each step, N×K, from those of the calibrated network, before MARC."""
+def _steps(network: LongTailClassifier, trained_NK: Tensor, raw_prior_K: metrics.Floats) -> dict[str, Tensor]:
+    """The logits after each step of a network's calibration, N×K."""
     with torch.no_grad():
-        trained_NK = network.rescale.undo(logits_NK)
+        logits_NK = network.rescale(trained_NK.to(network.mean.device)).cpu()
         marc_NK = network.calibrate(logits_NK.to(network.mean.device)).cpu()
     return {
         "trained": trained_NK,

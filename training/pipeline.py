@@ -140,13 +140,13 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
         check_data(run.refit, again_meta, data.whole())
     began = time.perf_counter()
     with console.status("calibrating"):
-        fitted = calibrate(network.to(default_device()), data, recipe)
+        fitted = calibrate(network.to(default_device()), data, recipe, kept=run.logits)
         if again is not None:
             save_tensors(run.before_refit, network_tensors(network.cpu()), meta)
             network = again
-            fitted = calibrate(network.to(default_device()), data.whole(), recipe, like=fitted)
+            fitted = calibrate(network.to(default_device()), data.whole(), recipe, fitted, run.refit.logits)
     console.print(
-        f"calibrated in {time.perf_counter() - began:.0f} s: "
+        f"calibrated in {time.perf_counter() - began:.0f} s{'' if fitted.logits_s else ' on kept logits'}: "
         + (f"scalar {fitted.trained_scalar:.2f} → {fitted.scalar:.2f}, " if recipe.model.head != "linear" else "")
         + f"temperature {fitted.temperature:.3f}"
         + (f", omega at its lower bound for {fitted.omega_at_bound} classes" if fitted.omega_at_bound else "")
@@ -166,7 +166,7 @@ def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, 
     before = load_network(run.before_refit)[0].to(device) if recipe.calibrate.refit else None
     with console.status("evaluating"):
         temperatures = meta["calibration"]["prior_temperatures"]
-        report = evaluate(network.to(device), data, recipe, temperatures, before)
+        report = evaluate(network.to(device), data, recipe, temperatures, before, run.logits)
     report |= {"calibration": meta["calibration"], "epochs": meta["epoch"]}
     if "teacher" in meta:
         report["teacher"] = meta["teacher"]

@@ -52,6 +52,11 @@ class Run:
         return self.path / "before-refit.safetensors"
 
     @property
+    def logits(self) -> Path:
+        """What the trained network says of its images, so that it is asked once."""
+        return self.path / "logits.safetensors"
+
+    @property
     def refit(self) -> Run:
         """The folder of the second training."""
         return Run(self.path / "refit")

@@ -6,9 +6,10 @@ from scipy.optimize import minimize_scalar
 
 from models.classifier import LongTailClassifier
 from training import calibrate as calibrate_module
-from training.calibrate import PENALTIES, TAUS, Fitted, calibrate, fit_scale, fit_temperature, predict_logits
+from training.calibrate import PENALTIES, TAUS, Fitted, calibrate, fit_scale, fit_temperature
 from training.config import AugmentConfig, Recipe, load_recipe, parse_recipe
 from training.data import Dataset, LabelledImages, load_dataset
+from training.logits import TrainedLogits, predict_logits
 from training.priors import Floats, logit_prior
 from training.run import Run, build_network, load_network
 
@@ -71,20 +72,6 @@ def test_calibration_of_a_real_run_moves_the_tail_up(digits_run: Run, digits_rec
     tail = data.test.labels >= 7
     assert (calibrated == data.test.labels)[tail].sum() > (raw == data.test.labels)[tail].sum()
     assert meta["calibration"]["scalar"] == network.scalar
-
-
-def test_logits_do_not_depend_on_the_batch(
-    digits_run: Run, digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network: LongTailClassifier = load_network(digits_run.network)[0]
-    test = load_dataset(digits_recipe.data, digits_recipe.seed).test
-    part = LabelledImages(images=test.images[:20], labels=test.labels[:20])
-    sizes: list[int] = []
-    network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    whole = predict_logits(network, part)
-    monkeypatch.setattr(calibrate_module, "PIXELS", 7 * 32**2)  # larger pictures go fewer at a time
-    torch.testing.assert_close(predict_logits(network, part), whole, rtol=1e-4, atol=1e-4)
-    assert sizes == [20, 7, 7, 6]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +170,9 @@ def test_margins_may_be_fitted_on_held_out_images(digits_run: Run, digits: Datas
 
 def test_margins_are_fitted_on_logits_that_differ_from_pass_to_pass(digits_run: Run, digits: Dataset) -> None:
     network, recipe, _ = load_network(digits_run.network)
-    cache = calibrate_module._Cache(network, digits, recipe.model_copy(update={"augment": AugmentConfig(shift=3)}))
+    cache = calibrate_module._Cache(
+        TrainedLogits(network), digits, recipe.model_copy(update={"augment": AugmentConfig(shift=3)})
+    )
     passes = cache.train_NK.chunk(recipe.calibrate.passes)
     plain = predict_logits(network, digits.train, trained=True)
     assert len(passes) > 1 and len(cache.train_labels) == len(cache.train_NK)
@@ -200,7 +189,7 @@ def test_temperatures_come_from_margins_that_never_saw_the_image(digits_run: Run
 
     def margins(disturbed: torch.Tensor) -> tuple[Floats, Floats]:
         """ω and offset by which the held-out images of each half were calibrated, 2×K each."""
-        cache = calibrate_module._Cache(network, digits, recipe)
+        cache = calibrate_module._Cache(TrainedLogits(network), digits, recipe)
         cache.held_NK = cache.held_NK + disturbed
         found = calibrate_module._fit_margins(network, cache, even, weights)[0].double().numpy()
         z = cache.held_NK.double().numpy()

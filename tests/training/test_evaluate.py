@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 from scipy.optimize import minimize_scalar
 
-from training.calibrate import predict_logits
 from training.config import LossConfig, Recipe, parse_recipe
 from training.data import load_dataset
 from training.evaluate import evaluate, print_report, reservations, steps_for_prior, steps_taken
+from training.logits import predict_logits
 from training.report import page
 from training.run import Run, load_network
 

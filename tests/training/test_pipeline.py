@@ -15,9 +15,9 @@ from rich.console import Console
 
 from models.bundle import Bundle
 from training import pipeline, precision
-from training.calibrate import predict_logits
 from training.config import Recipe, RecipeError, load_recipe
 from training.data import load_dataset
+from training.logits import predict_logits
 from training.run import Run, RunError, load_network
 
 QUICK = ["fit.epochs=2", "fit.warmup_epochs=1", "calibrate.iterations=50", "calibrate.passes=1"]
