@@ -95,8 +95,8 @@ def train(
 
         settings = load_recipe(recipe, overrides or ())
         refuse_idle(settings, overrides or ())
-        if (taught_by := settings.teaching()) is not None:
-            refuse_idle(taught_by, settings.distill.set or ())
+        for taught_by, changes in zip(settings.teaching(), settings.distill.changes(), strict=False):
+            refuse_idle(taught_by, changes)
         from training import pipeline
         from training.run import Run
 

@@ -211,9 +211,20 @@ class FitConfig(_Section):
 
 
 def _one_or_more(found: object) -> object:
-    if isinstance(found, str):
-        return None if found == "none" else [found]
-    return found
+    return [found] if isinstance(found, (str, Path)) else found
+
+
+def _changes(found: object) -> object:
+    if found is None or found == "none":
+        return None
+    changes = _one_or_more(found)
+    several = changes if isinstance(changes, list) else [changes]
+    if any(isinstance(each, list) for each in several):
+        changes = several = [_one_or_more(each) for each in several]
+    flat = [change for each in several for change in (each if isinstance(each, list) else [each])]
+    if not all(isinstance(change, str) for change in flat):
+        raise ValueError("expected section.key=value, a list of those for one teacher, or a list of such lists")
+    return changes
 
 
 _OF_A_TEACHER = re.compile(r"\s*(augment|model|loss|fit)\.\w+\s*=")
@@ -222,17 +233,24 @@ _OF_A_TEACHER = re.compile(r"\s*(augment|model|loss|fit)\.\w+\s*=")
 class DistillConfig(_Section):
     """Learning from another network too; see `training.distill`.
 
-    teacher: the folder of a finished run with the same `seed` and `data`; relative to the current folder.
+    teacher: the folder of a finished run with the same `seed` and `data`, relative to the current folder; or a list of
+        several, which are heard as one.
     set: in place of `teacher`, train one first, by this recipe without its distillation and calibration, changed in its
-        sections augment, model, loss and fit by these `section.key=value`; a single one needs no list. `none` is none.
+        sections augment, model, loss and fit by these `section.key=value`; a single one needs no list. A list of lists
+        has several trained, one for each. `none` is none.
     weight: α, the share of what the teacher says in the loss; the rest is the loss of the labels. 0 is off.
     temperature: T, by which the logits of both are divided for it.
     """
 
-    teacher: Path | None = None
-    set: Annotated[list[str] | None, BeforeValidator(_one_or_more)] = None
+    teacher: Annotated[list[Path] | None, BeforeValidator(_one_or_more)] = Field(default=None, min_length=1)
+    set: Annotated[list[str] | list[list[str]] | None, BeforeValidator(_changes)] = None
     weight: float = Field(default=0.0, ge=0, le=1)
     temperature: float = Field(default=3.0, gt=0)
+
+    def changes(self) -> list[list[str]]:
+        """What `set` says, teacher by teacher."""
+        several = [changes for changes in self.set or () if isinstance(changes, list)]
+        return several or [[change for change in self.set or () if isinstance(change, str)]]
 
     @model_validator(mode="after")
     def _one_teacher_heard(self) -> DistillConfig:
@@ -336,18 +354,24 @@ class Recipe(_Section):
         self.teaching()
         return self
 
-    def teaching(self) -> Recipe | None:
-        """The recipe of the network that `distill.set` has trained first; None without."""
+    def teaching(self) -> list[Recipe]:
+        """The recipes of the networks that `distill.set` has trained first; none without."""
         if self.distill.set is None:
-            return None
-        if wrong := [change for change in self.distill.set if not _OF_A_TEACHER.match(change)]:
+            return []
+        several = self.distill.changes()
+        if wrong := [change for changes in several for change in changes if not _OF_A_TEACHER.match(change)]:
             raise RecipeError(
                 f"distill.set: {wrong[0]!r} is not section.key=value with a key of augment, model, loss or fit, which "
                 'alone a teacher may have otherwise; several are a list, ["fit.epochs=400", "fit.lr=0.05"]'
             )
         # What was not said is left to the other head, loss and so on.
-        raw = self.model_dump(mode="json", exclude={"distill", "calibrate"}, exclude_unset=True)
-        return parse_recipe(raw, "distill.set", self.distill.set)
+        recipes = []
+        for changes in several:
+            raw = self.model_dump(mode="json", exclude={"distill", "calibrate"}, exclude_unset=True)
+            recipes.append(parse_recipe(raw, "distill.set", changes))
+        if twice := [i for i, recipe in enumerate(recipes, start=1) if recipe in recipes[: i - 1]]:
+            raise RecipeError(f"distill.set: teacher {twice[0]} is one of those before it; let each be another one")
+        return recipes
 
     @property
     def training_seed(self) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,68 +18,79 @@ from training.run import Run, RunError, check_data, load_finished
 
 
 class Teacher:
-    """A trained network, as it was before calibration, that another network learns from.
+    """Trained networks, as they were before calibration, that another network learns from.
 
-    Each of the two may have been trained for a class prior of its own, q_T and q (`training.priors.logit_prior`). Its
-    logits are moved from the one to the other, so that a teacher trained by plain cross-entropy does not pull a student
-    of balanced softmax back to the frequent classes.
+    Each network may have been trained for a class prior of its own, q_T and q (`training.priors.logit_prior`). A
+    teacher's logits are moved from the one to the other, so that one trained by plain cross-entropy does not pull a
+    student of balanced softmax back to the frequent classes. Of several the mean of the probabilities is heard.
 
     Args:
-        recipe: the student's, which names the teacher.
+        recipe: the student's, which names the teachers.
         data: what the student's run trains on and holds out.
 
     Raises:
         RecipeError: if the recipe names no teacher.
-        RunError: if the teacher's training is not finished, or was on other images than the student's: it would know
+        RunError: if a teacher's training is not finished, or was on other images than the student's: it would know
             those that scalar and temperature are fitted on.
     """
 
     def __init__(self, recipe: Recipe, data: Dataset, device: torch.device) -> None:
-        run, network, taught_by, meta = load_teacher(recipe)
-        check_data(run, meta, data)
         counts_K = data.train.labels.bincount(minlength=len(data.classes)).numpy()
-        ratio_K = logit_prior(recipe, counts_K) / logit_prior(taught_by, counts_K)
-        self.shift_K = torch.from_numpy(ratio_K).log().float().to(device)
-        self.network: nn.Module = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.networks: list[nn.Module] = []
+        self.shifts_K: list[Tensor] = []
+        self.meta: list[dict[str, Any]] = []
+        for run, network, taught_by, meta in load_teachers(recipe):
+            check_data(run, meta, data)
+            ratio_K = logit_prior(recipe, counts_K) / logit_prior(taught_by, counts_K)
+            self.shifts_K.append(torch.from_numpy(ratio_K).log().float().to(device))
+            self.networks.append(network.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+            self.meta.append({"weights": weights_digest(network), "recipe": taught_by.shown()})
         self.temperature = recipe.distill.temperature
         self.precision = recipe.fit.precision
-        self.meta: dict[str, Any] = {"weights": weights_digest(network), "recipe": taught_by.shown()}
 
     def compile(self) -> None:
-        """Compile the network with its weights as constants, which makes it more than twice as fast."""
-        self.network = torch.compile(self.network, dynamic=False, options={"freezing": True})  # type: ignore[assignment]
+        """Compile the networks with their weights as constants, which makes them more than twice as fast."""
+        for i, network in enumerate(self.networks):
+            self.networks[i] = cast(nn.Module, torch.compile(network, dynamic=False, options={"freezing": True}))
 
     def loss(self, images_BHWC: Tensor, logits_BK: Tensor) -> Tensor:
-        """T²·KL(softmax(z_T/T) ‖ softmax(z/T)), summed over the batch, of the student's logits z for these images.
+        """T²·KL(p_T ‖ softmax(z/T)), summed over the batch, of the student's logits z for these images.
 
-        The teacher's z_T are for the very images that the student sees, augmented alike.
+        p_T is the mean of softmax(z_T/T) over the teachers, of their z_T for the very images that the student sees,
+        augmented alike.
         """
+        t = self.temperature
         with (
             torch.no_grad(),
             torch.autocast(images_BHWC.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"),
         ):
-            taught_BK = self.network(images_BHWC).float() + self.shift_K
-        t = self.temperature
+            said = [
+                ((network(images_BHWC).float() + shift_K) / t).log_softmax(dim=1)
+                for network, shift_K in zip(self.networks, self.shifts_K, strict=True)
+            ]
         divergence: Tensor = functional.kl_div(
             (logits_BK.float() / t).log_softmax(dim=1),
-            (taught_BK / t).log_softmax(dim=1),
+            torch.stack(said).logsumexp(dim=0) - math.log(len(said)),
             reduction="sum",
             log_target=True,
         )
         return t**2 * divergence
 
 
-def load_teacher(recipe: Recipe) -> tuple[Run, LongTailClassifier, Recipe, dict[str, Any]]:
-    """The run that a recipe names as its teacher, its network, recipe and metadata; raises as `Teacher` does."""
+def load_teachers(recipe: Recipe) -> list[tuple[Run, LongTailClassifier, Recipe, dict[str, Any]]]:
+    """The runs that a recipe names as its teachers, network, recipe and metadata of each; raises as `Teacher` does."""
     if recipe.distill.teacher is None:
         raise RecipeError(
             f"distill.weight is {recipe.distill.weight:g}, which needs a teacher: pass --set distill.teacher=RUN, or "
             "have one trained first, such as by --set distill.set=fit.epochs=400"
         )
-    run = Run(recipe.distill.teacher)
-    network, taught_by, meta = load_finished(run)
-    _check_same_images(run, taught_by, recipe)
-    return run, network, taught_by, meta
+    teachers = []
+    for path in recipe.distill.teacher:
+        run = Run(path)
+        network, taught_by, meta = load_finished(run)
+        _check_same_images(run, taught_by, recipe)
+        teachers.append((run, network, taught_by, meta))
+    return teachers
 
 
 def weights_digest(network: LongTailClassifier) -> str:

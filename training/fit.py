@@ -23,6 +23,7 @@ from training.data.mix import Mix
 from training.distill import Teacher
 from training.distributed import ALONE, Group
 from training.losses import Criterion, branch_members
+from training.results import teachers_in
 from training.run import (
     Run,
     RunError,
@@ -212,7 +213,7 @@ def _save(
 ) -> None:
     meta = {"epoch": epoch, "recipe": recipe.model_dump(mode="json")} | data_meta(data)
     if teacher:
-        meta["teacher"] = teacher.meta
+        meta["teachers"] = teacher.meta
     save_tensors(run.checkpoint, network_tensors(network) | _momenta(optimizer), meta)
 
 
@@ -225,7 +226,7 @@ def _resume(
     teacher: Teacher | None,
 ) -> int:
     tensors, meta = _load_own(run, recipe, data)
-    if teacher and meta["teacher"]["weights"] != teacher.meta["weights"]:
+    if teacher and [t["weights"] for t in teachers_in(meta)] != [t["weights"] for t in teacher.meta]:
         raise RunError(f"{run.path} holds a run with another teacher: choose another --out, or delete that folder")
     restore(network, tensors)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

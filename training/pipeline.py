@@ -17,12 +17,13 @@ from models.bundle import Bundle, Precision
 from training.calibrate import calibrate
 from training.config import Recipe, parse_recipe
 from training.data import Dataset, load_dataset
-from training.distill import Teacher, load_teacher
+from training.distill import Teacher, load_teachers
 from training.distributed import ALONE, Group, process_group
 from training.evaluate import evaluate, print_report
 from training.fit import check_start, fit
 from training.priors import balanced_twice, given_prior, logit_prior
 from training.report import page
+from training.results import teachers_in
 from training.run import (
     Run,
     RunError,
@@ -50,7 +51,7 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
         with process_group(default_device()) as (group, device):
             console.quiet |= not group.leads
             if recipe.distill.weight and recipe.distill.set is None:
-                load_teacher(recipe)  # what is wrong with it is said before images are read
+                load_teachers(recipe)  # what is wrong with it is said before images are read
             run.make()
             if group.leads:
                 stack.enter_context(run.claimed())
@@ -78,7 +79,7 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
 def fit_run(
     run: Run, recipe: Recipe, data: Dataset, console: Console, device: torch.device, group: Group = ALONE
 ) -> None:
-    """Train the network of a recipe, and first its teacher if it says so; with `calibrate.refit` a second time, on all
+    """Train the network of a recipe, and first its teachers if it says so; with `calibrate.refit` a second time, on all
     images.
     """
     teacher = _teacher_of(run, recipe, data, console, device, group) if recipe.distill.weight else None
@@ -93,20 +94,23 @@ def fit_run(
 def _teacher_of(
     run: Run, recipe: Recipe, data: Dataset, console: Console, device: torch.device, group: Group
 ) -> Teacher | None:
-    """The teacher of a run, trained if need be; None where the run has finished and listens no more."""
-    if (taught_by := recipe.teaching()) is None:
+    """The teachers of a run, trained if need be; None where the run has finished and listens no more."""
+    if not (teaching := recipe.teaching()):
         return Teacher(recipe, data, device)
     check_start(recipe, data, run)
     if is_trained(run, recipe) and (not recipe.calibrate.refit or is_trained(run.refit, recipe)):
         return None
-    missing = not is_trained(run.teacher, taught_by)
-    if missing:
-        console.print(f"training the teacher first: {taught_by.model.backbone}, {taught_by.fit.epochs} epochs")
-    fit(taught_by, data, run.teacher, console, device, group)
-    group.wait(device)  # one of them writes its last checkpoint
-    if missing:
-        console.print(f"training the network that learns from it: {recipe.model.backbone}, {recipe.fit.epochs} epochs")
-    named = recipe.distill.model_copy(update={"teacher": run.teacher.path})
+    runs = run.teachers(len(teaching))
+    missing = [not is_trained(each, taught_by) for each, taught_by in zip(runs, teaching, strict=True)]
+    for i, (taught_by, each) in enumerate(zip(teaching, runs, strict=True)):
+        if missing[i]:
+            which = "the teacher" if len(runs) == 1 else f"teacher {i + 1} of {len(runs)}"
+            console.print(f"training {which} first: {taught_by.model.backbone}, {taught_by.fit.epochs} epochs")
+        fit(taught_by, data, each, console, device, group)
+    group.wait(device)  # one process writes the last checkpoint
+    if any(missing):
+        console.print(f"training the network that learns: {recipe.model.backbone}, {recipe.fit.epochs} epochs")
+    named = recipe.distill.model_copy(update={"teacher": [each.path for each in runs]})
     return Teacher(recipe.model_copy(update={"distill": named}), data, device)
 
 
@@ -168,8 +172,8 @@ def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, 
         temperatures = meta["calibration"]["prior_temperatures"]
         report = evaluate(network.to(device), data, recipe, temperatures, before, run.logits)
     report |= {"calibration": meta["calibration"], "epochs": meta["epoch"]}
-    if "teacher" in meta:
-        report["teacher"] = meta["teacher"]
+    if teachers := teachers_in(meta):
+        report["teachers"] = teachers
     save_json(run.report, report)
     run.page.write_text(page(report), encoding="utf-8")
     print_report(report, console)

@@ -11,6 +11,7 @@ from typing import Any
 from training import plots
 from training.evaluate import reservations, steps_for_prior, steps_taken
 from training.plots import Point, Series
+from training.results import teachers_in
 
 Report = dict[str, Any]
 
@@ -330,7 +331,7 @@ def _making(report: Report) -> str:
         + f"; {alone['temperature']:.3f} without MARC" * calibrate["marc"],
         "held out": f"{report['data']['holdout']:,} of the training images, for scalar and temperature"
         + ("; then trained again on all" if report["settings"]["calibrate"].get("refit") else ""),
-        **_teacher(report),
+        **_teachers(report),
         "epoch": f"the last one, {report['epochs']}; the test part was not looked at before this report",
     }
     listed = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())
@@ -340,15 +341,17 @@ def _making(report: Report) -> str:
     )
 
 
-def _teacher(report: Report) -> dict[str, str]:
+def _teachers(report: Report) -> dict[str, str]:
     """What taught the network, where something did."""
-    if "teacher" not in report:
-        return {}
-    recipe = report["teacher"]["recipe"]
-    return {
-        "teacher": f"{recipe['model']['backbone']}, {recipe['fit']['epochs']} epochs of recipe {recipe['name']}, "
-        f"{recipe['loss']['name']}; weights {report['teacher']['weights']}"
-    }
+    teachers = teachers_in(report)
+    said = {}
+    for i, teacher in enumerate(teachers, start=1):
+        recipe = teacher["recipe"]
+        said[f"teacher {i}" if len(teachers) > 1 else "teacher"] = (
+            f"{recipe['model']['backbone']}, {recipe['fit']['epochs']} epochs of recipe {recipe['name']}, "
+            f"{recipe['loss']['name']}; weights {teacher['weights']}"
+        )
+    return said
 
 
 def _toml(settings: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any
@@ -98,9 +98,15 @@ def result_of(report: dict[str, Any], method: str, calibrated: str | None = None
         "rows": rows,
         "recipe": recipe,
     }
-    if "teacher" in report:
-        result["teacher"] = report["teacher"]
+    if teachers := teachers_in(report):
+        result["teachers"] = teachers
     return result
+
+
+def teachers_in(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a report, a result or a checkpoint says of each network that taught; older ones name one, as `teacher`."""
+    named: list[dict[str, Any]] = found.get("teachers", [])
+    return [found["teacher"]] if "teacher" in found else named
 
 
 def describe_augmentation(augment: dict[str, Any]) -> str:

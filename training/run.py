@@ -61,10 +61,9 @@ class Run:
         """The folder of the second training."""
         return Run(self.path / "refit")
 
-    @property
-    def teacher(self) -> Run:
-        """The folder of the network that was trained first, for this run to learn from."""
-        return Run(self.path / "teacher")
+    def teachers(self, count: int = 1) -> list[Run]:
+        """The folders of the networks that were trained first, for this run to learn from."""
+        return [Run(self.path / ("teacher" if i == 1 else f"teacher-{i}")) for i in range(1, count + 1)]
 
     @property
     def report(self) -> Path:

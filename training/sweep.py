@@ -26,8 +26,8 @@ from rich.console import Console
 from training import pipeline
 from training.config import MADE_TAILED, Recipe, RecipeError, load_recipe, parse_recipe, refuse_idle
 from training.data import Dataset, load_dataset
-from training.distill import load_teacher, weights_digest
-from training.results import Row, result_of
+from training.distill import load_teachers, weights_digest
+from training.results import Row, result_of, teachers_in
 from training.run import Run, save_json
 
 
@@ -177,7 +177,7 @@ def _result_path(job: Job, out: Path) -> Path:
 
 
 def _finished(job: Job, out: Path) -> bool:
-    """Whether the result is there and was made with the recipe that the table asks for, and by the teacher it names."""
+    """Whether the result is there and was made with the recipe that the table asks for, by the teachers it names."""
     try:
         found = json.loads(_result_path(job, out).read_text(encoding="utf-8"))
         found["recipe"]["data"]["root"] = job.recipe.data.root
@@ -185,7 +185,8 @@ def _finished(job: Job, out: Path) -> bool:
             return False
         if job.recipe.distill.teacher is None:
             return True
-        return bool(found["teacher"]["weights"] == weights_digest(load_teacher(job.recipe)[1]))
+        wanted = [weights_digest(network) for _, network, _, _ in load_teachers(job.recipe)]
+        return [teacher["weights"] for teacher in teachers_in(found)] == wanted
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -136,7 +136,7 @@ def test_a_teacher_with_another_head_starts_with_the_scalar_of_that(tmp_path: Pa
     taught_by = ['distill.set=["model.head=weight"]', "distill.weight=0.5"]
     for given, wanted in (([], 1.0), (["model.scalar=30"], 30.0)):
         teaching = load_recipe(_recipe(tmp_path, MINIMAL), [*taught_by, *given]).teaching()
-        assert teaching is not None and teaching.model.scalar == wanted
+        assert [each.model.scalar for each in teaching] == [wanted]
 
 
 def test_the_keys_that_depend_on_others_are_keys_of_a_recipe() -> None:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from tests.training.test_fit import interrupt
 from training import pipeline
+from training import report as report_module
 from training.config import RecipeError, load_recipe
 from training.data import Dataset, load_dataset
 from training.distill import Teacher
 from training.metrics import softmax
+from training.results import teachers_in
 from training.run import Run, RunError, build_network, load_network, load_tensors, save_tensors
 
 CPU = torch.device("cpu")
@@ -66,6 +68,24 @@ def test_the_loss_is_the_divergence_from_the_teacher_s_probabilities_for_the_stu
     assert float(teacher.loss(images_BHWC, z_BK)) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_of_two_teachers_the_mean_of_the_probabilities_is_heard(taught: Run, data: Dataset, tmp_path: Path) -> None:
+    other = Run(tmp_path)
+    pipeline.fit_run(other, load_recipe("digits", [*QUICK, "loss.name=balanced_softmax"]), data, _quiet(), CPU)
+    both = f'distill.teacher=["{taught.path}", "{other.path}"]'
+    recipe = load_recipe("digits", [*QUICK, both, "distill.weight=0.5", "distill.temperature=2"])
+    teacher = Teacher(recipe, data, CPU)
+    images_BHWC, _ = next(iter(data.test.batches([torch.arange(7)], CPU)))
+    z_BK = 5 * torch.randn(7, 10, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain_BK, even_BK = (load_network(r.checkpoint)[0](images_BHWC).double().numpy() for r in (taught, other))
+    # The student's logits are for the training frequencies, and so are those of the first teacher.
+    counts_K = data.train.labels.bincount(minlength=10).numpy()
+    p_BK = (softmax(plain_BK / 2) + softmax((even_BK + np.log(counts_K / counts_K.sum())) / 2)) / 2
+    q_BK = softmax(z_BK.double().numpy() / 2)
+    wanted = 4 * (p_BK * np.log(p_BK / q_BK)).sum()
+    assert float(teacher.loss(images_BHWC, z_BK)) == pytest.approx(wanted, rel=1e-5)
+
+
 def test_who_says_what_the_teacher_says_has_nothing_to_learn(taught: Run, data: Dataset) -> None:
     recipe = load_recipe("digits", _student(taught))
     teacher = Teacher(recipe, data, CPU)
@@ -77,7 +97,7 @@ def test_who_says_what_the_teacher_says_has_nothing_to_learn(taught: Run, data: 
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-5)
     assert z_BK.grad is not None and float(z_BK.grad.abs().max()) < 1e-5
-    assert all(parameter.grad is None for parameter in teacher.network.parameters())
+    assert all(parameter.grad is None for network in teacher.networks for parameter in network.parameters())
 
 
 def test_a_student_that_only_listens_comes_nearer_to_its_teacher(taught: Run, data: Dataset, tmp_path: Path) -> None:
@@ -129,7 +149,7 @@ def test_the_teacher_is_asked_once_for_each_batch_in_evaluation_mode(
 
     def watched(self: Teacher, *args: object) -> None:
         made(self, *args)  # type: ignore[arg-type]  # the arguments are those of the real one
-        self.network = network
+        self.networks = [network]
 
     monkeypatch.setattr(Teacher, "__init__", watched)
     recipe = load_recipe("digits", _student(taught, "model.reslt=cifar", "model.head=linear", "augment.mixup=1"))
@@ -143,10 +163,10 @@ def test_a_distilled_run_says_who_taught_it(taught: Run, tmp_path: Path) -> None
     run = Run(tmp_path / "run")
     pipeline.train(recipe, run, _quiet())
     report = json.loads(run.report.read_text())
-    assert report["teacher"]["recipe"]["model"]["backbone"] == "resnet8"
+    assert report["teachers"][0]["recipe"]["model"]["backbone"] == "resnet8"
     assert "resnet8, 2 epochs of recipe digits, cross_entropy; weights" in run.page.read_text()
     metas = [load_tensors(each.checkpoint)[1] for each in (run, run.refit)]
-    assert metas[0]["teacher"] == metas[1]["teacher"] == report["teacher"]
+    assert metas[0]["teachers"] == metas[1]["teachers"] == report["teachers"]
     # Neither report nor bundle holds the place where the teacher lay, and both can be read without it.
     assert "teacher" not in report["settings"]["distill"]
     assert str(taught.path) not in (run.bundle / "manifest.json").read_text()
@@ -158,6 +178,14 @@ def test_a_distilled_run_says_who_taught_it(taught: Run, tmp_path: Path) -> None
 def _saved(path: Path, settings: object) -> Path:
     path.write_text(json.dumps({"recipe": settings}))
     return path
+
+
+def test_the_report_names_each_of_several_teachers(taught: Run) -> None:
+    one = load_tensors(taught.checkpoint)[1]["recipe"]
+    report = {"teachers": [{"weights": "aa", "recipe": one}, {"weights": "bb", "recipe": one}]}
+    said = report_module._teachers(report)
+    assert list(said) == ["teacher 1", "teacher 2"] and said["teacher 2"].endswith("weights bb")
+    assert list(report_module._teachers({"teacher": report["teachers"][0]})) == ["teacher"]  # older reports
 
 
 def test_a_student_starts_elsewhere_than_its_teacher(taught: Run) -> None:
@@ -226,14 +254,35 @@ def test_a_teacher_that_is_trained_first_is_the_one_that_was_trained_apart(data:
     first = ["distill.weight=0.5", 'distill.set=["fit.epochs=3", "fit.lr=0.05"]']
     recipe = load_recipe("digits", [*QUICK, *first])
     pipeline.fit_run(whole, recipe, data, _quiet(), CPU)
-    for one, other in ((apart, whole.teacher), (taught, whole)):
+    for one, other in ((apart, whole.teachers()[0]), (taught, whole)):
         (tensors, meta), (others, other_meta) = (load_tensors(run.checkpoint) for run in (one, other))
         assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
-        assert meta.get("teacher", {}).get("weights") == other_meta.get("teacher", {}).get("weights")
+        assert [t["weights"] for t in teachers_in(meta)] == [t["weights"] for t in teachers_in(other_meta)]
     # A run that is finished needs its teacher no more.
-    shutil.rmtree(whole.teacher.path)
+    shutil.rmtree(whole.teachers()[0].path)
     pipeline.fit_run(whole, recipe, data, _quiet(), CPU)
-    assert not whole.teacher.path.exists()
+    assert not whole.teachers()[0].path.exists()
+
+
+def test_several_teachers_are_trained_first_each_in_a_folder_of_its_own(data: Dataset, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    recipe = load_recipe("digits", [*QUICK, "distill.weight=0.5", 'distill.set=["fit.lr=0.05", ["fit.epochs=3"]]'])
+    console = _quiet()
+    pipeline.fit_run(run, recipe, data, console, CPU)
+    metas = [load_tensors(each.checkpoint)[1] for each in run.teachers(2)]
+    assert [(m["epoch"], m["recipe"]["fit"]["lr"]) for m in metas] == [(2, 0.05), (3, recipe.fit.lr)]
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "training teacher 1 of 2 first: resnet8, 2 epochs" in said and "teacher 2 of 2 first" in said
+    taught = load_tensors(run.checkpoint)[1]["teachers"]
+    assert [teacher["recipe"]["fit"]["epochs"] for teacher in taught] == [2, 3]
+    other = Run(tmp_path / "other")
+    shutil.copytree(run.path, other.path)
+    with pytest.raises(RunError, match="holds a run with another teacher"):
+        first = f'distill.teacher=["{run.teachers(2)[1].path}", "{run.teachers(2)[0].path}"]'
+        swapped = load_recipe("digits", [*QUICK, "distill.weight=0.5", first])
+        tensors, meta = load_tensors(other.checkpoint)
+        save_tensors(other.checkpoint, tensors, meta | {"recipe": swapped.model_dump(mode="json")})
+        pipeline.fit_run(other, swapped, data, _quiet(), CPU)
 
 
 @pytest.mark.parametrize("stop", [2, 4], ids=["teacher", "student"])
@@ -248,7 +297,7 @@ def test_a_run_that_stops_in_either_training_goes_on_there(
         pipeline.fit_run(parts, recipe, data, _quiet(), CPU)
     pipeline.fit_run(parts, recipe, data, _quiet(), CPU)
     assert len(epochs) == 5  # two epochs of each, and one that was broken off
-    for one, other in ((whole.teacher, parts.teacher), (whole, parts)):
+    for one, other in ((whole.teachers()[0], parts.teachers()[0]), (whole, parts)):
         tensors, others = load_tensors(one.checkpoint)[0], load_tensors(other.checkpoint)[0]
         assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
 
@@ -273,11 +322,12 @@ def test_a_teacher_differs_from_its_student_by_what_the_recipe_says() -> None:
     student = ["distill.weight=0.5", "distill.temperature=2", "model.head=linear", "calibrate.rescale=tau", "seed=3"]
     recipe = load_recipe("digits", [*student, "distill.set=model.head=cosine"])
     plain = load_recipe("digits", ["model.head=cosine", "seed=3"])
-    assert recipe.teaching() == plain
-    assert load_recipe("digits", [*student, "distill.set=[]"]).teaching() == load_recipe(
-        "digits", [student[2], "seed=3"]
-    )
-    assert load_recipe("digits", [*student, "distill.set=none"]).teaching() is None
+    assert recipe.teaching() == [plain]
+    same = load_recipe("digits", [student[2], "seed=3"])
+    assert load_recipe("digits", [*student, "distill.set=[]"]).teaching() == [same]
+    assert load_recipe("digits", [*student, "distill.set=none"]).teaching() == []
+    several = load_recipe("digits", [*student, 'distill.set=[["model.head=cosine"], []]'])
+    assert several.teaching() == [plain, same]
 
 
 @pytest.mark.parametrize(
@@ -289,7 +339,10 @@ def test_a_teacher_differs_from_its_student_by_what_the_recipe_says() -> None:
         ("data.imbalance=3", "distill.set: 'data.imbalance=3' is not section.key=value with a key of augment"),
         ("fit.epochs", "distill.set: 'fit.epochs' is not section.key=value"),
         ("[fit.epochs=3]", r"several are a list, \["),
-        ("4", "'distill.set': Input should be a valid list"),
+        ("4", "'distill.set': expected section.key=value, a list of those for one teacher, or a list of such lists"),
+        ('["fit.lr=0.1", ["fit.lr=0.2"], 3]', "a list of such lists"),
+        ('["fit.lr=0.1", ["fit.lr=0.1"]]', "distill.set: teacher 2 is one of those before it"),
+        ('[["fit.lr=0.1"], ["fit.epoch=3"]]', "distill.set: unknown key 'fit.epoch'; did you mean 'epochs'"),
     ],
 )
 def test_a_teacher_that_could_not_teach_is_refused(changes: str, message: str) -> None:

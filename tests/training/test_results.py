@@ -17,6 +17,7 @@ from training.results import (
     result_of,
     settings,
     spread,
+    teachers_in,
 )
 from training.run import Run, save_json
 
@@ -98,10 +99,12 @@ def test_a_result_is_a_recipe(report: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*distilled*.json")), ids=lambda path: path.stem)
 def test_a_distilled_result_repeats_with_its_teacher(path: Path) -> None:
-    taught_by = load_recipe(path, ["data.root=."]).teaching()
-    assert taught_by is not None
-    wanted = parse_recipe(json.loads(path.read_text())["teacher"]["recipe"], path.name, ["data.root=."])
-    assert taught_by.deciding() | {"calibrate": None} == wanted.deciding() | {"calibrate": None}
+    teaching = load_recipe(path, ["data.root=."]).teaching()
+    teachers = teachers_in(json.loads(path.read_text()))
+    assert teaching
+    for taught_by, teacher in zip(teaching, teachers, strict=True):
+        wanted = parse_recipe(teacher["recipe"], path.name, ["data.root=."])
+        assert taught_by.deciding() | {"calibrate": None} == wanted.deciding() | {"calibrate": None}
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"recipe": "digits"}'])

@@ -140,7 +140,7 @@ def test_a_row_has_its_teacher_trained_first(tmp_path: Path) -> None:
     taught = ["distill.weight=0.5", "distill.set=fit.lr=0.05", "fit.epochs=1"]
     jobs = load_table(_table(tmp_path), only="linear", overrides=taught)
     assert run_table(jobs, tmp_path / "out", 1, _console()) == 0
-    assert _results(tmp_path / "out")["digits-if10_linear_small_s0"]["teacher"]["recipe"]["fit"]["lr"] == 0.05
+    assert _results(tmp_path / "out")["digits-if10_linear_small_s0"]["teachers"][0]["recipe"]["fit"]["lr"] == 0.05
     console = _console()
     assert run_table(jobs, tmp_path / "out", 1, console) == 0
     assert _text(console) == "1 of 1 rows are there already\n"
