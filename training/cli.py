@@ -95,7 +95,7 @@ def train(
 
         settings = load_recipe(recipe, overrides or ())
         refuse_idle(settings, overrides or ())
-        for taught_by, changes in zip(settings.teaching(), settings.distill.changes(), strict=False):
+        for taught_by, changes in zip(settings.teaching(), settings.distill.changes(), strict=True):
             refuse_idle(taught_by, changes)
         from training import pipeline
         from training.run import Run

@@ -249,8 +249,10 @@ class DistillConfig(_Section):
 
     def changes(self) -> list[list[str]]:
         """What `set` says, teacher by teacher."""
-        several = [changes for changes in self.set or () if isinstance(changes, list)]
-        return several or [[change for change in self.set or () if isinstance(change, str)]]
+        if self.set is None:
+            return []
+        several = [changes for changes in self.set if isinstance(changes, list)]
+        return several or [[change for change in self.set if isinstance(change, str)]]
 
     @model_validator(mode="after")
     def _one_teacher_heard(self) -> DistillConfig:
@@ -356,8 +358,6 @@ class Recipe(_Section):
 
     def teaching(self) -> list[Recipe]:
         """The recipes of the networks that `distill.set` has trained first; none without."""
-        if self.distill.set is None:
-            return []
         several = self.distill.changes()
         if wrong := [change for changes in several for change in changes if not _OF_A_TEACHER.match(change)]:
             raise RecipeError(

@@ -62,9 +62,11 @@ def evaluate(
     balanced = recipe.calibrate.rescale != "off"
     step_priors = {"trained": raw_prior_K, "scalar": even_K if balanced else raw_prior_K, "adjusted": even_K}
     held_priors = {"scalar": even_K if balanced else held_prior_K, "adjusted": even_K}
-    logits = _steps(network, TrainedLogits(network.eval(), kept).test(data), raw_prior_K)
-    unseeing = network if before_refit is None else before_refit.eval()
-    held = _steps(unseeing, TrainedLogits(unseeing, kept).holdout(data), held_prior_K)
+    trained = TrainedLogits(network.eval(), kept)
+    logits = _steps(network, trained.test(data), raw_prior_K)
+    unseen = trained if before_refit is None else TrainedLogits(before_refit.eval(), kept)
+    unseeing = unseen.network
+    held = _steps(unseeing, unseen.holdout(data), held_prior_K)
     probabilities = {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
     priors = other_priors(recipe, data)
     prior_K = priors["train"]

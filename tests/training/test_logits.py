@@ -117,7 +117,7 @@ def test_too_many_logits_are_not_kept(
     assert sum(asked) == len(digits.holdout)
 
 
-def test_a_second_calibration_and_its_report_need_no_network(
+def test_a_second_calibration_and_its_report_compute_no_logits(
     digits_run: Run, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(tmp_path / "run")
