@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 # Quiet twice: progress and warnings are silent, errors are not.
 PIP_INSTALL = pip install --quiet --quiet --disable-pip-version-check
 COMPILE = .venv-lock/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
-	--fork-strategy fewest --generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
+	--fork-strategy fewest --generate-hashes --no-strip-extras --no-emit-index-url --custom-compile-command "make lock" \
 	$(if $(UPGRADE),--upgrade)
 
 # $(call environment,FOLDER,LOCK): a virtual environment with what requirements/LOCK.txt pins.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,7 @@ def lock_text(lock: str) -> str:
 
 def pins(lock: str) -> dict[str, str]:
     """Package → version of one lock."""
-    return dict(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", lock_text(lock), flags=re.MULTILINE))
+    return dict(re.findall(r"^([a-z0-9-]+)(?:\[.*?\])?==([^\s;]+)", lock_text(lock), flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -108,8 +110,19 @@ def test_every_pin_has_a_hash(lock: str) -> None:
     entries = [line for line in lock_text(lock).replace("\\\n", " ").splitlines() if line and line.lstrip()[0] != "#"]
     assert entries
     for entry in entries:
-        assert re.match(r"[a-z0-9-]+==\S+ ", entry), entry
+        assert re.match(r"[a-z0-9-]+(\[[a-z0-9, -]+\])?==\S+ ", entry), entry
         assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), entry
+
+
+def test_lock_names_the_extras_that_packages_ask_for() -> None:
+    # Before 23.3, pip takes the newest `coverage` for somebody's `coverage[toml]`, whatever `coverage` is pinned to.
+    locked = dict(re.findall(r"^([a-z0-9-]+)\[(.*?)\]==", lock_text("dev"), flags=re.MULTILINE))
+    for name in pins("dev"):
+        with contextlib.suppress(PackageNotFoundError):  # of another platform
+            for requirement in map(Requirement, requires(name) or []):
+                if requirement.extras and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+                    found = locked.get(canonicalize_name(requirement.name), "").split(", ")
+                    assert requirement.extras <= {*found}, f"{name} asks for {requirement}; run make lock"
 
 
 @pytest.mark.parametrize("lock", [*LOCKS, "uv"])
