@@ -184,7 +184,8 @@ class FitConfig(_Section):
     milestones: instead of the cosine, the epochs from which on the rate is a tenth of what it was before.
     batch_size: of all processes together.
     sampler: how often a class is seen; see `training.samplers`.
-    precision: `bf16` runs the network under autocast; head, maps and loss stay in fp32.
+    precision: `bf16` and `fp16` run the network under autocast; head, maps and loss stay in fp32. `fp16` is for GPUs
+        without bf16; its gradients are scaled, see `training.descent`.
     compile: compile the network first, which takes a minute or two; on a GPU it then runs as CUDA graphs. It decides
         the speed alone: a run may go on with or without it.
     """
@@ -197,7 +198,7 @@ class FitConfig(_Section):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
     sampler: Literal["instance", "class_balanced", "square_root", "progressive"] = "instance"
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     compile: bool = False
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from torch.nn import functional
 from models.classifier import LongTailClassifier
 from training.config import Recipe, RecipeError
 from training.data import Dataset
+from training.descent import autocast
 from training.priors import logit_prior
 from training.run import Run, RunError, check_data, load_finished
 
@@ -60,10 +61,7 @@ class Teacher:
         augmented alike.
         """
         t = self.temperature
-        with (
-            torch.no_grad(),
-            torch.autocast(images_BHWC.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"),
-        ):
+        with torch.no_grad(), autocast(images_BHWC.device, self.precision):
             said = [
                 ((network(images_BHWC).float() + shift_K) / t).log_softmax(dim=1)
                 for network, shift_K in zip(self.networks, self.shifts_K, strict=True)

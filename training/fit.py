@@ -13,13 +13,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.optim import SGD
 
 from models.classifier import LongTailClassifier
 from training.config import FitConfig, Recipe, parse_recipe
 from training.data import Dataset
 from training.data.augment import Augment
 from training.data.mix import Mix
+from training.descent import Descent, autocast
 from training.distill import Teacher
 from training.distributed import ALONE, Group
 from training.losses import Criterion, branch_members
@@ -60,10 +60,10 @@ def fit(
     network = build_network(recipe, len(data.classes), data.preprocessing)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
     network.marc.requires_grad_(False)
-    optimizer = _optimizer(network, recipe.fit)
+    descent = Descent(network, recipe.fit, device)
     counts_K = data.train.labels.cpu().bincount(minlength=len(data.classes)).numpy()
     criterion = Criterion(recipe.loss, counts_K, network.head.scalar, device)
-    start = _resume(run, recipe, network, optimizer, data, teacher) if run.checkpoint.is_file() else 0
+    start = _resume(run, recipe, network, descent, data, teacher) if run.checkpoint.is_file() else 0
     if start:
         console.print(f"continuing after epoch {start} of {recipe.fit.epochs}")
     data = replace(data, train=data.train.to(device))
@@ -77,7 +77,7 @@ def fit(
         task = progress.add_task("training", total=recipe.fit.epochs * steps, completed=start * steps, rate="")
         for epoch in range(start, recipe.fit.epochs):
             began, seen, total = time.perf_counter(), 0, torch.zeros(3, dtype=torch.float64, device=device)
-            losses = _epoch(model, optimizer, criterion, recipe, data, epoch, device, group, teacher)
+            losses = _epoch(model, descent, criterion, recipe, data, epoch, device, group, teacher)
             for step, (loss, hits, size) in enumerate(losses, start=1):
                 seen += size
                 total[:2] += torch.stack([loss, hits])
@@ -97,7 +97,7 @@ def fit(
                     f"fit.lr (it is {recipe.fit.lr}), or keep the scalar with model.learn_scalar = false"
                 )
             if group.leads:
-                _save(run, recipe, network, optimizer, data, epoch + 1, teacher)
+                _save(run, recipe, network, descent, data, epoch + 1, teacher)
             if not console.is_terminal:
                 left_s = (recipe.fit.epochs - epoch - 1) * (time.perf_counter() - began)
                 console.print(
@@ -127,7 +127,7 @@ def compiled(model: nn.Module, device: torch.device, backend: str = "inductor") 
 
 def _epoch(
     network: nn.Module,
-    optimizer: SGD,
+    descent: Descent,
     criterion: Criterion,
     recipe: Recipe,
     data: Dataset,
@@ -155,19 +155,15 @@ def _epoch(
     for step, (index, (images_BHWC, labels_B)) in enumerate(zip(batches, parts, strict=True)):
         whole_labels = data.train.labels[index].to(device) if group.size > 1 else None
         mixed = mix(images_BHWC, labels_B)
-        for settings in optimizer.param_groups:
-            settings["lr"] = learning_rate(config, epoch + step / len(batches))
         torch.compiler.cudagraph_mark_step_begin()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+        with autocast(device, config.precision):
             logits = network(mixed.images_BHWC, mixed.labels_B)
         loss = mixed.loss(partial(criterion, progress=progress, whole_labels=whole_labels), logits)
         logits_BK = logits if logits.ndim == 2 else logits.sum(dim=1)
         if teacher:
             share = recipe.distill.weight
             loss = (1 - share) * loss + share * teacher.loss(mixed.images_BHWC, logits_BK) / len(index)
-        optimizer.zero_grad(set_to_none=True)
-        (loss * group.size).backward()
-        optimizer.step()
+        descent.step(loss * group.size, learning_rate(config, epoch + step / len(batches)))
         yield loss.detach() * len(index), (logits_BK.argmax(dim=1) == mixed.labels_B).sum(), len(labels_B)
 
 
@@ -186,27 +182,11 @@ def learning_rate(config: FitConfig, epoch: float) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (config.epochs - warmup)))
 
 
-def _optimizer(network: LongTailClassifier, config: FitConfig) -> SGD:
-    """SGD; single numbers (the scalar, CAMC's sharpness) are not decayed."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 0], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim == 0], "weight_decay": 0.0},
-    ]
-    return SGD([g for g in groups if g["params"]], lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
-
-
-def _momenta(optimizer: SGD) -> dict[str, Tensor]:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    buffers = {f"momentum.{i}": optimizer.state[p].get("momentum_buffer") for i, p in enumerate(parameters)}
-    return {name: buffer for name, buffer in buffers.items() if buffer is not None}
-
-
 def _save(
     run: Run,
     recipe: Recipe,
     network: LongTailClassifier,
-    optimizer: SGD,
+    descent: Descent,
     data: Dataset,
     epoch: int,
     teacher: Teacher | None,
@@ -214,14 +194,14 @@ def _save(
     meta = {"epoch": epoch, "recipe": recipe.model_dump(mode="json")} | data_meta(data)
     if teacher:
         meta["teachers"] = teacher.meta
-    save_tensors(run.checkpoint, network_tensors(network) | _momenta(optimizer), meta)
+    save_tensors(run.checkpoint, network_tensors(network) | descent.tensors(), meta)
 
 
 def _resume(
     run: Run,
     recipe: Recipe,
     network: LongTailClassifier,
-    optimizer: SGD,
+    descent: Descent,
     data: Dataset,
     teacher: Teacher | None,
 ) -> int:
@@ -229,11 +209,7 @@ def _resume(
     if teacher and [t["weights"] for t in teachers_in(meta)] != [t["weights"] for t in teacher.meta]:
         raise RunError(f"{run.path} holds a run with another teacher: choose another --out, or delete that folder")
     restore(network, tensors)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for i, parameter in enumerate(parameters):
-        if (buffer := tensors.get(f"momentum.{i}")) is not None:
-            layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
-            optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device, memory_format=layout)
+    descent.restore(tensors)
     return int(meta["epoch"])
 
 

@@ -34,6 +34,7 @@ from training.config import Recipe, parse_recipe
 from training.data.dataset import Dataset, LabelledImages, long_tail_counts
 from training.data.operations import FILL
 from training.data.sources import preprocessing_of
+from training.descent import Descent
 from training.fit import _epoch, compiled
 from training.losses import Criterion
 from training.provenance import COMMIT, hardware
@@ -159,15 +160,13 @@ def camcal_loop(part: LabelledImages, settings: Recipe, device: torch.device) ->
     network = build_network(settings, 10)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
     network.marc.requires_grad_(False)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-
+    descent = Descent(network, settings.fit, device)
     criterion = Criterion(settings.loss, data.train_counts(), network.head.scalar, device)
     model = compiled(network, device) if settings.fit.compile else network
 
     def epoch(number: int) -> None:
         total = torch.zeros((), device=device)
-        for loss, _, _ in _epoch(model, optimizer, criterion, settings, data, number, device):
+        for loss, _, _ in _epoch(model, descent, criterion, settings, data, number, device):
             total += loss
         assert np.isfinite(total.item())
 

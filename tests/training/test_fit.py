@@ -13,6 +13,7 @@ from models.classifier import LongTailClassifier
 from training import fit as fit_module
 from training.config import FitConfig, Recipe, load_recipe
 from training.data import Dataset, load_dataset
+from training.descent import Descent
 from training.fit import compiled, fit, learning_rate
 from training.losses import Criterion
 from training.run import Run, RunError, build_network, load_tensors
@@ -71,6 +72,23 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     whole, _ = load_tensors(Run(tmp_path / "whole").checkpoint)
     parts, meta = load_tensors(Run(tmp_path / "parts").checkpoint)
     assert whole.keys() == parts.keys() and meta["epoch"] == 3
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_run_in_fp16_goes_on_with_the_scale_of_its_gradients(
+    recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_each = np.concatenate([np.flatnonzero(data.train.labels == k)[:2] for k in range(10)])
+    few = dataclasses.replace(data, train=data.train.subset(two_each))
+    half = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"precision": "fp16", "batch_size": 10})})
+    _fit(half, few, tmp_path / "whole")
+    interrupt(monkeypatch, at=3)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(half, few, tmp_path / "parts")
+    monkeypatch.undo()
+    _fit(half, few, tmp_path / "parts")
+    whole, parts = (load_tensors(Run(tmp_path / name).checkpoint)[0] for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and whole["scaler"][1] > 2  # good steps, from before the interruption on
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
@@ -164,24 +182,16 @@ def test_a_warm_up_longer_than_the_run_is_cut_to_half() -> None:
     assert all(math.isfinite(learning_rate(config, e / 10)) for e in range(21))
 
 
-def test_single_numbers_are_not_decayed(recipe: Recipe) -> None:
-    network = build_network(recipe, 10)
-    groups = fit_module._optimizer(network, recipe.fit).param_groups
-    assert network.camc is not None
-    assert {id(p) for p in groups[1]["params"]} == {id(network.head.scalar), id(network.camc.alpha)}
-    assert groups[0]["weight_decay"] == recipe.fit.weight_decay and groups[1]["weight_decay"] == 0
-
-
 def _epoch_of(
     recipe: Recipe, data: Dataset, device: torch.device, backend: str | None = None
 ) -> dict[str, torch.Tensor]:
     """The state after one epoch, compiled or not."""
     network = build_network(recipe, 10).to(device)
     network.marc.requires_grad_(False)
-    optimizer = fit_module._optimizer(network, recipe.fit)
+    descent = Descent(network, recipe.fit, device)
     model = network if backend is None else compiled(network, device, backend)
     criterion = Criterion(recipe.loss, data.train_counts(), network.head.scalar, device)
-    for _ in fit_module._epoch(model, optimizer, criterion, recipe, data, 0, device):
+    for _ in fit_module._epoch(model, descent, criterion, recipe, data, 0, device):
         pass
     return network.state_dict()
 
@@ -212,7 +222,7 @@ def test_no_step_waits_for_the_gpu(recipe: Recipe, data: Dataset) -> None:
     _epoch_of(mixed, there, device)
     network = build_network(mixed, 10).to(device)
     criterion = Criterion(mixed.loss, there.train_counts(), network.head.scalar, device)
-    steps = fit_module._epoch(network, fit_module._optimizer(network, mixed.fit), criterion, mixed, there, 0, device)
+    steps = fit_module._epoch(network, Descent(network, mixed.fit, device), criterion, mixed, there, 0, device)
     next(steps)
     torch.cuda.set_sync_debug_mode("error")
     try:
