@@ -112,6 +112,15 @@ class ReliabilityBin(BaseModel):
     accuracy: float | None = Field(description="The share of them that is right.")
 
 
+class GroupCalibration(BaseModel):
+    """The test answers that name a class of one group."""
+
+    share: float = Field(description="Of all answers.")
+    confidence: float = Field(description="Their mean.")
+    accuracy: float = Field(description="The share of them that is right.")
+    ece: float = Field(description="Their expected calibration error, 15 bins.")
+
+
 class ModelDescription(BaseModel):
     name: str
     version: str
@@ -124,6 +133,11 @@ class ModelDescription(BaseModel):
     figures: dict[str, Any] = Field(description="What was measured on the test set.")
     reliability: dict[str, list[ReliabilityBin]] | None = Field(
         description="Reliability diagrams on the test set, `trained` and `calibrated`, if the bundle's report has them."
+    )
+    by_predicted_group: dict[str, dict[str, GroupCalibration | None]] | None = Field(
+        description="`trained` and `calibrated`, how far answers that name a many-, medium- or few-shot class can be "
+        "believed, and likewise by rank: head, middle, tail. Null for a group that no answer named, or if the bundle's "
+        "report does not have it."
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from models.bundle import GROUPS, group_of
@@ -27,9 +23,8 @@ from training.logits import TrainedLogits
 from training.priors import even_prior, logit_prior, prior_weights, shift_prior
 from training.provenance import made_with
 
-_RESCALED = {"off": "+ scalar", "tau": "+ τ-norm", "lws": "+ weight scaling"}
 WORST = 12
-"""How many classes the report names at most: the hardest with what they are mistaken for, and those without a test."""
+"""How many of the hardest classes the report names, with what they are mistaken for."""
 
 
 def evaluate(
@@ -114,6 +109,10 @@ def evaluate(
             for step, held_prior in held_priors.items()
         },
         "rank_groups": _rank_groups(counts_K, probabilities, labels_N),
+        "by_predicted_group": {
+            step: by_predicted_group(probabilities[step], labels_N, counts_K, even_N)
+            for step in ("trained", "calibrated")
+        },
         "reliability": {step: metrics.top_label_reliability(p, labels_N, even_N) for step, p in probabilities.items()},
         "reliability_under_train_prior": {
             step: metrics.top_label_reliability(p, labels_N, weights_N) for step, p in under_prior.items()
@@ -204,6 +203,20 @@ def _rank_groups(
     }
 
 
+def by_predicted_group(
+    probabilities_NK: metrics.Floats,
+    labels_N: NDArray[np.int64],
+    counts_K: NDArray[np.int64],
+    weights_N: metrics.Floats,
+) -> dict[str, metrics.GroupCalibration | None]:
+    """`metrics.calibration_by_group`, with groups by count and by rank."""
+    by_count: list[str] = [group_of(int(count)) for count in counts_K]
+    by_rank = metrics.rank_groups(counts_K)
+    return metrics.calibration_by_group(probabilities_NK, labels_N, by_count, weights_N) | metrics.calibration_by_group(
+        probabilities_NK, labels_N, by_rank, weights_N, metrics.RANK_GROUPS
+    )
+
+
 def _scalar_curve(
     data: Dataset,
     cosines_NK: Tensor,
@@ -264,89 +277,3 @@ def _worst_classes(data: Dataset, probabilities_NK: metrics.Floats) -> list[dict
         }
         for k in order[:WORST]
     ]
-
-
-def steps_taken(report: dict[str, Any]) -> dict[str, str]:
-    """The steps from the trained network to the served probabilities, each with the name that tables give it.
-
-    One that changed nothing is left out, such as the scalar of a linear head. Without MARC, its place is that of the
-    prior taken out.
-    """
-    settings = report["settings"]["calibrate"]
-    names = {
-        "trained": "as trained",
-        "scalar": _RESCALED[settings["rescale"]],
-        "marc": "+ MARC" if settings["marc"] else "− log prior",
-        "calibrated": "+ temperature",
-    }
-    nll = {step: report["test"][step]["nll"] for step in names}
-    same = {
-        after
-        for before, after in itertools.pairwise(["trained", "scalar", "marc"])
-        if math.isclose(nll[before], nll[after], rel_tol=1e-6)
-    }
-    return {step: name for step, name in names.items() if step not in same}
-
-
-def steps_for_prior(report: dict[str, Any]) -> dict[str, str]:
-    """The same for another prior than the balanced one, where all of calibration is one step."""
-    names = steps_taken(report)
-    names["calibrated"] = "+ MARC, temperature" if names.pop("marc", "") == "+ MARC" else "+ temperature"
-    return names
-
-
-def print_report(report: dict[str, Any], console: Console) -> None:
-    """The report's main figures as two tables; all but NLL and Brier score are in percent."""
-    d = report["data"]
-    console.print(
-        f"{report['recipe']}: {d['classes']} classes, {d['train'] + d['holdout']} training images "
-        f"({d['largest_class']} to {d['smallest_class']} a class), {d['holdout']} of them held out"
-        f"{' at first' if report['settings']['calibrate']['refit'] else ''}, {d['test']} for the test"
-    )
-    balanced = {name: report["test"][step] for step, name in steps_taken(report).items()}
-    if report["settings"]["calibrate"]["marc"]:
-        balanced["− log prior alone"] = report["test"]["adjusted"]
-    console.print(figures_table("test weighted evenly over the classes, balanced prior", d["groups"], balanced))
-    for words in reservations(report):
-        console.print(words)
-    names = steps_for_prior(report)
-    under_train = {name: report["test_under_train_prior"][step] for step, name in names.items()}
-    console.print(figures_table("test weighted to the training frequencies, training prior", d["groups"], under_train))
-    if given := report.get("test_under_given_prior"):
-        under_given = {names[step]: figures for step, figures in given.items()}
-        console.print(figures_table("test weighted to the given prior, probabilities for it", d["groups"], under_given))
-
-
-def reservations(report: dict[str, Any]) -> list[str]:
-    """Sentences about what the test part is too small to show; none where it is large enough."""
-    found = []
-    untested = [row["class"] for row in report["per_class"] if row["accuracy_trained"] is None]
-    if untested:
-        shown = ", ".join(untested[:WORST]) + (", …" if len(untested) > WORST else "")
-        found.append(f"No figure counts the classes without a test image ({len(untested)}): {shown}.")
-    chance = report.get("by_chance")  # absent from older reports
-    if chance and chance["ece"] > report["test"]["calibrated"]["ece"] / 2:
-        found.append(
-            f"The test images tell as much as {chance['samples']:.0f} of equal weight would: perfect probabilities "
-            f"would show an ECE of {100 * chance['ece']:.1f} % on them by chance."
-        )
-    return found
-
-
-def figures_table(title: str, groups: dict[str, int], rows: dict[str, dict[str, Any]]) -> Table:
-    """Figures by row; all but NLL and Brier score are in percent. `groups` says how many classes each has."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    table.add_column()
-    for name in ("top-1", *(f"{group} ({groups[group]})" for group in GROUPS), "ECE", "cwECE", "NLL", "Brier"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, figures in rows.items():
-        table.add_row(name, *_row(figures))
-    return table
-
-
-def _row(f: dict[str, Any]) -> list[str]:
-    def percent(value: float | None) -> str:
-        return "n/a" if value is None else f"{100 * value:.1f}"
-
-    parts = [percent(f["accuracy"]), *(percent(f["groups"][group]) for group in GROUPS)]
-    return [*parts, percent(f["ece"]), f"{100 * f['classwise_ece']:.2f}", f"{f['nll']:.3f}", f"{f['brier']:.3f}"]

@@ -132,6 +132,43 @@ def expected_calibration_error(probabilities_NK: Floats, labels_N: Labels, weigh
     return _gap(top_label_reliability(probabilities_NK, labels_N, weights_N))
 
 
+class GroupCalibration(TypedDict):
+    """The predictions that name a class of one group: their share of the weight, mean confidence, accuracy and ECE."""
+
+    share: float
+    confidence: float
+    accuracy: float
+    ece: float
+
+
+def calibration_by_group(
+    probabilities_NK: Floats,
+    labels_N: Labels,
+    groups_K: list[str],
+    weights_N: Floats,
+    names: Sequence[str] = ("many", "medium", "few"),
+) -> dict[str, GroupCalibration | None]:
+    """How far the predictions of each group's classes can be believed; None for a group that no prediction names.
+
+    The group is that of the predicted class, which is what a user knows. Perfect probabilities are as confident as they
+    are accurate in each group of predictions, but not in each group of true classes.
+    """
+    group_of_N = np.array(groups_K)[probabilities_NK.argmax(axis=1)]
+    result: dict[str, GroupCalibration | None] = {}
+    for group in names:
+        p_NK, y_N, w_N = (values[group_of_N == group] for values in (probabilities_NK, labels_N, weights_N))
+        if not (mass := float(w_N.sum())):
+            result[group] = None
+            continue
+        result[group] = GroupCalibration(
+            share=mass / float(weights_N.sum()),
+            confidence=float(w_N @ p_NK.max(axis=1) / mass),
+            accuracy=float(w_N @ (p_NK.argmax(axis=1) == y_N) / mass),
+            ece=expected_calibration_error(p_NK, y_N, w_N),
+        )
+    return result
+
+
 def chance_calibration_error(probabilities_NK: Floats, weights_N: Floats, draws: int = 200, seed: int = 0) -> float:
     """The ECE that one would find if each prediction were right with the very probability it is given.
 

@@ -19,7 +19,7 @@ from training.config import Recipe, parse_recipe
 from training.data import Dataset, load_dataset
 from training.distill import Teacher, load_teachers
 from training.distributed import ALONE, Group, process_group
-from training.evaluate import evaluate, print_report
+from training.evaluate import evaluate
 from training.fit import check_start, fit
 from training.priors import balanced_twice, given_prior, logit_prior
 from training.report import page
@@ -35,6 +35,7 @@ from training.run import (
     save_json,
     save_tensors,
 )
+from training.summary import print_report
 
 
 def default_device() -> torch.device:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from training import plots
-from training.evaluate import reservations, steps_for_prior, steps_taken
 from training.plots import Point, Series
 from training.results import teachers_in
+from training.summary import groups_shown, reservations, steps_for_prior, steps_taken
 
 Report = dict[str, Any]
 
@@ -231,7 +231,27 @@ def _trust(report: Report) -> str:
         "<h2>Can the probabilities be believed?</h2><p>Of all predictions given with 80 % confidence, 80 % should be "
         "right: bars that end on the dashed line. The shaded part is the gap; above it a prediction was too timid, "
         "below it too sure. The grey bars underneath say how many predictions fall into each of the 15 bins.</p>"
-        f'<div class="plots small">{"".join(figures)}</div>'
+        f'<div class="plots small">{"".join(figures)}</div>' + _by_predicted_group(report)
+    )
+
+
+def _by_predicted_group(report: Report) -> str:
+    """How sure and how right predictions of each group's classes are; older reports do not have it."""
+    if not (steps := report.get("by_predicted_group")):
+        return ""
+    figures = ("share", "confidence", "accuracy", "ece")
+    rows = []
+    for group, size in groups_shown(report).items():
+        found = [steps[step][group] or {} for step in _ENDS]
+        rows.append((f"{group} ({size})", [_percent(each.get(f)) for each in found for f in figures], ""))
+    columns = [
+        f"{name}, {step}" for step in ("as trained", "calibrated") for name in ("of all", "confidence", "right", "ECE")
+    ]
+    return (
+        "<p>The same by the group of the class that is predicted, which is what a user knows: of all predictions how "
+        "many name a class of the group, how sure they are on average, and how many of them are right, in percent. "
+        "Probabilities that can be believed are as sure as they are right in every row.</p>"
+        + _table(["", *columns], rows)
     )
 
 

@@ -12,8 +12,9 @@ from models.bundle import Bundle
 from training import metrics, precision
 from training.config import Recipe, RecipeError, parse_recipe
 from training.data import Dataset
-from training.evaluate import figures_table
+from training.evaluate import by_predicted_group
 from training.priors import even_prior, prior_weights, shift_prior
+from training.summary import figures_table, group_table
 
 JUDGED = ("probabilities", "calibrated_probabilities", "calibrated_logits")
 """The graph's outputs that the figures come from."""
@@ -67,6 +68,11 @@ def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Any]:
     title = f"{manifest.name} {manifest.version}, {len(labels_N)} test images"
     console.print(figures_table(title, bundle.report["data"]["groups"], rows))
     chance = metrics.chance_calibration_error(judged["calibrated_probabilities"][0], even_N)
+    groups = {
+        name: by_predicted_group(probabilities_NK, labels_N, manifest.train_counts(), weights_N)
+        for name, (probabilities_NK, weights_N, _) in judged.items()
+    }
+    console.print(group_table(bundle.report, groups))
     console.print(f"perfect probabilities would show an ECE of {chance:.1%} on these images by chance")
     for name, (_, weights_N, said) in judged.items():
         # The report is of the network in fp32. One image may always differ, even the only one of its class.

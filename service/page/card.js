@@ -12,7 +12,7 @@ export function describe(model) {
     + `included: ${counts[0]} of the most frequent class and ${counts.at(-1)} of the rarest. It sees ${model.preprocessing.input_size} × `
     + `${model.preprocessing.input_size} px and explains itself on a grid of ${model.grid.join(" × ")}.`);
   const cards = element("div", { class: "cards" });
-  const stack = element("div", { class: "stack" }, ...[accuracy(model), tail(model)].filter(Boolean));
+  const stack = element("div", { class: "stack" }, ...[accuracy(model), believed(model), tail(model)].filter(Boolean));
   cards.append(stack, ...reliability(model), classes(model));
   $("model").replaceChildren($("model-title"), about, cards);
   $("model").hidden = false;
@@ -30,12 +30,26 @@ function row(cells, cell = "td") {
 function accuracy(model) {
   const steps = Object.keys(STEPS).filter((step) => model.figures?.[step]?.groups);
   if (!steps.length) return null;
-  const share = (value) => (value == null ? "–" : percent(value));
   const body = [["overall", (f) => f.accuracy], ...Object.keys(GROUPS).map((group) => [`${group} (${model.groups[group]})`, (f) => f.groups[group]])]
     .map(([name, of]) => row([name, ...steps.map((step) => share(of(model.figures[step])))]));
-  const table = element("table", {}, element("thead", {}, row(["", ...steps.map((step) => STEPS[step])], "th")), element("tbody", {}, ...body));
+  return card("Accuracy on test images", grid(steps.map((step) => STEPS[step]), body));
+}
+
+function grid(columns, body) {
+  const table = element("table", {}, element("thead", {}, row(["", ...columns], "th")), element("tbody", {}, ...body));
   table.querySelector("thead th").replaceWith(element("td"));
-  return card("Accuracy on test images", table);
+  return table;
+}
+
+const share = (value) => (value == null ? "–" : percent(value));
+
+/** How sure and how right the calibrated answers of each group are. */
+function believed(model) {
+  const found = model.by_predicted_group?.calibrated;
+  if (!found) return null;
+  const body = Object.keys(GROUPS).map((group) => row([group, ...["share", "confidence", "accuracy"].map((name) => share(found[group]?.[name]))]));
+  return card("Answers by the group they name", grid(["of all", "confidence", "right"], body),
+    element("p", {}, "Of the calibrated answers that name a many-, medium- or few-shot class: confidence is their mean, and can be believed where as many are right."));
 }
 
 function tail(model) {

@@ -43,4 +43,5 @@ def describe(bundle: Bundle) -> dict[str, object]:
         "grid": manifest.grid,
         "figures": manifest.figures,
         "reliability": bundle.report.get("reliability"),
+        "by_predicted_group": bundle.report.get("by_predicted_group"),
     }

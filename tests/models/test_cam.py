@@ -12,6 +12,13 @@ def test_contributions_by_hand() -> None:
     assert maps.tolist() == [[[[(2 - 3 + 4) / 2, (4 - 5 + 4) / 2]]]]
 
 
+def test_calibrated_contributions_by_hand() -> None:
+    # β·‖W‖ = 1.5·4 is shared by both positions of the second class, ω = 3 scales each; the first class stays.
+    maps = torch.tensor([[[[1.0, 2.0]], [[-1.0, 5.0]]]])
+    one, two = torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.5])
+    assert cam.calibrated(maps, one, two, torch.tensor([9.0, 4.0])).tolist() == [[[[1, 2]], [[-3 + 3, 15 + 3]]]]
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_maps_sum_to_logits_and_calibrated_maps_to_calibrated_logits(name: str) -> None:
     torch.manual_seed(0)

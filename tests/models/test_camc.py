@@ -103,6 +103,25 @@ def test_prototypes_gather_the_regions_of_the_true_class() -> None:
     torch.testing.assert_close(module.prototypes[1], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["sigmoid", "softmax"])
+def test_a_prototype_takes_in_all_images_of_its_class_in_a_batch(attention: Attention) -> None:
+    module = CAMC(8, 4, "weights", attention, momentum=0.75)
+    module.prototypes.copy_(torch.rand(4, 8, generator=torch.Generator().manual_seed(1)))
+    before = module.prototypes.double().numpy().copy()
+    features, _, weight = _inputs()
+    labels = torch.tensor([2, 0, 2])
+    certain = torch.nn.functional.one_hot(labels, 4).float()
+    attention_BU = module.attention(features, certain, weight).detach().double().numpy().reshape(3, 30)
+    module.update(features, labels, weight)
+    f = features.double().numpy().reshape(3, 8, 30)
+    attended = _unit(np.einsum("bcu,bu->bc", f, attention_BU / attention_BU.sum(axis=1, keepdims=True)))
+    expected = before.copy()
+    expected[0] = 0.75 * before[0] + 0.25 * attended[1]
+    together = attended[0] + attended[2]
+    expected[2] = 0.75 * before[2] + 0.25 * together / np.linalg.norm(together)
+    np.testing.assert_allclose(module.prototypes.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_arguments_outside_their_range_are_refused() -> None:
     with pytest.raises(ValueError, match="momentum must be in"):
         CAMC(8, 4, momentum=1.0)

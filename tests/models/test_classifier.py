@@ -1,10 +1,12 @@
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from models.classifier import LongTailClassifier, ServedClassifier, can_fold, fold_branches
+from models.normalized import Rescale
 from models.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(fit="crop", resize=32, input_size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
@@ -73,6 +75,39 @@ def test_camc_changes_the_logits_through_the_map_alone() -> None:
     reweighted = plain > 1e-6
     assert ratio[reweighted].min() >= 1 and ratio[reweighted].max() <= 2
     torch.testing.assert_close(network.rescale(network.head(features.mean(dim=(2, 3)))), network(IMAGES))
+
+
+@pytest.mark.parametrize("reslt", ["off", "cifar"])
+@torch.no_grad()
+def test_logits_of_the_reinforced_map_against_numpy(reslt: Reslt) -> None:
+    network = _network("prototypes", "cosine", reslt)
+    network.rescale.load_state_dict(Rescale(7).state_dict())
+    assert network.camc is not None
+    features = network.features(IMAGES)
+    maps = features[:, None] if network.branches is None else network.branches(features)
+    maps_BRCU = maps.double().numpy().reshape(3, -1, 64, 64)
+
+    def unit(rows: np.ndarray[Any, np.dtype[np.float64]], axis: int = -1) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=axis, keepdims=True), 1e-12))
+
+    weight_KC, scalar = unit(network.head.weight.double().numpy()), float(network.head.scalar)
+    bias_K = network.head.bias.double().numpy()
+    prototypes_KC = network.camc.prototypes.double().numpy()
+    known_KC = unit(prototypes_KC[[0, 3, 6]])  # the classes that have one
+    evidence_KC = np.zeros_like(prototypes_KC)
+    evidence_KC[[0, 3, 6]] = unit(known_KC - known_KC.mean(axis=0))
+
+    def logits(maps_RCU: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Of one image, the sum of the branches'."""
+        return np.asarray((scalar * (unit(maps_RCU.mean(axis=2)) @ weight_KC.T + bias_K)).sum(axis=0))
+
+    for maps_RCU, found_K in zip(maps_BRCU, network(IMAGES), strict=True):
+        p_K = np.exp(logits(maps_RCU) - logits(maps_RCU).max())
+        direction_C = unit(p_K / p_K.sum() @ evidence_KC)
+        correlation_U = direction_C @ unit(maps_RCU.sum(axis=0), axis=0)
+        standard_U = (correlation_U - correlation_U.mean()) / correlation_U.std()
+        attention_U = 1 / (1 + np.exp(-float(network.camc.alpha) * standard_U))
+        np.testing.assert_allclose(found_K, logits((1 + attention_U) * maps_RCU), rtol=1e-3, atol=1e-3)
 
 
 def test_camc_is_not_taught_through_what_the_network_expects() -> None:

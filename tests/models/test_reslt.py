@@ -5,16 +5,21 @@ from torch import nn
 from models.reslt import ConvBranches, NormBranches, build_branches, fold
 
 
+def _vary(norm: nn.Module) -> None:
+    """Statistics and parameters away from where they start."""
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    nn.init.uniform_(norm.bias, -1, 1)
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.2, 3)
+
+
 def _norms(width: int) -> NormBranches:
     """Branches whose statistics and parameters all differ, in evaluation mode."""
     torch.manual_seed(0)
     branches = NormBranches(width)
     for norm in branches.norms:
-        assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
-        nn.init.uniform_(norm.weight, 0.5, 2)
-        nn.init.uniform_(norm.bias, -1, 1)
-        norm.running_mean.uniform_(-1, 1)
-        norm.running_var.uniform_(0.2, 3)
+        _vary(norm)
     return branches.eval()
 
 
@@ -51,10 +56,13 @@ def test_the_folded_layer_equals_the_sum_of_branches() -> None:
 def test_the_large_form_against_numpy() -> None:
     torch.manual_seed(0)
     branches, features = ConvBranches(3).eval(), torch.randn(2, 3, 4, 4)
+    _vary(branches.norm)
     maps = branches(features).detach().numpy()
     kernel = branches.convolution.weight.detach().double().numpy()[:, :, 0, 0]
-    mixed = np.einsum("oc,bchw->bohw", kernel, features.double().numpy()) / np.sqrt(1 + 1e-5)
-    np.testing.assert_allclose(maps, np.maximum(mixed, 0).reshape(2, 3, 3, 4, 4), rtol=1e-5, atol=1e-5)
+    mixed = np.einsum("oc,bchw->bohw", kernel, features.double().numpy())
+    p = {name: t.detach().double().numpy()[:, None, None] for name, t in branches.norm.state_dict().items() if t.ndim}
+    normed = p["weight"] * (mixed - p["running_mean"]) / np.sqrt(p["running_var"] + 1e-5) + p["bias"]
+    np.testing.assert_allclose(maps, np.maximum(normed, 0).reshape(2, 3, 3, 4, 4), rtol=1e-5, atol=1e-5)
 
 
 def test_the_forms_by_name() -> None:

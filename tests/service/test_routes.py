@@ -34,6 +34,8 @@ def test_model(client: TestClient, bundle: Bundle) -> None:
     assert body["figures"] == bundle.manifest.figures
     assert body["reliability"] == bundle.report["reliability"]
     assert len(body["reliability"]["trained"]) == 15
+    assert body["by_predicted_group"] == bundle.report["by_predicted_group"]
+    assert body["by_predicted_group"]["calibrated"].keys() >= {"many", "medium", "few", "head", "middle", "tail"}
 
 
 def test_answers_follow_their_schemas(client: TestClient) -> None:

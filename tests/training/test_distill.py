@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
@@ -19,7 +20,10 @@ from training import pipeline
 from training import report as report_module
 from training.config import RecipeError, load_recipe
 from training.data import Dataset, load_dataset
+from training.descent import Descent
 from training.distill import Teacher
+from training.fit import _epoch
+from training.losses import Criterion
 from training.metrics import softmax
 from training.results import teachers_in
 from training.run import Run, RunError, build_network, load_network, load_tensors, save_tensors
@@ -84,6 +88,27 @@ def test_of_two_teachers_the_mean_of_the_probabilities_is_heard(taught: Run, dat
     q_BK = softmax(z_BK.double().numpy() / 2)
     wanted = 4 * (p_BK * np.log(p_BK / q_BK)).sum()
     assert float(teacher.loss(images_BHWC, z_BK)) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_labels_and_teacher_share_the_loss_by_weight(taught: Run, data: Dataset) -> None:
+    alone = ["augment.shift=0", "fit.batch_size=1000", "distill.weight=0.3", "distill.temperature=2"]
+    recipe = load_recipe("digits", _student(taught, *alone))
+    network = build_network(recipe, 10, data.preprocessing).train()
+    every = torch.arange(len(data.train))
+    images_BHWC, labels_B = next(iter(data.train.batches([every], CPU)))
+    with torch.no_grad():
+        z_BK = copy.deepcopy(network)(images_BHWC, labels_B).double().numpy()
+        said_BK = load_network(taught.checkpoint)[0](images_BHWC).double().numpy()
+    label = -np.log(softmax(z_BK)[every, labels_B]).mean()
+    p_BK, q_BK = softmax(said_BK / 2), softmax(z_BK / 2)
+    taught_loss = 4 * (p_BK * np.log(p_BK / q_BK)).sum(axis=1).mean()
+    criterion = Criterion(recipe.loss, data.train_counts(), network.head.scalar)
+    descent = Descent(network, recipe.fit, CPU)
+    (loss, _, size), *rest = _epoch(
+        network, descent, criterion, recipe, data, 0, CPU, teacher=Teacher(recipe, data, CPU)
+    )
+    assert size == len(data.train) and not rest
+    assert float(loss) / size == pytest.approx(0.7 * label + 0.3 * taught_loss, rel=1e-4)
 
 
 def test_who_says_what_the_teacher_says_has_nothing_to_learn(taught: Run, data: Dataset) -> None:

@@ -50,6 +50,29 @@ def test_marc_comes_close_to_the_optimum_of_its_loss() -> None:
     assert found - best < 0.05 * (loss(start) - best)
 
 
+def test_the_highest_rate_is_one_over_the_steepest_curvature() -> None:
+    """By second differences of the loss along each ω_k and β_k, where p is each class's share of the weights."""
+    logits, labels = _problem()
+    w, norms = grw_weights(COUNTS, 1.2), NORMS.double().numpy()
+    weights_N = w[labels].double().numpy()
+    shares = np.bincount(labels, weights=weights_N, minlength=5) / weights_N.sum()
+    z, y = logits.double().numpy(), labels.numpy()
+
+    def loss(k: int, x_N: Floats, step: float) -> float:
+        scores = np.tile(np.log(shares), (len(y), 1))
+        scores[:, k] += step * x_N
+        log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+        return float(-weights_N @ log_p[np.arange(len(y)), y] / weights_N.sum())
+
+    e = 1e-3
+    curvatures = [
+        (loss(k, x_N, e) - 2 * loss(k, x_N, 0) + loss(k, x_N, -e)) / e**2
+        for k in range(5)
+        for x_N in (z[:, k], np.full(len(y), norms[k]))
+    ]
+    assert margins._highest_rate(logits, labels, NORMS, w) == pytest.approx(1 / max(curvatures), rel=1e-3)
+
+
 @pytest.mark.parametrize("scalar", [1.0, 10.0, 30.0])
 @pytest.mark.parametrize("classes", [2, 10])
 def test_marc_converges_with_few_classes_and_a_large_scalar(classes: int, scalar: float) -> None:

@@ -68,6 +68,25 @@ def test_perfect_probabilities_have_no_error() -> None:
     assert result["ece"] < 0.005 and result["classwise_ece"] < 0.005
 
 
+def test_calibration_by_predicted_group_by_hand() -> None:
+    # Predicted: 0 (.7, right), 1 (.5, wrong), 2 (.8, right), 2 (.4, wrong).
+    found = metrics.calibration_by_group(P, Y, ["many", "many", "few"], np.array([1.0, 3.0, 1.0, 1.0]))
+    assert found["medium"] is None
+    assert found["many"] == pytest.approx(
+        {"share": 4 / 6, "confidence": (0.7 + 3 * 0.5) / 4, "accuracy": 1 / 4, "ece": (0.3 + 3 * 0.5) / 4}
+    )
+    assert found["few"] == pytest.approx({"share": 2 / 6, "confidence": 0.6, "accuracy": 0.5, "ece": (0.2 + 0.4) / 2})
+
+
+def test_perfect_probabilities_are_as_sure_as_right_in_every_predicted_group() -> None:
+    rng = np.random.default_rng(0)
+    p = metrics.softmax(rng.normal(size=(200_000, 3)) + np.array([1.0, 0.0, -0.5]))
+    y = (p.cumsum(axis=1) > rng.random((len(p), 1))).argmax(axis=1)
+    for group in metrics.calibration_by_group(p, y, ["many", "medium", "few"], np.ones(len(y))).values():
+        assert group is not None
+        assert group["confidence"] == pytest.approx(group["accuracy"], abs=0.01)
+
+
 def test_nothing_to_measure_is_refused() -> None:
     with pytest.raises(ValueError, match="0 probabilities for 0 labels"):
         metrics.figures(P[:0], Y[:0], ["many"] * 3, np.ones(0))

@@ -79,6 +79,15 @@ def test_the_page_shows_the_reports_figures(report: dict[str, Any]) -> None:
         assert word in text
 
 
+def test_the_page_says_how_far_each_group_is_to_be_believed(report: dict[str, Any]) -> None:
+    row = page(report).split('<th scope="row">few (2)</th>')[1].split("</tr>")[0]
+    for step in ("trained", "calibrated"):
+        for figure in ("share", "confidence", "accuracy", "ece"):
+            assert f"<td>{100 * report['by_predicted_group'][step]['few'][figure]:.1f}</td>" in row
+    del report["by_predicted_group"]  # as in older reports
+    assert "few (2)" not in page(report).split("Can the probabilities be believed?")[1]
+
+
 def test_each_class_has_its_dots(report: dict[str, Any]) -> None:
     scatter = page(report).split("Accuracy of each class")[1].split("</svg>")[0]
     assert scatter.count('class="dot trained"') == scatter.count('class="dot calibrated"') == 10

@@ -36,6 +36,8 @@ def test_the_graph_does_what_the_report_of_the_network_says(
     assert (under["accuracy"], under["groups"]) == (pytest.approx(said["accuracy"]), said["groups"])
     assert (under["nll"], under["ece"]) == (pytest.approx(said["nll"], abs=1e-4), pytest.approx(said["ece"], abs=1e-4))
     out = capsys.readouterr().out
+    few = bundle.report["by_predicted_group"]["calibrated"]["few"]
+    assert f"{100 * few['confidence']:.1f} → {100 * few['accuracy']:.1f} ({100 * few['ece']:.1f})" in out
     assert f"{len(data.test)} test images" in out and "calibrated_probabilities, by the report" in out
     assert f"an ECE of {bundle.report['by_chance']['ece']:.1%} on these images by chance" in out
 
