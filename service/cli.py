@@ -198,9 +198,18 @@ def _summary(bundle: Bundle) -> str:
         f"omega {min(calibration.omega):.4g} to {max(calibration.omega):.4g}, "
         f"beta {min(calibration.beta):.4g} to {max(calibration.beta):.4g}",
         *(f"  {name:<28} {value}" for name, value in _flat("", manifest.figures)),
+        *_believed(bundle.report.get("by_predicted_group", {}).get("calibrated", {})),
         f"files          {len(manifest.files)}, all checksums right",
     ]
     return "\n".join(lines)
+
+
+def _believed(found: dict[str, Any]) -> Iterator[str]:
+    """A line for each group of classes that calibrated predictions name: how sure they are, how many are right."""
+    for group, figures in found.items():
+        if figures is not None:
+            name = f"predicted {group}"
+            yield f"  {name:<28} {figures['confidence']:.1%} sure, {figures['accuracy']:.1%} right"
 
 
 def _flat(prefix: str, figures: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -67,6 +67,17 @@ class DataConfig(_Section):
             raise ValueError("source 'list' needs data.train_list and data.test_list")
         return self
 
+    @model_validator(mode="after")
+    def _preprocessing_fits(self) -> DataConfig:
+        if self.input_size > self.resize:
+            raise ValueError(
+                f"input_size is cut from an image brought to resize and must be at most that: got {self.input_size} "
+                f"and {self.resize}"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {list(self.std)}")
+        return self
+
 
 class AugmentConfig(_Section):
     """Random changes to training images; the defaults change nothing.
@@ -104,6 +115,11 @@ class AugmentConfig(_Section):
         return self
 
 
+def _first_scalar(head: str) -> float:
+    """s of a normalised head where none is given."""
+    return 1.0 if head == "weight" else 16.0
+
+
 class ModelConfig(_Section):
     """The network; see `models.classifier.LongTailClassifier`.
 
@@ -129,7 +145,7 @@ class ModelConfig(_Section):
     @classmethod
     def _scalar_of_head(cls, raw: Any) -> Any:
         if isinstance(raw, dict) and raw.get("head") == "weight":
-            return {"scalar": 1.0} | raw
+            return {"scalar": _first_scalar("weight")} | raw
         return raw
 
     @model_validator(mode="after")
@@ -369,6 +385,8 @@ class Recipe(_Section):
         recipes = []
         for changes in several:
             raw = self.model_dump(mode="json", exclude={"distill", "calibrate"}, exclude_unset=True)
+            if self.model.scalar == _first_scalar(self.model.head):
+                raw.get("model", {}).pop("scalar", None)
             recipes.append(parse_recipe(raw, "distill.set", changes))
         if twice := [i for i, recipe in enumerate(recipes, start=1) if recipe in recipes[: i - 1]]:
             raise RecipeError(f"distill.set: teacher {twice[0]} is one of those before it; let each be another one")

@@ -23,6 +23,7 @@ from training.descent import Descent, autocast
 from training.distill import Teacher
 from training.distributed import ALONE, Group
 from training.losses import Criterion, branch_members
+from training.provenance import Made, also_made_with
 from training.results import teachers_in
 from training.run import (
     Run,
@@ -63,7 +64,8 @@ def fit(
     descent = Descent(network, recipe.fit, device)
     counts_K = data.train.labels.cpu().bincount(minlength=len(data.classes)).numpy()
     criterion = Criterion(recipe.loss, counts_K, network.head.scalar, device)
-    start = _resume(run, recipe, network, descent, data, teacher) if run.checkpoint.is_file() else 0
+    start, made = _resume(run, recipe, network, descent, data, teacher) if run.checkpoint.is_file() else (0, [])
+    made = also_made_with(made, device)
     if start:
         console.print(f"continuing after epoch {start} of {recipe.fit.epochs}")
     data = replace(data, train=data.train.to(device))
@@ -88,8 +90,9 @@ def fit(
             total[2] = seen
             mean_loss, accuracy, _ = (group.total(total) / total[2]).tolist()
             if not math.isfinite(mean_loss):
+                half = ", or take fit.precision = fp32: fp16 ends at 65504" * (recipe.fit.precision == "fp16")
                 raise RunError(
-                    f"the loss became {mean_loss} in epoch {epoch + 1}; lower fit.lr (it is {recipe.fit.lr})"
+                    f"the loss became {mean_loss} in epoch {epoch + 1}; lower fit.lr (it is {recipe.fit.lr}){half}"
                 )
             if not network.head.scalar > 0:
                 raise RunError(
@@ -97,7 +100,7 @@ def fit(
                     f"fit.lr (it is {recipe.fit.lr}), or keep the scalar with model.learn_scalar = false"
                 )
             if group.leads:
-                _save(run, recipe, network, descent, data, epoch + 1, teacher)
+                _save(run, recipe, network, descent, data, epoch + 1, teacher, made)
             if not console.is_terminal:
                 left_s = (recipe.fit.epochs - epoch - 1) * (time.perf_counter() - began)
                 console.print(
@@ -190,8 +193,9 @@ def _save(
     data: Dataset,
     epoch: int,
     teacher: Teacher | None,
+    made: list[Made],
 ) -> None:
-    meta = {"epoch": epoch, "recipe": recipe.model_dump(mode="json")} | data_meta(data)
+    meta = {"epoch": epoch, "recipe": recipe.model_dump(mode="json"), "made_with": made} | data_meta(data)
     if teacher:
         meta["teachers"] = teacher.meta
     save_tensors(run.checkpoint, network_tensors(network) | descent.tensors(), meta)
@@ -204,13 +208,14 @@ def _resume(
     descent: Descent,
     data: Dataset,
     teacher: Teacher | None,
-) -> int:
+) -> tuple[int, list[Made]]:
+    """Take up the run's checkpoint: its epoch, and what has trained it so far, which older ones do not say."""
     tensors, meta = _load_own(run, recipe, data)
     if teacher and [t["weights"] for t in teachers_in(meta)] != [t["weights"] for t in teacher.meta]:
         raise RunError(f"{run.path} holds a run with another teacher: choose another --out, or delete that folder")
     restore(network, tensors)
     descent.restore(tensors)
-    return int(meta["epoch"])
+    return int(meta["epoch"]), meta.get("made_with", [])
 
 
 def _load_own(run: Run, recipe: Recipe, data: Dataset) -> tuple[dict[str, Tensor], dict[str, Any]]:

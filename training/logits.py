@@ -15,7 +15,7 @@ from models.classifier import LongTailClassifier
 from training.config import Recipe
 from training.data import Dataset, Images, LabelledImages
 from training.data.augment import Augment
-from training.provenance import version
+from training.provenance import code_digest
 from training.run import RunError, load_tensors, save_tensors
 
 PIXELS = 256 * 224**2  # at most, that a network looks at in one go
@@ -46,8 +46,8 @@ def predict_logits(
 class TrainedLogits:
     """z° of the parts of a data set, whatever was found after training, from a file where they were computed before.
 
-    What is read is of the same weights, images and augmentation, by their digest; images that are decoded anew each
-    time are not kept, and neither are more than `KEPT` values.
+    What is read is of the same code, weights, images and augmentation, by their digest; images that are decoded anew
+    each time are not kept, and neither are more than `KEPT` values.
 
     Args:
         network: in evaluation mode.
@@ -110,7 +110,7 @@ class TrainedLogits:
         if self.path is None or not isinstance(part, LabelledImages):
             return ""
         network = self.network
-        found = hashlib.sha256(f"{version()} {torch.__version__} {network.mean.device.type}".encode())
+        found = hashlib.sha256(f"{code_digest()} {torch.__version__} {network.mean.device.type}".encode())
         trained = (tensor for name, tensor in network.state_dict().items() if not name.startswith(FOUND_LATER))
         for tensor in itertools.chain(trained, (network.mean, network.std), (part.images,)):
             found.update(tensor.detach().cpu().contiguous().numpy().data)

@@ -173,6 +173,8 @@ def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, 
         temperatures = meta["calibration"]["prior_temperatures"]
         report = evaluate(network.to(device), data, recipe, temperatures, before, run.logits)
     report |= {"calibration": meta["calibration"], "epochs": meta["epoch"]}
+    if trained_with := meta.get("made_with"):  # older checkpoints do not say
+        report["trained_with"] = trained_with
     if teachers := teachers_in(meta):
         report["teachers"] = teachers
     save_json(run.report, report)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import functools
+import hashlib
 import os
 import platform
 import subprocess
@@ -49,6 +51,13 @@ COMMIT = commit()
 """That of the code in this process, which the clone may have left when the training ends."""
 
 
+@functools.cache
+def code_digest() -> str:
+    """Of the source files that decide what a network says of an image: those of `models` and `training.data`."""
+    files = [file for folder in ("models", "training/data") for file in sorted((ROOT / folder).glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def hardware(device: torch.device) -> str:
     """One line about the machine: processor, its cores, and torch's version."""
     if device.type == "cuda":
@@ -68,7 +77,17 @@ def _processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def made_with(device: torch.device) -> dict[str, str | None]:
+Made = dict[str, str | None]
+
+
+def made_with(device: torch.device) -> Made:
     """Version, commit, hardware and today's date, for a report."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return {"version": version(), "commit": COMMIT, "hardware": hardware(device), "date": today}
+
+
+def also_made_with(before: list[Made], device: torch.device) -> list[Made]:
+    """What has made something so far, and this process too where its version, commit or hardware is another."""
+    now = made_with(device)
+    same = before and before[-1] | {"date": None} == now | {"date": None}
+    return before if same else [*before, now]

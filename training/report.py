@@ -346,6 +346,7 @@ def _making(report: Report) -> str:
         "commit": made["commit"] or "unknown (not a clone)",
         "hardware": made["hardware"],
         "evaluated": made["date"],
+        **_trained_with(report),
         **scalar,
         "temperature": f"{fitted['temperature']:.3f}"
         + f"; {alone['temperature']:.3f} without MARC" * calibrate["marc"],
@@ -359,6 +360,13 @@ def _making(report: Report) -> str:
         f"<h2>How it was made</h2><dl>{listed}</dl><h3>Recipe</h3>"
         f'<div class="card"><pre>{escape(_toml(report["settings"]))}</pre></div>'
     )
+
+
+def _trained_with(report: Report) -> dict[str, str]:
+    """By which code and machine the network was trained; older reports do not say."""
+    each = report.get("trained_with", [])
+    said = [f"{made['date']} at {made['commit'] or 'an unknown commit'} on {made['hardware']}" for made in each]
+    return {"trained from": "; from ".join(said)} if said else {}
 
 
 def _teachers(report: Report) -> dict[str, str]:

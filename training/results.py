@@ -95,12 +95,19 @@ def result_of(report: dict[str, Any], method: str, calibrated: str | None = None
         "epochs": report["epochs"],
         "seed": report["seed"],
         **report["made_with"],
+        **_trained(report),
         "rows": rows,
         "recipe": recipe,
     }
     if teachers := teachers_in(report):
         result["teachers"] = teachers
     return result
+
+
+def _trained(report: dict[str, Any]) -> dict[str, Any]:
+    """The commits and the hardware of the training, which may have been elsewhere than its judging."""
+    made = report.get("trained_with", [])
+    return {"hardware": made[-1]["hardware"], "trained_with": made} if made else {}
 
 
 def teachers_in(found: Mapping[str, Any]) -> list[dict[str, Any]]:

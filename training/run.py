@@ -200,7 +200,12 @@ def restore(network: LongTailClassifier, tensors: dict[str, Tensor]) -> None:
 
 def data_meta(data: Dataset) -> dict[str, Any]:
     """What a checkpoint says of the data it was trained on."""
-    return {"classes": data.classes, "train_counts": data.train_counts().tolist(), "data": data.digest}
+    return {
+        "classes": data.classes,
+        "train_counts": data.train_counts().tolist(),
+        "data": data.digest,
+        "pixels": data.pixels,
+    }
 
 
 def check_data(run: Run, meta: dict[str, Any], data: Dataset) -> None:

@@ -92,7 +92,7 @@ def load_table(path: Path, roots: Sequence[str] = (), only: str = "", overrides:
         overrides: what changes in every row, as `section.key=value`; it wins over the table.
 
     Raises:
-        RecipeError: if the table or one of its recipes is not valid, or two rows would have the same name.
+        RecipeError: if the table or one of its recipes is not valid, or two rows would have the same name or folder.
     """
     table, where = _read(path), _parse_roots(roots)
     drafts = [
@@ -107,6 +107,14 @@ def load_table(path: Path, roots: Sequence[str] = (), only: str = "", overrides:
     jobs = [_with_root(draft, where) for draft in drafts if only in draft.name]
     if not jobs:
         raise RecipeError(f"{path.name} has no row whose name contains {only!r}; the first is {names[0]}")
+    trained: dict[str, Job] = {}
+    for job in jobs:
+        first = trained.setdefault(job.training, job)
+        if first.recipe.distill.teacher != job.recipe.distill.teacher:
+            raise RecipeError(
+                f"{path.name}: {first.name} and {job.name} differ in distill.teacher alone, which names no folder of "
+                "their own: put them into two tables, each with its --out"
+            )
     return jobs
 
 

@@ -121,6 +121,8 @@ def test_an_override_that_would_change_nothing_is_refused(tmp_path: Path) -> Non
         (["calibrate.spread=0"], "'calibrate.spread': Input should be greater than or equal to 0.001"),
         (["calibrate.exponent=400"], "'calibrate.exponent': Input should be less than or equal to 10"),
         (["calibrate.prior=hello"], "'calibrate.prior': must be a list of numbers .* or a table .*found 'hello'"),
+        (["data.input_size=224"], "must be at most that: got 224 and 32"),
+        (["data.std=[0.2, 0, 0.2]"], r"std must be positive, got \[0.2, 0.0, 0.2\]"),
         (["data.mean=[1, 2]"], r"'data.mean' has too few values \(found \[1, 2\]\)"),
         (["data.source=list", "augment.area=[0.5, 1.1]"], "augment.area must be at most 1 with data.source = 'list'"),
     ],
@@ -137,6 +139,12 @@ def test_a_teacher_with_another_head_starts_with_the_scalar_of_that(tmp_path: Pa
     for given, wanted in (([], 1.0), (["model.scalar=30"], 30.0)):
         teaching = load_recipe(_recipe(tmp_path, MINIMAL), [*taught_by, *given]).teaching()
         assert [each.model.scalar for each in teaching] == [wanted]
+
+
+def test_a_weight_normalised_student_leaves_its_scalar_of_one_to_itself(tmp_path: Path) -> None:
+    changes = ["model.head=weight", 'distill.set=["model.head=cosine"]', "distill.weight=0.5"]
+    (teacher,) = load_recipe(_recipe(tmp_path, MINIMAL), changes).teaching()
+    assert (teacher.model.head, teacher.model.scalar) == ("cosine", 16.0)
 
 
 def test_the_keys_that_depend_on_others_are_keys_of_a_recipe() -> None:

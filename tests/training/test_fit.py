@@ -92,6 +92,19 @@ def test_a_run_in_fp16_goes_on_with_the_scale_of_its_gradients(
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_a_checkpoint_says_what_trained_it(
+    recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, at=3)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(recipe, data, tmp_path)
+    monkeypatch.undo()
+    first = load_tensors(Run(tmp_path).checkpoint)[1]["made_with"]
+    monkeypatch.setattr("training.provenance.COMMIT", "a later one")
+    _fit(recipe, data, tmp_path)
+    assert load_tensors(Run(tmp_path).checkpoint)[1]["made_with"] == [*first, first[0] | {"commit": "a later one"}]
+
+
 def test_training_learns_and_says_how_it_goes(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
     output = _fit(recipe, data, tmp_path)
     losses = [float(line.split("loss ")[1].split()[0]) for line in output.splitlines() if "loss" in line]

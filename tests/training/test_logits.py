@@ -70,6 +70,17 @@ def test_kept_logits_are_those_of_the_trained_network(
     torch.testing.assert_close(found[1], predict_logits(network, digits.test) / 3, rtol=1e-4, atol=1e-4)
 
 
+def test_logits_of_other_code_are_computed_anew(
+    network: LongTailClassifier, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "logits.safetensors"
+    TrainedLogits(network, path).holdout(digits)
+    asked = _asked(network)
+    monkeypatch.setattr("training.logits.code_digest", lambda: "edited since")
+    TrainedLogits(network, path).holdout(digits)
+    assert sum(asked) == len(digits.holdout)
+
+
 @pytest.mark.parametrize("change", ["weights", "mean", "image", "augment.shift=1", "calibrate.passes=1", "seed=5"])
 def test_logits_of_anything_else_are_computed_anew(
     network: LongTailClassifier, digits: Dataset, digits_recipe: Recipe, tmp_path: Path, change: str

@@ -37,5 +37,26 @@ def test_a_report_names_the_commit_that_was_loaded(monkeypatch: pytest.MonkeyPat
     assert provenance.made_with(torch.device("cpu"))["commit"] == provenance.COMMIT != provenance.commit()
 
 
+def test_the_code_s_digest_follows_every_file_of_networks_and_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    digests = set()
+    for name, text in (("models/a.py", "1"), ("training/data/b.py", "2"), ("models/a.py", "3"), ("docs/c.py", "4")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        digests.add(provenance.code_digest.__wrapped__())
+    assert len(digests) == 3  # what lies elsewhere does not count
+
+
+def test_a_training_that_goes_on_elsewhere_names_both_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cpu")
+    first = provenance.also_made_with([], device)
+    assert first == [provenance.made_with(device)]
+    assert provenance.also_made_with([first[0] | {"date": "2020-01-01"}], device) == [first[0] | {"date": "2020-01-01"}]
+    monkeypatch.setattr(provenance, "COMMIT", "another")
+    assert [made["commit"] for made in provenance.also_made_with(first, device)] == [first[0]["commit"], "another"]
+
+
 def test_the_hardware_is_one_line() -> None:
     assert re.fullmatch(r".+, \d+ cores?, torch \d+\.\d+.*", provenance.hardware(torch.device("cpu")))

@@ -88,6 +88,14 @@ def test_the_page_says_how_far_each_group_is_to_be_believed(report: dict[str, An
     assert "few (2)" not in page(report).split("Can the probabilities be believed?")[1]
 
 
+def test_the_page_says_where_it_was_trained(report: dict[str, Any]) -> None:
+    report["trained_with"].append({"date": "2026-01-02", "commit": "abc", "hardware": "a GPU"})
+    words = "; from 2026-01-02 at abc on a GPU"
+    assert words in page(report)
+    del report["trained_with"]
+    assert words not in page(report)
+
+
 def test_each_class_has_its_dots(report: dict[str, Any]) -> None:
     scatter = page(report).split("Accuracy of each class")[1].split("</svg>")[0]
     assert scatter.count('class="dot trained"') == scatter.count('class="dot calibrated"') == 10

@@ -70,6 +70,14 @@ def test_one_run_gives_the_row_as_trained_and_those_calibrated_afterwards(
     assert plain["augmentation"] == "shift 3"
 
 
+def test_a_result_names_the_hardware_of_the_training(report: dict[str, Any]) -> None:
+    assert result_of(report, "a")["trained_with"] == report["trained_with"]
+    report["trained_with"] += [report["made_with"] | {"hardware": "a GPU"}]
+    assert result_of(report, "a")["hardware"] == "a GPU"
+    del report["trained_with"]  # as of older checkpoints
+    assert result_of(report, "a")["hardware"] == report["made_with"]["hardware"]
+
+
 def test_rows_can_be_named_and_left_out(report: dict[str, Any]) -> None:
     assert [r["method"] for r in result_of(report, "a", "b", plain=False)["rows"]] == ["b"]
     report["settings"]["calibrate"]["marc"] = False

@@ -55,6 +55,16 @@ def _results(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
+def test_rows_with_other_teachers_and_nothing_else_are_refused(tmp_path: Path) -> None:
+    rows = "".join(
+        f'[[row]]\nmethod = "by {name}"\nset = ["distill.weight=0.5", "distill.teacher={name}"]\n' for name in "ab"
+    )
+    table = _table(tmp_path, f'seeds = [0]\n[[data]]\nrecipe = "digits"\n{rows}')
+    with pytest.raises(RecipeError, match="_by-a_small_s0 and .*_by-b_small_s0 differ in distill.teacher alone"):
+        load_table(table)
+    assert len(load_table(table, only="by-a")) == 1
+
+
 def test_a_row_repeats_and_a_finished_table_is_left_alone(tmp_path: Path, digits_run: Run) -> None:
     jobs = load_table(_table(tmp_path))
     console = _console()

@@ -147,6 +147,15 @@ class Dataset:
             found.update("\n".join(part.names).encode() + part.labels.numpy().tobytes())
         return found.hexdigest()[:16]
 
+    @cached_property
+    def pixels(self) -> str:
+        """Of every fourth pixel each way of images without names of their own, which `digest` could not tell apart."""
+        found = hashlib.sha256()
+        for part in (self.train, self.holdout):
+            if isinstance(part, LabelledImages) and not part.names:
+                found.update(part.images[:, ::4, ::4].contiguous().cpu().numpy().data)
+        return found.hexdigest()[:16]
+
     def train_counts(self) -> NDArray[np.int64]:
         """Training images per class, the held-out ones included: what the long tail of the data is. K values."""
         labels = torch.cat([self.train.labels, self.holdout.labels]).numpy()

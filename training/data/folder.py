@@ -59,6 +59,11 @@ def list_images(root: Path, split_file: str | None = None) -> Listing:
         raise DataError(
             f"{root} has {' and '.join(classes)}, but none of them is a train folder with a folder for each class"
         )
+    if train == root and (part := next(filter(lambda name: _is_part(root, name, classes), classes), None)):
+        raise DataError(
+            f"{root} has class folders beside {part}, which holds folders of the same names: put the former into "
+            f"{root / 'train'}"
+        )
     if len(classes) < 2:
         raise DataError(
             f"{train} has {len(classes)} folders with images; expected one for each of at least two classes"
@@ -104,6 +109,11 @@ def _part(root: Path, names: Sequence[str]) -> Path | None:
     """The folder of a part, which has class folders itself: a class may well be called train."""
     found = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
     return next((found[name] for name in names if name in found and _class_folders(found[name])), None)
+
+
+def _is_part(root: Path, name: str, classes: Sequence[str]) -> bool:
+    """Whether a folder among the classes is no class but a part of the data, with folders of the same classes."""
+    return name.lower() in TRAIN + TEST and not {*classes}.isdisjoint(_class_folders(root / name))
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -158,9 +168,13 @@ def _rows(path: Path, columns: set[str]) -> list[dict[str, str]]:
             reader = csv.DictReader(file)
             if missing := columns - set(reader.fieldnames or ()):
                 raise DataError(f"{path} has no column {sorted(missing)[0]!r}; it needs {', '.join(sorted(columns))}")
-            return list(reader)
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
+    for line, row in enumerate(rows, start=2):
+        if short := [column for column in sorted(columns) if row[column] is None]:
+            raise DataError(f"{path}, line {line}: no {short[0]}; it needs {', '.join(sorted(columns))}")
+    return rows
 
 
 def _from_split(root: Path, path: Path) -> Listing:
@@ -180,4 +194,6 @@ def _from_split(root: Path, path: Path) -> Listing:
         if row["label"] not in index:
             raise DataError(f"{path}, line {line}: label {row['label']!r} is not in {names_file.name}")
         parts[row["split"]].append((root / row["path"], index[row["label"]]))
+    if not parts["train"]:
+        raise DataError(f"{path} has no row of the split train")
     return Listing(classes=classes, train=parts["train"], test=parts["test"])

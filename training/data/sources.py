@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -40,6 +41,7 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
     """
     load = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "folder": _folder, "list": _list}[config.source]
     classes, train, test, left_out = load(config, seed)
+    _check_apart(train, test)
     labels = train.labels.numpy()
     rest, held = split_each(labels, config.holdout_fraction, seed)
     if not len(held):
@@ -52,6 +54,17 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
         test=test,
         left_out=left_out,
     )
+
+
+def _check_apart(train: Images, test: Images) -> None:
+    """Raises DataError if an image is named twice: a copy would be judged by, or held out, that is trained on."""
+    if twice := [name for name, count in Counter(train.names).items() if count > 1]:
+        raise DataError(
+            f"{twice[0]} is named {train.names.count(twice[0])} times as a training image; name each once: a copy of "
+            "one that is trained on would be held out (fit.sampler shows rare classes more often)"
+        )
+    if both := set(train.names) & set(test.names):
+        raise DataError(f"{min(both)} is both a training and a test image, and so are {len(both) - 1} more")
 
 
 class Loaded(NamedTuple):

@@ -112,12 +112,29 @@ def test_split_file_with_indices_and_a_class_table(tmp_path: Path) -> None:
         ("path,label\na.jpg,0", "has no column 'split'; it needs label, path, split"),
         ("path,split,label\na.jpg,validation,0", "line 2: split is 'validation'; expected train or test"),
         ("path,split,label\na.jpg,train,7", "line 2: label '7' is not in classes.csv"),
+        ("path,split,label\na.jpg,train,0\nb.jpg,train", "line 3: no label; it needs label, path, split"),
+        ("path,split,label\na.jpg,test,0", "s.csv has no row of the split train"),
+        ("path,split,label\n", "s.csv has no row of the split train"),
     ],
 )
 def test_a_wrong_split_file(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "s.csv").write_text(text)
     (tmp_path / "classes.csv").write_text("label,name\n0,zebra\n")
     with pytest.raises(DataError, match=message):
+        folder.list_images(tmp_path, "s.csv")
+
+
+def test_a_test_part_beside_classes_is_not_taken_for_one(tmp_path: Path) -> None:
+    for name in ("cat/a.jpg", "dog/b.jpg", "Test/cat/c.jpg", "Test/dog/d.jpg"):
+        _image(tmp_path / name)
+    with pytest.raises(DataError, match="has class folders beside Test, .* names: put the former into .*train"):
+        folder.list_images(tmp_path)
+
+
+def test_a_class_table_with_a_short_row_is_named(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("path,split,label\na.jpg,train,0\n")
+    (tmp_path / "classes.csv").write_text("label,name\n0\n")
+    with pytest.raises(DataError, match="classes.csv, line 2: no name; it needs label, name"):
         folder.list_images(tmp_path, "s.csv")
 
 

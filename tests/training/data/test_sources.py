@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 from tests.training.data.test_cifar import _dump, _packed, _planes
 from training.config import DataConfig, load_recipe
-from training.data import DataError, Dataset, load_dataset
+from training.data import DataError, Dataset, LabelledImages, load_dataset
 
 
 def test_digits_have_a_long_tail_and_a_balanced_test() -> None:
@@ -117,6 +118,38 @@ def test_a_folder_with_nothing_to_hold_out_is_refused(tmp_path: Path) -> None:
             Image.new("RGB", (32, 32)).save(tmp_path / label / f"{number}.png")
     with pytest.raises(DataError, match="no class has two training images, of which one could be held out"):
         load_dataset(DataConfig(source="folder", root=tmp_path), 0)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["0.png,train,cat"], "0.png is named 2 times as a training image; name each once"),
+        (["5.png,test,dog", "4.png,test,cat"], "4.png is both a training and a test image, and so are 1 more"),
+    ],
+)
+def test_an_image_named_twice_is_refused(tmp_path: Path, more: list[str], message: str) -> None:
+    rows = [f"{i}.png,{'train' if i < 8 else 'test'},{'cat' if i % 2 == 0 else 'dog'}" for i in range(10)]
+    for i in range(10):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "s.csv").write_text("\n".join(["path,split,label", *rows, *more]))
+    config = DataConfig(source="folder", root=tmp_path, split_file="s.csv", resize=8, input_size=8)
+    with pytest.raises(DataError, match=message):
+        load_dataset(config, seed=0)
+
+
+def test_other_pixels_without_names_are_other_data() -> None:
+    data = load_dataset(DataConfig(source="digits", imbalance=10), seed=0)
+    assert isinstance(data.train, LabelledImages)
+
+    def with_train(images: torch.Tensor, names: list[str]) -> Dataset:
+        labels = data.train.labels
+        return replace(data, train=LabelledImages(images=images, labels=labels, names=names))
+
+    pixels, names = data.train.images, ["x"] * len(data.train)
+    assert with_train(255 - pixels, []).digest == data.digest
+    assert with_train(255 - pixels, []).pixels != data.pixels == with_train(pixels, []).pixels
+    # Files are known by their names; what a decoder makes of them may differ by a little.
+    assert with_train(255 - pixels, names).pixels == with_train(pixels, names).pixels
 
 
 def test_a_file_more_or_less_is_other_data(tmp_path: Path) -> None:
