@@ -12,8 +12,10 @@ export function describe(model) {
     + `included: ${counts[0]} of the most frequent class and ${counts.at(-1)} of the rarest. It sees ${model.preprocessing.input_size} × `
     + `${model.preprocessing.input_size} px and explains itself on a grid of ${model.grid.join(" × ")}.`);
   const cards = element("div", { class: "cards" });
-  const stack = element("div", { class: "stack" }, ...[accuracy(model), believed(model), tail(model)].filter(Boolean));
-  cards.append(stack, ...reliability(model), classes(model));
+  const stack = (...parts) => (parts.some(Boolean) ? [element("div", { class: "stack" }, ...parts.filter(Boolean))] : []);
+  const diagrams = reliability(model);
+  const calibrated = diagrams.pop();
+  cards.append(...stack(accuracy(model), tail(model)), ...diagrams, ...stack(calibrated, believed(model)), classes(model));
   $("model").replaceChildren($("model-title"), about, cards);
   $("model").hidden = false;
 }
@@ -43,13 +45,16 @@ function grid(columns, body) {
 
 const share = (value) => (value == null ? "–" : percent(value));
 
-/** How sure and how right the calibrated answers of each group are. */
+/** How sure and how right the calibrated answers of each group are; by rank where a group by count has no class. */
 function believed(model) {
   const found = model.by_predicted_group?.calibrated;
   if (!found) return null;
-  const body = Object.keys(GROUPS).map((group) => row([group, ...["share", "confidence", "accuracy"].map((name) => share(found[group]?.[name]))]));
+  const ranked = Object.values(model.groups).includes(0);
+  const body = (ranked ? ["head", "middle", "tail"] : Object.keys(GROUPS))
+    .map((group) => row([group, ...["share", "confidence", "accuracy"].map((name) => share(found[group]?.[name]))]));
+  const which = ranked ? "one of the commonest 36 %, the next 35 % or the rarest 29 % of the classes" : "a many-, medium- or few-shot class";
   return card("Answers by the group they name", grid(["of all", "confidence", "right"], body),
-    element("p", {}, "Of the calibrated answers that name a many-, medium- or few-shot class: confidence is their mean, and can be believed where as many are right."));
+    element("p", {}, `Of the calibrated answers that name ${which}: confidence is their mean, and can be believed where as many are right.`));
 }
 
 function tail(model) {
