@@ -239,19 +239,17 @@ def _by_predicted_group(report: Report) -> str:
     """How sure and how right predictions of each group's classes are; older reports do not have it."""
     if not (steps := report.get("by_predicted_group")):
         return ""
-    figures = ("share", "confidence", "accuracy", "ece")
     rows = []
-    for group, size in groups_shown(report).items():
-        found = [steps[step][group] or {} for step in _ENDS]
-        rows.append((f"{group} ({size})", [_percent(each.get(f)) for each in found for f in figures], ""))
-    columns = [
-        f"{name}, {step}" for step in ("as trained", "calibrated") for name in ("of all", "confidence", "right", "ECE")
-    ]
+    for step, name in zip(_ENDS, ("as trained", "calibrated"), strict=True):
+        for group, size in groups_shown(report).items():
+            found = steps[step][group] or {}
+            cells = [_percent(found.get(figure)) for figure in ("share", "confidence", "accuracy", "ece")]
+            rows.append((f"{group} ({size}), {name}", cells, ""))
+    columns = ["", "of all", "confidence", "right", "ECE"]
     return (
         "<p>The same by the group of the class that is predicted, which is what a user knows: of all predictions how "
         "many name a class of the group, how sure they are on average, and how many of them are right, in percent. "
-        "Probabilities that can be believed are as sure as they are right in every row.</p>"
-        + _table(["", *columns], rows)
+        "Probabilities that can be believed are as sure as they are right in every row.</p>" + _table(columns, rows)
     )
 
 

@@ -80,10 +80,13 @@ def test_the_page_shows_the_reports_figures(report: dict[str, Any]) -> None:
 
 
 def test_the_page_says_how_far_each_group_is_to_be_believed(report: dict[str, Any]) -> None:
-    row = page(report).split('<th scope="row">few (2)</th>')[1].split("</tr>")[0]
-    for step in ("trained", "calibrated"):
-        for figure in ("share", "confidence", "accuracy", "ece"):
-            assert f"<td>{100 * report['by_predicted_group'][step]['few'][figure]:.1f}</td>" in row
+    assert "<tr><th></th><th>of all</th><th>confidence</th><th>right</th><th>ECE</th></tr>" in page(report)
+    for step, name in (("trained", "as trained"), ("calibrated", "calibrated")):
+        row = page(report).split(f'<th scope="row">few (2), {name}</th>')[1].split("</tr>")[0]
+        few = report["by_predicted_group"][step]["few"]
+        assert re.findall(r"<td>(.*?)</td>", row) == [
+            f"{100 * few[figure]:.1f}" for figure in ("share", "confidence", "accuracy", "ece")
+        ]
     del report["by_predicted_group"]  # as in older reports
     assert "few (2)" not in page(report).split("Can the probabilities be believed?")[1]
 
