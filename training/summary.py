@@ -48,7 +48,7 @@ def steps_for_prior(report: dict[str, Any]) -> dict[str, str]:
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
-    """The report's main figures as two tables; all but NLL and Brier score are in percent."""
+    """The report's main figures as tables; all but NLL and Brier score are in percent."""
     d = report["data"]
     console.print(
         f"{report['recipe']}: {d['classes']} classes, {d['train'] + d['holdout']} training images "

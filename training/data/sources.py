@@ -64,7 +64,7 @@ def _check_apart(train: Images, test: Images) -> None:
             "one that is trained on would be held out (fit.sampler shows rare classes more often)"
         )
     if both := set(train.names) & set(test.names):
-        raise DataError(f"{min(both)} is both a training and a test image, and so are {len(both) - 1} more")
+        raise DataError(f"named both for training and for the test: {len(both)} images, the first {min(both)}")
 
 
 class Loaded(NamedTuple):
