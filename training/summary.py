@@ -61,7 +61,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     console.print(figures_table("test weighted evenly over the classes, balanced prior", d["groups"], balanced))
     for words in reservations(report):
         console.print(words)
-    console.print(group_table(report, report["by_predicted_group"]))
+    by_group = report["by_predicted_group"]
+    console.print(group_table(report, {"as trained": by_group["trained"], "calibrated": by_group["calibrated"]}))
     names = steps_for_prior(report)
     under_train = {name: report["test_under_train_prior"][step] for step, name in names.items()}
     console.print(figures_table("test weighted to the training frequencies, training prior", d["groups"], under_train))
@@ -113,7 +114,7 @@ def group_table(report: dict[str, Any], steps: Mapping[str, Mapping[str, GroupCa
     for group, size in sizes.items():
         table.add_column(f"{group} ({size})", justify="right", no_wrap=True)
     for step, found in steps.items():
-        table.add_row({"trained": "as trained"}.get(step, step), *(_believed(found[group]) for group in sizes))
+        table.add_row(step, *(_believed(found[group]) for group in sizes))
     return table
 
 
