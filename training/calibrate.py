@@ -34,17 +34,18 @@ FEW_HELD = 200
 class Fitted:
     """What calibration found.
 
-    trained_scalar, scalar: s before and after its selection. tau: of τ-norm, where it was asked for; tau_curve: each τ
-    that was tried, with accuracy and negative log-likelihood of held-out images, class-balanced. temperature: for the
-    balanced prior; prior_temperatures: for the others that probabilities may be asked for, by name. logit_prior: the
-    class prior that the trained logits are for. penalty: λ of the margins. omega_at_bound: classes whose ω met its
-    lower bound. map_shift: see `training.placement`. train_accuracy: of the cached training logits, where MARC or LWS
-    used them. logits_s, fits_s: seconds that went into computing logits, 0 where they had been kept, and into all else.
-    warnings: in sentences.
+    trained_scalar, scalar: s before and after its selection. lean: δ, where it was fitted, otherwise 0. tau: of τ-norm,
+    where it was asked for; tau_curve: each τ that was tried, with accuracy and negative log-likelihood of held-out
+    images, class-balanced. temperature: for the balanced prior; prior_temperatures: for the others that probabilities
+    may be asked for, by name. logit_prior: the class prior that the trained logits are for. penalty: λ of the margins.
+    omega_at_bound: classes whose ω met its lower bound. map_shift: see `training.placement`. train_accuracy: of the
+    cached training logits, where MARC or LWS used them. logits_s, fits_s: seconds that went into computing logits, 0
+    where they had been kept, and into all else. warnings: in sentences.
     """
 
     trained_scalar: float
     scalar: float
+    lean: float
     tau: float | None
     tau_curve: list[dict[str, float]]
     temperature: float
@@ -108,17 +109,18 @@ def calibrate(
     like: Fitted | None = None,
     kept: Path | None = None,
 ) -> Fitted:
-    """Rescale, fit margins and temperature, in this order, and store them. The test part is not looked at.
+    """Rescale, fit margins, lean and temperature, in this order, and store them. The test part is not looked at.
 
     The scalar is selected by the likelihood of held-out images under the class prior that the logits are trained for;
-    the temperature by class-balanced likelihood, since calibrated probabilities are for the balanced prior, and again
-    for each prior that they may be shifted to: under it, other classes decide how sure one may be. MARC is fitted on
-    cached logits of augmented training images, the frozen network in evaluation mode, or on the held-out part as well:
-    then the temperatures are fitted on held-out logits that were calibrated by margins which never saw them.
+    lean and temperature by class-balanced likelihood, since calibrated probabilities are for the balanced prior, and
+    the temperature again for each prior that they may be shifted to: under it, other classes decide how sure one may
+    be. MARC is fitted on cached logits of augmented training images, the frozen network in evaluation mode, or on the
+    held-out part as well: then lean and temperatures are fitted on held-out logits that were calibrated by margins
+    which never saw them. The lean is stored as a part of MARC's β.
 
     Args:
-        like: what was found for a network of the same recipe: scalar and temperatures are taken from it. For a network
-            that was trained on all images, so that none is held out.
+        like: what was found for a network of the same recipe: scalar, lean and temperatures are taken from it. For a
+            network that was trained on all images, so that none is held out.
         kept: a file for the trained logits, see `TrainedLogits`.
 
     Raises:
@@ -149,13 +151,22 @@ def calibrate(
     elif recipe.calibrate.rescale == "lws":
         scale_K = fit_lws(cache.train_NK, cache.train_labels, cache.counts_K, recipe.calibrate, recipe.seed)
         network.rescale.scale.copy_(scale_K)
-    calibrated_NK, penalty = _fit_margins(network, cache, prior_K, weights_N)
+    margins_NK, penalty = _fit_margins(network, cache, prior_K, weights_N)
+    spread, train_prior_K = recipe.calibrate.spread, other_priors(recipe, data)["train"]
+    if like is not None:
+        lean, temperature = like.lean, like.temperature
+    elif recipe.calibrate.lean:
+        lean, temperature = fit_lean(margins_NK, cache.held_labels, train_prior_K, spread)
+    else:
+        lean, temperature = 0.0, fit_temperature(margins_NK, cache.held_labels, even_K, spread)
+    offset_K = lean_offset(lean, temperature, train_prior_K)
+    network.marc.beta.data += offset_K.to(network.mean.device) / network.weight_norms()
+    network.temperature.fill_(temperature)
+    _check_finite(network)
 
     def temperature_for(wanted_K: Floats) -> float:
-        return fit_temperature(calibrated_NK, cache.held_labels, wanted_K, recipe.calibrate.spread)
+        return fit_temperature(margins_NK + offset_K, cache.held_labels, wanted_K, spread)
 
-    network.temperature.fill_(like.temperature if like else temperature_for(even_K))
-    _check_finite(network)
     prior_temperatures = (
         {name: temperature_for(other_K) for name, other_K in other_priors(recipe, data).items()}
         if like is None
@@ -164,6 +175,7 @@ def calibrate(
     return Fitted(
         trained_scalar=network.head.scalar.item(),
         scalar=network.scalar,
+        lean=lean,
         tau=tau,
         tau_curve=tau_curve,
         temperature=float(network.temperature),
@@ -231,6 +243,43 @@ def fit_temperature(
     """
     weights_N = torch.from_numpy(prior_weights(labels_N.numpy(), prior_K))
     return 1 / fit_scale(logits_NK, labels_N, weights_N, spread, torch.from_numpy(np.log(prior_K / raw_prior_K)))
+
+
+def fit_lean(logits_NK: Tensor, labels_N: Tensor, prior_K: Floats, spread: float) -> tuple[float, float]:
+    """The lean δ and the temperature T of balanced probabilities softmax(z/T - δ·log π), by their likelihood.
+
+    Temperature scaling with a bias, after Alexandari et al. (arXiv 1901.06852), along one direction alone: δ says how
+    far balanced logits still lean to the common classes (or, below zero, to the rare ones). As in `fit_scale`, the
+    mode under independent normal priors of δ and log 1/T, both with mean 0 and standard deviation σ = `spread`.
+
+    Args:
+        prior_K: π, the frequencies of training. Where they are even there is nothing to lean to, and δ is 0.
+    """
+    if not len(labels_N):
+        return 0.0, 1.0
+    weights_N = torch.from_numpy(prior_weights(labels_N.numpy(), even_prior(len(prior_K))))
+    pull = 1 / (2 * spread**2 * float(weights_N.sum() ** 2 / weights_N.square().sum()))
+    logits_NK, log_prior_K = logits_NK.double(), torch.from_numpy(np.log(prior_K))
+    log_factor, lean = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2))
+    optimizer = torch.optim.LBFGS([log_factor, lean], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        losses_N = functional.cross_entropy(
+            log_factor.exp() * logits_NK - lean * log_prior_K, labels_N, reduction="none"
+        )
+        loss = weights_N @ losses_N / weights_N.sum() + pull * (log_factor.square() + lean.square())
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return lean.item(), math.exp(-log_factor.item())
+
+
+def lean_offset(lean: float, temperature: float, prior_K: Floats) -> Tensor:
+    """What a lean adds to the logits before they are divided by the temperature, -δ·T·log(K·π), K values in fp32."""
+    return torch.from_numpy(-lean * temperature * np.log(prior_K * len(prior_K))).float()
 
 
 def _nll(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor) -> float:

@@ -296,6 +296,8 @@ class CalibrateConfig(_Section):
     penalty: λ that pulls margins towards their start, see `training.margins.fit_marc`. On `train` the defaults are
         those of the paper, `identity` and 0; with held-out images, `prior` (`identity` after rescaling) and the λ that
         cross-validation chooses. Without marc the start is `prior` too.
+    lean: fit on held-out images, with the temperature, how far the logits still lean to the common classes, and take
+        it out; see `training.calibrate.fit_lean`.
     passes: how many augmented passes over the training images MARC's cached logits come from.
     exponent: of the generalised re-weighting, w_k ∝ (n_k/N)^-exponent.
     iterations, batch_size, lr, momentum, weight_decay: of SGD with a cosine rate; the first `warmup` iterations rise
@@ -313,6 +315,7 @@ class CalibrateConfig(_Section):
     marc_on: Literal["train", "holdout", "both"] = "train"
     start: Literal["identity", "prior"] | None = None
     penalty: float | None = Field(default=None, ge=0)
+    lean: bool = False
     passes: int = Field(default=4, ge=1)
     exponent: float = Field(default=1.2, ge=0, le=10)
     iterations: int = Field(default=2000, ge=1)

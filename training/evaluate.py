@@ -15,7 +15,7 @@ from models.bundle import GROUPS, group_of
 from models.classifier import LongTailClassifier
 from models.normalized import WeightNormHead
 from training import metrics
-from training.calibrate import fit_temperature, other_priors
+from training.calibrate import fit_temperature, lean_offset, other_priors
 from training.config import Recipe
 from training.curves import scalar_curve, scalars_around
 from training.data import Dataset
@@ -32,6 +32,7 @@ def evaluate(
     data: Dataset,
     recipe: Recipe,
     temperatures: Mapping[str, float],
+    lean: float = 0.0,
     before_refit: LongTailClassifier | None = None,
     kept: Path | None = None,
 ) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def evaluate(
 
     Args:
         temperatures: `Fitted.prior_temperatures`.
+        lean: `Fitted.lean`.
         before_refit: where `network` was trained on held-out images as well, the one that was not; what is said of
             held-out images is said of it.
         kept: a file for the trained logits, see `TrainedLogits`.
@@ -58,19 +60,20 @@ def evaluate(
     step_priors = {"trained": raw_prior_K, "scalar": even_K if balanced else raw_prior_K, "adjusted": even_K}
     held_priors = {"scalar": even_K if balanced else held_prior_K, "adjusted": even_K}
     trained = TrainedLogits(network.eval(), kept)
-    logits = _steps(network, trained.test(data), raw_prior_K)
-    unseen = trained if before_refit is None else TrainedLogits(before_refit.eval(), kept)
-    unseeing = unseen.network
-    held = _steps(unseeing, unseen.holdout(data), held_prior_K)
-    probabilities = {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
     priors = other_priors(recipe, data)
     prior_K = priors["train"]
+    offset_K = lean_offset(lean, network.temperature.item(), prior_K)
+    logits, served_NK = _steps(network, trained.test(data), raw_prior_K, offset_K)
+    unseen = trained if before_refit is None else TrainedLogits(before_refit.eval(), kept)
+    unseeing = unseen.network
+    held, _ = _steps(unseeing, unseen.holdout(data), held_prior_K, offset_K)
+    probabilities = {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
     even_N, weights_N = prior_weights(labels_N, even_K), prior_weights(labels_N, prior_K)
     under_prior = {
         step: shift_prior(probabilities[step], prior_K / step_priors[step]) for step in ("trained", "scalar")
     }
     for_prior = {
-        name: shift_prior(metrics.softmax((logits["marc"] / temperatures[name]).numpy()), wanted_K)
+        name: shift_prior(metrics.softmax((served_NK / temperatures[name]).numpy()), wanted_K)
         for name, wanted_K in priors.items()
     }
     under_prior["calibrated"] = for_prior["train"]
@@ -136,18 +139,28 @@ def evaluate(
     return report
 
 
-def _steps(network: LongTailClassifier, trained_NK: Tensor, raw_prior_K: metrics.Floats) -> dict[str, Tensor]:
-    """The logits after each step of a network's calibration, N×K."""
+def _steps(
+    network: LongTailClassifier,
+    trained_NK: Tensor,
+    raw_prior_K: metrics.Floats,
+    offset_K: Tensor,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The logits after each step of a network's calibration, and those that it serves, N×K.
+
+    Args:
+        offset_K: what the lean has added to the latter.
+    """
     with torch.no_grad():
         logits_NK = network.rescale(trained_NK.to(network.mean.device)).cpu()
-        marc_NK = network.calibrate(logits_NK.to(network.mean.device)).cpu()
-    return {
+        served_NK = network.calibrate(logits_NK.to(network.mean.device)).cpu()
+    steps = {
         "trained": trained_NK,
         "adjusted": network.rescale.factor.cpu() * trained_NK - torch.from_numpy(np.log(raw_prior_K)),
         "scalar": logits_NK,
-        "marc": marc_NK,
-        "calibrated": marc_NK / network.temperature.item(),
+        "marc": served_NK - offset_K,
+        "calibrated": served_NK / network.temperature.item(),
     }
+    return steps, served_NK
 
 
 def _margins(

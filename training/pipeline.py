@@ -125,7 +125,7 @@ def load(recipe: Recipe, console: Console) -> Dataset:
 
 
 def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console: Console) -> None:
-    """Fit scalar, MARC and temperature to the trained network; writes `network.safetensors`.
+    """Fit scalar, MARC, lean and temperature to the trained network; writes `network.safetensors`.
 
     Args:
         recipe: whose calibration settings to use; None for those that the network was trained with.
@@ -153,6 +153,7 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
     console.print(
         f"calibrated in {time.perf_counter() - began:.0f} s{'' if fitted.logits_s else ' on kept logits'}: "
         + (f"scalar {fitted.trained_scalar:.2f} → {fitted.scalar:.2f}, " if recipe.model.head != "linear" else "")
+        + (f"lean {fitted.lean:+.2f}, " if recipe.calibrate.lean else "")
         + f"temperature {fitted.temperature:.3f}"
         + (f", omega at its lower bound for {fitted.omega_at_bound} classes" if fitted.omega_at_bound else "")
     )
@@ -170,8 +171,9 @@ def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, 
     device = default_device()
     before = load_network(run.before_refit)[0].to(device) if recipe.calibrate.refit else None
     with console.status("evaluating"):
-        temperatures = meta["calibration"]["prior_temperatures"]
-        report = evaluate(network.to(device), data, recipe, temperatures, before, run.logits)
+        fitted = meta["calibration"]
+        lean = fitted.get("lean", 0.0)  # absent from older runs
+        report = evaluate(network.to(device), data, recipe, fitted["prior_temperatures"], lean, before, run.logits)
     report |= {"calibration": meta["calibration"], "epochs": meta["epoch"]}
     if trained_with := meta.get("made_with"):  # older checkpoints do not say
         report["trained_with"] = trained_with

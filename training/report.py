@@ -346,6 +346,7 @@ def _making(report: Report) -> str:
         "evaluated": made["date"],
         **_trained_with(report),
         **scalar,
+        **({"lean": f"{fitted['lean']:+.2f} of the logarithm of the training prior"} if calibrate.get("lean") else {}),
         "temperature": f"{fitted['temperature']:.3f}"
         + f"; {alone['temperature']:.3f} without MARC" * calibrate["marc"],
         "held out": f"{report['data']['holdout']:,} of the training images, for scalar and temperature"

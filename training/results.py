@@ -72,21 +72,27 @@ def result_of(report: dict[str, Any], method: str, calibrated: str | None = None
     Args:
         method: the name of the network as trained. Where its logits are for an uneven class prior, `method + logit
             adjustment` has that prior taken out of them afterwards.
-        calibrated: its name after MARC; `method + MARC` by default. A run without MARC has no such row.
-        plain: whether the file has the rows without MARC.
+        calibrated: its name after MARC or the lean, by default `method + MARC`, `method + MARC, lean`, and without MARC
+            `method + logit adjustment, lean` or, where the logits are for an even prior, `method + lean`. A run with
+            neither has no such row.
+        plain: whether the file has the rows without either.
     """
     recipe, data = report["settings"], report["data"]
     source = recipe["data"]["source"]
     ratio = data["largest_class"] / data["smallest_class"]
+    # Logits for an even prior (balanced softmax) have nothing to be taken out, rescaled ones have lost it already.
+    prior, rescale = report["calibration"]["logit_prior"], recipe["calibrate"]["rescale"]
+    uneven = rescale == "off" and max(prior) > (1 + 1e-6) * min(prior)
     rows = []
     if plain:
         rows.append(_plain_row(report, "scalar", method))
-        # Logits for an even prior (balanced softmax) have nothing to be taken out, rescaled ones have lost it already.
-        prior, rescale = report["calibration"]["logit_prior"], recipe["calibrate"]["rescale"]
-        if rescale == "off" and max(prior) > (1 + 1e-6) * min(prior):
+        if uneven:
             rows.append(_plain_row(report, "adjusted", f"{method} + logit adjustment"))
-    if recipe["calibrate"]["marc"]:
-        rows.append(_marc_row(report, calibrated or f"{method} + MARC"))
+    steps = ["MARC"] if recipe["calibrate"]["marc"] else ["logit adjustment"] * uneven
+    if recipe["calibrate"].get("lean"):
+        steps.append("lean")
+    if "MARC" in steps or "lean" in steps:
+        rows.append(_calibrated_row(report, calibrated or f"{method} + {', '.join(steps)}"))
     result = {
         "dataset": _DATASETS.get(source, report["recipe"]),
         "imbalance": recipe["data"]["imbalance"] if source in MADE_TAILED else round(ratio, 1),
@@ -136,7 +142,7 @@ def _plain_row(report: dict[str, Any], step: str, method: str) -> Row:
     return _row(method, alone["test"], ranks, report["test"][before]["ece"], alone["test_under_train_prior"])
 
 
-def _marc_row(report: dict[str, Any], method: str) -> Row:
+def _calibrated_row(report: dict[str, Any], method: str) -> Row:
     ranks, prior = report["rank_groups"]["test"]["calibrated"], report["test_under_train_prior"]["calibrated"]
     return _row(method, report["test"]["calibrated"], ranks, report["test"]["marc"]["ece"], prior)
 
@@ -215,7 +221,7 @@ def methods(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
         by_method.setdefault(row["method"], []).append(row)
 
     def place(method: str) -> tuple[float, str, str]:
-        base = re.split(r" \+ (?:MARC|logit adjustment)", method)[0]
+        base = re.split(r" \+ (?:MARC|logit adjustment|lean)", method)[0]
         return mean(row["accuracy"] for row in by_method.get(base, by_method[method])), base, method
 
     return [(method, by_method[method]) for method in sorted(by_method, key=place)]

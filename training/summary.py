@@ -29,7 +29,7 @@ def steps_taken(report: dict[str, Any]) -> dict[str, str]:
         "trained": "as trained",
         "scalar": _RESCALED[settings["rescale"]],
         "marc": "+ MARC" if settings["marc"] else "− log prior",
-        "calibrated": "+ temperature",
+        "calibrated": "+ lean, temperature" if settings.get("lean") else "+ temperature",
     }
     nll = {step: report["test"][step]["nll"] for step in names}
     same = {
@@ -43,7 +43,8 @@ def steps_taken(report: dict[str, Any]) -> dict[str, str]:
 def steps_for_prior(report: dict[str, Any]) -> dict[str, str]:
     """The same for another prior than the balanced one, where all of calibration is one step."""
     names = steps_taken(report)
-    names["calibrated"] = "+ MARC, temperature" if names.pop("marc", "") == "+ MARC" else "+ temperature"
+    if names.pop("marc", "") == "+ MARC":
+        names["calibrated"] = names["calibrated"].replace("+", "+ MARC,")
     return names
 
 

@@ -45,8 +45,9 @@ class TableData(_Strict):
 class TableRow(_Strict):
     """One method: what it changes in the recipe.
 
-    calibrated: the name after MARC, `method + MARC` by default. plain: whether to report the network as trained; false
-    for a second row that only calibrates the same training in another way, which is then not trained again.
+    calibrated: the name after calibration, see `training.results.result_of`. plain: whether to report the network as
+    trained; false for a second row that only calibrates the same training in another way, which is then not trained
+    again.
     """
 
     method: str = Field(min_length=1)

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 
 from models.classifier import LongTailClassifier
 from training import calibrate as calibrate_module
-from training.calibrate import PENALTIES, TAUS, Fitted, calibrate, fit_scale, fit_temperature
+from training.calibrate import PENALTIES, TAUS, Fitted, calibrate, fit_lean, fit_scale, fit_temperature
 from training.config import AugmentConfig, Recipe, load_recipe, parse_recipe
 from training.data import Dataset, LabelledImages, load_dataset
 from training.logits import TrainedLogits, predict_logits
@@ -63,6 +63,42 @@ def test_temperature_for_a_prior_is_found_whatever_the_sample_is_drawn_from(draw
     assert found == pytest.approx(1.7, rel=0.05)
 
 
+def test_lean_and_temperature_are_the_optimum_that_scipy_finds() -> None:
+    logits, labels = _problem()
+    prior = np.array([0.5, 0.25, 0.15, 0.07, 0.03])
+    z, y = logits.double().numpy() + 2 * np.log(prior), labels.numpy()
+    weights = (0.2 / np.bincount(y))[y]
+
+    def loss(x: Floats) -> float:
+        scores = np.exp(x[0]) * z - x[1] * np.log(prior)
+        losses = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(400), y]
+        return float(weights @ losses + x @ x / (2 * 0.3**2) * (weights**2).sum())
+
+    expected = minimize(loss, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-12}).x
+    lean, temperature = fit_lean(torch.from_numpy(z), labels, prior, 0.3)
+    assert expected[1] > 0.3
+    assert lean == pytest.approx(expected[1], rel=1e-4) and temperature == pytest.approx(np.exp(-expected[0]), rel=1e-4)
+
+
+def test_a_lean_is_found_as_far_as_it_goes_either_way() -> None:
+    generator = np.random.default_rng(0)
+    prior = np.array([0.5, 0.25, 0.15, 0.07, 0.03])
+    labels = generator.choice(5, 20_000, p=prior)
+    balanced = 2 * (generator.normal(size=(20_000, 5)) + 2 * np.eye(5)[labels])  # as in the test of temperatures
+    for leaning in (0.4, -0.2):
+        logits = torch.from_numpy(1.7 * (balanced + leaning * np.log(prior)))
+        lean, temperature = fit_lean(logits, torch.from_numpy(labels), prior, 10.0)
+        assert lean == pytest.approx(leaning, abs=0.03) and temperature == pytest.approx(1.7, rel=0.05)
+
+
+def test_without_samples_or_a_tail_nothing_leans() -> None:
+    logits, labels = _problem()
+    assert fit_lean(torch.empty(0, 5), torch.empty(0).long(), np.full(5, 0.2), 0.3) == (0, 1)
+    lean, temperature = fit_lean(logits, labels, np.full(5, 0.2), 0.3)
+    assert lean == pytest.approx(0, abs=1e-6)
+    assert temperature == pytest.approx(fit_temperature(logits, labels, np.full(5, 0.2), 0.3), rel=1e-4)
+
+
 def test_calibration_of_a_real_run_moves_the_tail_up(digits_run: Run, digits_recipe: Recipe) -> None:
     network, _, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
@@ -115,6 +151,26 @@ def test_scalar_and_temperatures_are_each_the_optimum_for_their_prior(digits_run
     expected = _best_factor(margins, labels, prior, np.log(prior))
     assert 1 / fitted.prior_temperatures["train"] == pytest.approx(expected, rel=1e-3)
     assert abs(fitted.temperature / fitted.prior_temperatures["train"] - 1) > 0.01
+    assert fitted.lean == 0
+
+
+def test_the_lean_of_held_out_margins_is_taken_out_of_what_is_served(digits_run: Run, digits: Dataset) -> None:
+    (leaning, before), (network, fitted) = (
+        _calibrated(digits_run, digits, f"calibrate.lean={lean}") for lean in ("false", "true")
+    )
+    prior = digits.train_counts() / digits.train_counts().sum()
+    with torch.no_grad():
+        held = leaning.calibrate(predict_logits(leaning, digits.holdout))
+        logits = predict_logits(network, digits.test)
+        margins, served = leaning.calibrate(logits).double(), network.calibrate(logits).double()
+    expected = fit_lean(held, digits.holdout.labels, prior, 0.3)
+    assert (fitted.lean, fitted.temperature) == pytest.approx(expected, rel=1e-3) and abs(fitted.lean) > 0.01
+    probabilities = (margins / fitted.temperature).softmax(dim=1).numpy() / prior**fitted.lean
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    found = (served / fitted.temperature).softmax(dim=1).numpy()
+    np.testing.assert_allclose(found, probabilities, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(network.marc.omega, leaning.marc.omega)
+    assert fitted.prior_temperatures["train"] != before.prior_temperatures["train"]
 
 
 def test_a_selected_scalar_changes_logits_by_its_factor_and_nothing_else(digits_run: Run, digits: Dataset) -> None:

@@ -10,13 +10,14 @@ import torch
 from rich.console import Console
 from scipy.optimize import minimize_scalar
 
+from training.calibrate import calibrate
 from training.config import LossConfig, Recipe, parse_recipe
 from training.data import load_dataset
 from training.evaluate import evaluate
 from training.logits import predict_logits
 from training.report import page
 from training.run import Run, load_network
-from training.summary import print_report
+from training.summary import print_report, steps_for_prior, steps_taken
 
 
 def test_the_report_of_a_real_run(digits_run: Run) -> None:
@@ -145,6 +146,33 @@ def test_the_report_has_the_curve_of_the_scalar(digits_run: Run) -> None:
     for prefix, step in (("", "scalar"), ("adjusted_", "adjusted")):
         for figure in ("accuracy", "ece", "nll"):
             assert selected[prefix + figure] == pytest.approx(report["test"][step][figure], rel=1e-4), (step, figure)
+
+
+def test_the_lean_comes_after_the_margins(digits_run: Run, digits_recipe: Recipe) -> None:
+    network, recipe, meta = load_network(digits_run.network)
+    leaning = parse_recipe(recipe.model_dump(mode="json"), "x", ["calibrate.lean=true"])
+    data = load_dataset(digits_recipe.data, digits_recipe.seed)
+    fitted = calibrate(network, data, leaning)
+    report = evaluate(network, data, leaning, fitted.prior_temperatures, fitted.lean)
+    before = json.loads(digits_run.report.read_text())
+    for step in ("scalar", "adjusted", "marc"):
+        assert report["test"][step]["nll"] == pytest.approx(before["test"][step]["nll"], rel=1e-3), step
+    with torch.no_grad():
+        served = network.calibrate(predict_logits(network, data.test)).double()
+    log_p = (served / fitted.temperature).log_softmax(dim=1)[torch.arange(len(served)), data.test.labels]
+    balanced = np.mean([-log_p[data.test.labels == k].mean() for k in range(10)])
+    assert report["test"]["calibrated"]["nll"] == pytest.approx(balanced, rel=1e-4)
+    log_prior = torch.from_numpy(data.train_counts()).double().log()
+    shifted = (served / fitted.prior_temperatures["train"] + log_prior).softmax(dim=1).argmax(dim=1)
+    right = (shifted == data.test.labels).double()
+    counts = data.train_counts()
+    expected = sum(counts[k] * right[data.test.labels == k].mean() for k in range(10)) / counts.sum()
+    assert report["test_under_train_prior"]["calibrated"]["accuracy"] == pytest.approx(float(expected))
+    assert list(steps_taken(report).values())[-2:] == ["+ MARC", "+ lean, temperature"]
+    assert list(steps_for_prior(report).values())[-1] == "+ MARC, lean, temperature"
+    words = page(report | {"calibration": meta["calibration"] | {"lean": -0.2}, "epochs": meta["epoch"]})
+    assert "<dt>lean</dt><dd>-0.20 of the logarithm of the training prior</dd>" in words
+    assert "<dt>lean</dt>" not in digits_run.page.read_text()
 
 
 def test_a_class_with_more_test_images_weighs_no_more(digits_run: Run, digits_recipe: Recipe) -> None:

@@ -20,7 +20,7 @@ from training.data import load_dataset
 from training.logits import predict_logits
 from training.run import Run, RunError, load_network
 
-QUICK = ["fit.epochs=2", "fit.warmup_epochs=1", "calibrate.iterations=50", "calibrate.passes=1"]
+QUICK = ["fit.epochs=2", "fit.warmup_epochs=1", "calibrate.iterations=50", "calibrate.passes=1", "calibrate.lean=true"]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,8 @@ def test_the_second_training_sees_all_images_and_keeps_what_was_fitted(runs: tup
     before, after = report(plain), report(again)
     images = before["data"]["train"] + before["data"]["holdout"]
     assert "continuing after epoch 2 of 2" in said and f"training again, on all {images} images" in said
-    for key in ("scalar", "temperature", "prior_temperatures", "warnings"):
+    assert f"lean {after['calibration']['lean']:+.2f}, temperature" in said and after["calibration"]["lean"] != 0
+    for key in ("scalar", "lean", "temperature", "prior_temperatures", "warnings"):
         assert after["calibration"][key] == pytest.approx(before["calibration"][key]), key
     assert after["test"]["trained"] != before["test"]["trained"]
     # What is said of held-out images is said of the network that has not seen them.

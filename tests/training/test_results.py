@@ -80,10 +80,17 @@ def test_a_result_names_the_hardware_of_the_training(report: dict[str, Any]) -> 
 
 def test_rows_can_be_named_and_left_out(report: dict[str, Any]) -> None:
     assert [r["method"] for r in result_of(report, "a", "b", plain=False)["rows"]] == ["b"]
-    report["settings"]["calibrate"]["marc"] = False
+    calibrate = report["settings"]["calibrate"]
+    calibrate["lean"] = True
+    assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + MARC, lean"]
+    calibrate["marc"] = False
+    assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + logit adjustment, lean"]
+    del calibrate["lean"]  # as of older reports
     assert [r["method"] for r in result_of(report, "a")["rows"]] == ["a", "a + logit adjustment"]
     report["calibration"]["logit_prior"] = [0.1] * 10
     assert [r["method"] for r in result_of(report, "a")["rows"]] == ["a"]
+    calibrate["lean"] = True
+    assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + lean"]
 
 
 def test_a_rescaled_head_is_judged_as_rescaled(report: dict[str, Any]) -> None:
