@@ -57,7 +57,8 @@ class Calibration(_Strict):
     """What was fitted after training. For K classes:
 
     scalar: s of the normalised classifier, already inside the graph's `logits`.
-    omega, beta, weight_norms: MARC, z'_j = ω_j·z_j + β_j·‖W_j‖ (arXiv 2112.07225), K values each.
+    omega, beta, weight_norms: MARC, z'_j = ω_j·z_j + β_j·‖W_j‖ (arXiv 2112.07225), K values each; a lean that was
+        fitted (`calibrate.lean`) is a part of β.
     temperature: T; calibrated probabilities under a balanced prior are softmax(z'/T).
     prior_temperatures: T of the probabilities for another prior π, softmax(z'/T + log π): the `train`ing prior, and the
         one that was `given`. T of the balanced prior where there is none.

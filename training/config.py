@@ -287,7 +287,8 @@ class CalibrateConfig(_Section):
 
     scalar: `select` a normalised head's scalar on held-out images, or `keep` the trained one.
     spread: how far, as the standard deviation of its logarithm, the factor by which the scalar or the temperature
-        changes the logits is expected to be from 1, before any image is seen; see `training.calibrate.fit_scale`.
+        changes the logits is expected to be from 1, before any image is seen, and the lean from 0; see
+        `training.calibrate.fit_scale`.
     rescale: of a linear head: `tau` normalises the weights by ‖W‖^τ, `lws` learns a scale a class.
     marc: fit margins.
     marc_on: the images that they are fitted on: `train` as published, the `holdout` part, or `both`.

@@ -25,8 +25,9 @@ on the test weighted to it.
 
 - *+ MARC*: the same training as the row without it, its margins calibrated afterwards, on logits of training images;
   *held-out too*, on those of held-out images as well. *+ logit adjustment*: the logarithm of the class prior taken from
-  its logits, and nothing fitted. Both come after the scalar that is selected on held-out images, which the plain row's
-  *ECE* does not have.
+  its logits, and nothing fitted. *lean*: how far either still leans to the common classes, fitted on held-out images
+  with the temperature, is taken out as well. All of it comes after the scalar that is selected on held-out images,
+  which the plain row's *ECE* does not have.
 - *cosine*: the normalised classifier; otherwise it is linear. *CAMC* with *weights* takes its evidence from the
   classifier alone, otherwise from prototypes; both have a cosine classifier.
 - *distilled*: it learned from another network beside the labels. *refit*: trained again on all images, with scalar and
