@@ -152,23 +152,20 @@ def calibrate(
         scale_K = fit_lws(cache.train_NK, cache.train_labels, cache.counts_K, recipe.calibrate, recipe.seed)
         network.rescale.scale.copy_(scale_K)
     margins_NK, penalty = _fit_margins(network, cache, prior_K, weights_N)
-    spread, train_prior_K = recipe.calibrate.spread, other_priors(recipe, data)["train"]
+    spread, priors = recipe.calibrate.spread, other_priors(recipe, data)
     if like is not None:
         lean, temperature = like.lean, like.temperature
     elif recipe.calibrate.lean:
-        lean, temperature = fit_lean(margins_NK, cache.held_labels, train_prior_K, spread)
+        lean, temperature = fit_lean(margins_NK, cache.held_labels, priors["train"], spread)
     else:
         lean, temperature = 0.0, fit_temperature(margins_NK, cache.held_labels, even_K, spread)
-    offset_K = lean_offset(lean, temperature, train_prior_K)
+    offset_K = lean_offset(lean, temperature, priors["train"])
     network.marc.beta.data += offset_K.to(network.mean.device) / network.weight_norms()
     network.temperature.fill_(temperature)
     _check_finite(network)
-
-    def temperature_for(wanted_K: Floats) -> float:
-        return fit_temperature(margins_NK + offset_K, cache.held_labels, wanted_K, spread)
-
+    calibrated_NK = margins_NK + offset_K
     prior_temperatures = (
-        {name: temperature_for(other_K) for name, other_K in other_priors(recipe, data).items()}
+        {name: fit_temperature(calibrated_NK, cache.held_labels, wanted_K, spread) for name, wanted_K in priors.items()}
         if like is None
         else like.prior_temperatures
     )
@@ -224,7 +221,7 @@ def fit_scale(
         return 1.0
     logits_NK, weights_N = logits_NK.double(), weights_N.double()
     offset_K = logits_NK.new_zeros(()) if offset_K is None else offset_K
-    pull = 1 / (2 * spread**2 * float(weights_N.sum() ** 2 / weights_N.square().sum()))
+    pull = _pull(weights_N, spread)
 
     def loss(t: float) -> float:
         return _nll(math.exp(t) * logits_NK + offset_K, labels_N, weights_N) + pull * t**2
@@ -258,17 +255,15 @@ def fit_lean(logits_NK: Tensor, labels_N: Tensor, prior_K: Floats, spread: float
     if not len(labels_N):
         return 0.0, 1.0
     weights_N = torch.from_numpy(prior_weights(labels_N.numpy(), even_prior(len(prior_K))))
-    pull = 1 / (2 * spread**2 * float(weights_N.sum() ** 2 / weights_N.square().sum()))
+    pull = _pull(weights_N, spread)
     logits_NK, log_prior_K = logits_NK.double(), torch.from_numpy(np.log(prior_K))
     log_factor, lean = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2))
     optimizer = torch.optim.LBFGS([log_factor, lean], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        losses_N = functional.cross_entropy(
-            log_factor.exp() * logits_NK - lean * log_prior_K, labels_N, reduction="none"
-        )
-        loss = weights_N @ losses_N / weights_N.sum() + pull * (log_factor.square() + lean.square())
+        loss = _mean_loss(log_factor.exp() * logits_NK - lean * log_prior_K, labels_N, weights_N)
+        loss = loss + pull * (log_factor.square() + lean.square())
         loss.backward()
         return loss
 
@@ -282,9 +277,18 @@ def lean_offset(lean: float, temperature: float, prior_K: Floats) -> Tensor:
     return torch.from_numpy(-lean * temperature * np.log(prior_K * len(prior_K))).float()
 
 
-def _nll(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor) -> float:
+def _pull(weights_N: Tensor, spread: float) -> float:
+    """1/(2σ²·n), which weighs the normal prior against the mean over n = (Σw)²/Σw² effective samples."""
+    return 1 / (2 * spread**2 * float(weights_N.sum() ** 2 / weights_N.square().sum()))
+
+
+def _mean_loss(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
     losses_N = functional.cross_entropy(logits_NK.double(), labels_N, reduction="none")
-    return float(weights_N.double() @ losses_N / weights_N.double().sum())
+    return weights_N.double() @ losses_N / weights_N.double().sum()
+
+
+def _nll(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor) -> float:
+    return float(_mean_loss(logits_NK, labels_N, weights_N))
 
 
 def _golden_section(function: Callable[[float], float], low: float, high: float, tolerance: float = 1e-6) -> float:

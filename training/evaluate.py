@@ -63,17 +63,17 @@ def evaluate(
     priors = other_priors(recipe, data)
     prior_K = priors["train"]
     offset_K = lean_offset(lean, network.temperature.item(), prior_K)
-    logits, served_NK = _steps(network, trained.test(data), raw_prior_K, offset_K)
+    logits = _steps(network, trained.test(data), raw_prior_K, offset_K)
     unseen = trained if before_refit is None else TrainedLogits(before_refit.eval(), kept)
     unseeing = unseen.network
-    held, _ = _steps(unseeing, unseen.holdout(data), held_prior_K, offset_K)
+    held = _steps(unseeing, unseen.holdout(data), held_prior_K, offset_K)
     probabilities = {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
     even_N, weights_N = prior_weights(labels_N, even_K), prior_weights(labels_N, prior_K)
     under_prior = {
         step: shift_prior(probabilities[step], prior_K / step_priors[step]) for step in ("trained", "scalar")
     }
     for_prior = {
-        name: shift_prior(metrics.softmax((served_NK / temperatures[name]).numpy()), wanted_K)
+        name: shift_prior(metrics.softmax(((logits["marc"] + offset_K) / temperatures[name]).numpy()), wanted_K)
         for name, wanted_K in priors.items()
     }
     under_prior["calibrated"] = for_prior["train"]
@@ -144,23 +144,22 @@ def _steps(
     trained_NK: Tensor,
     raw_prior_K: metrics.Floats,
     offset_K: Tensor,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The logits after each step of a network's calibration, and those that it serves, N×K.
+) -> dict[str, Tensor]:
+    """The logits after each step of a network's calibration, N×K.
 
     Args:
-        offset_K: what the lean has added to the latter.
+        offset_K: what the lean has added to what the network serves; it comes after `marc`.
     """
     with torch.no_grad():
         logits_NK = network.rescale(trained_NK.to(network.mean.device)).cpu()
         served_NK = network.calibrate(logits_NK.to(network.mean.device)).cpu()
-    steps = {
+    return {
         "trained": trained_NK,
         "adjusted": network.rescale.factor.cpu() * trained_NK - torch.from_numpy(np.log(raw_prior_K)),
         "scalar": logits_NK,
         "marc": served_NK - offset_K,
         "calibrated": served_NK / network.temperature.item(),
     }
-    return steps, served_NK
 
 
 def _margins(

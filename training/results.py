@@ -88,10 +88,9 @@ def result_of(report: dict[str, Any], method: str, calibrated: str | None = None
         rows.append(_plain_row(report, "scalar", method))
         if uneven:
             rows.append(_plain_row(report, "adjusted", f"{method} + logit adjustment"))
-    steps = ["MARC"] if recipe["calibrate"]["marc"] else ["logit adjustment"] * uneven
-    if recipe["calibrate"].get("lean"):
-        steps.append("lean")
-    if "MARC" in steps or "lean" in steps:
+    marc, lean = recipe["calibrate"]["marc"], recipe["calibrate"].get("lean", False)  # absent from older reports
+    if marc or lean:
+        steps = (["MARC"] if marc else ["logit adjustment"] * uneven) + ["lean"] * lean
         rows.append(_calibrated_row(report, calibrated or f"{method} + {', '.join(steps)}"))
     result = {
         "dataset": _DATASETS.get(source, report["recipe"]),

@@ -44,7 +44,7 @@ def steps_for_prior(report: dict[str, Any]) -> dict[str, str]:
     """The same for another prior than the balanced one, where all of calibration is one step."""
     names = steps_taken(report)
     if names.pop("marc", "") == "+ MARC":
-        names["calibrated"] = names["calibrated"].replace("+", "+ MARC,")
+        names["calibrated"] = f"+ MARC, {names['calibrated'].removeprefix('+ ')}"
     return names
 
 
