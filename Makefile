@@ -56,7 +56,7 @@ test: .venv-dev/.ready ## Lint, check formatting and types, run the tests (ARGS 
 	.venv-dev/bin/ruff check
 	.venv-dev/bin/ruff format --check
 	.venv-dev/bin/mypy
-	.venv-dev/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 .venv-dev/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 bench-training: .venv-dev/.ready ## Measure an epoch against the usual loop, on a quiet machine (ARGS="--repeats 5")
 	.venv-dev/bin/python -m tests.benchmarks.training $(ARGS)
