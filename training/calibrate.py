@@ -124,7 +124,7 @@ def calibrate(
         kept: a file for the trained logits, see `TrainedLogits`.
 
     Raises:
-        CalibrationError: if what was fitted is not finite.
+        CalibrationError: if the logits or what was fitted to them is not finite.
     """
     network.eval()
     map_shift = measure_shift(network, data.train, recipe.seed)
@@ -162,7 +162,7 @@ def calibrate(
     offset_K = lean_offset(lean, temperature, priors["train"])
     network.marc.beta.data += offset_K.to(network.mean.device) / network.weight_norms()
     network.temperature.fill_(temperature)
-    _check_finite(network)
+    _check_finite(network, margins_NK)
     calibrated_NK = margins_NK + offset_K
     prior_temperatures = (
         {name: fit_temperature(calibrated_NK, cache.held_labels, wanted_K, spread) for name, wanted_K in priors.items()}
@@ -188,8 +188,8 @@ def calibrate(
     )
 
 
-def _check_finite(network: LongTailClassifier) -> None:
-    values = (network.rescale.factor, network.marc.omega, network.marc.beta, network.temperature)
+def _check_finite(network: LongTailClassifier, logits_NK: Tensor) -> None:
+    values = (logits_NK, network.rescale.factor, network.marc.omega, network.marc.beta, network.temperature)
     if not all(value.isfinite().all() for value in values):
         raise CalibrationError(
             "calibration did not end in finite numbers: lower calibrate.lr or calibrate.exponent, or the trained "
@@ -315,8 +315,9 @@ def _fit_tau(network: LongTailClassifier, cache: _Cache, weights_N: Tensor) -> t
     best = (math.inf, 0.0, torch.empty(0), torch.empty(0))
     for tau in TAUS:
         scale_K, shift_K = tau_norm(weight_KC, bias_K, tau)
+        scale_K, shift_K = scale_K / scale_K.mean(), shift_K / scale_K.mean()  # about as large as the trained logits
         logits_NK = scale_K * cache.held_NK + shift_K
-        factor = fit_scale(logits_NK, labels_N, weights_N)
+        factor = fit_scale(logits_NK, labels_N, weights_N, cache.recipe.calibrate.spread)
         nll = _nll(factor * logits_NK, labels_N, weights_N)
         hits_N = (logits_NK.argmax(dim=1) == labels_N).double()
         curve.append({"tau": tau, "accuracy": float(weights_N @ hits_N / weights_N.sum()), "nll": nll})

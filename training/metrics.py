@@ -51,12 +51,13 @@ def rank_groups(counts_K: NDArray[np.int64]) -> list[str]:
     """Each class's group by rank: the commonest 36 % of the classes, the next 35 %, and the rest.
 
     Of 10 classes these are [0, 3) [3, 7) [7, 10), of 100 they are [0, 36) [36, 71) [71, 100), as long-tailed CIFAR is
-    usually divided. Unlike thresholds on counts, ranks leave no group empty from three classes on.
+    usually divided. Unlike thresholds on counts, ranks leave no group empty from three classes on; two classes are head
+    and tail.
     """
     classes = len(counts_K)
     ranks_K = np.empty(classes, dtype=np.int64)
     ranks_K[np.argsort(-counts_K, kind="stable")] = np.arange(classes)
-    bounds = (classes * 36 // 100, classes * 71 // 100)
+    bounds = (max(1, classes * 36 // 100), classes * 71 // 100)
     return [RANK_GROUPS[int(np.searchsorted(bounds, rank, side="right"))] for rank in ranks_K]
 
 

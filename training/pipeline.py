@@ -148,6 +148,8 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
         fitted = calibrate(network.to(default_device()), data, recipe, kept=run.logits)
         if again is not None:
             save_tensors(run.before_refit, network_tensors(network.cpu()), meta)
+            made = meta.get("made_with", [])
+            meta["made_with"] = [*made, *(one for one in again_meta.get("made_with", []) if one not in made)]
             network = again
             fitted = calibrate(network.to(default_device()), data.whole(), recipe, fitted, run.refit.logits)
     console.print(

@@ -302,6 +302,7 @@ def _margins(report: Report) -> str:
         svg = plots.scatter(f"{name}: margin of each class against its training images", x, y, series)
         figures.append(_figure(name, "Mean over the class's test images, ± one standard deviation.", svg))
     after = "ω·d + β after margin calibration" if marc else "moved by the logarithm of the class prior after"
+    after += ", before the lean" * report["settings"]["calibrate"].get("lean", False)  # absent from older reports
     return (
         "<h2>Margins</h2><p>How far an image lies on its own class's side of that class's plane: d = z/‖W‖"
         f"{f' before, {after}' * moved}. Trained on a long tail, rare classes keep a smaller margin"

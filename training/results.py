@@ -66,15 +66,18 @@ class _ResultFile(_Strict):
     rows: list[_Method] = Field(min_length=1)
 
 
+_FITTED_ON = {"train": [], "both": ["held-out too"], "holdout": ["held-out alone"]}
+
+
 def result_of(report: dict[str, Any], method: str, calibrated: str | None = None, *, plain: bool = True) -> Row:
     """The result file of a run, from its report.
 
     Args:
         method: the name of the network as trained. Where its logits are for an uneven class prior, `method + logit
             adjustment` has that prior taken out of them afterwards.
-        calibrated: its name after MARC or the lean, by default `method + MARC`, `method + MARC, lean`, and without MARC
-            `method + logit adjustment, lean` or, where the logits are for an even prior, `method + lean`. A run with
-            neither has no such row.
+        calibrated: its name after MARC or the lean, by default `method + MARC`, `method + MARC, held-out too`, either
+            with `, lean`, and without MARC `method + logit adjustment, lean` or, where the logits are for an even
+            prior, `method + lean`. A run with neither has no such row.
         plain: whether the file has the rows without either.
     """
     recipe, data = report["settings"], report["data"]
@@ -90,7 +93,8 @@ def result_of(report: dict[str, Any], method: str, calibrated: str | None = None
             rows.append(_plain_row(report, "adjusted", f"{method} + logit adjustment"))
     marc, lean = recipe["calibrate"]["marc"], recipe["calibrate"].get("lean", False)  # absent from older reports
     if marc or lean:
-        steps = (["MARC"] if marc else ["logit adjustment"] * uneven) + ["lean"] * lean
+        margins = ["MARC", *_FITTED_ON[recipe["calibrate"].get("marc_on", "train")]]
+        steps = (margins if marc else ["logit adjustment"] * uneven) + ["lean"] * lean
         rows.append(_calibrated_row(report, calibrated or f"{method} + {', '.join(steps)}"))
     result = {
         "dataset": _DATASETS.get(source, report["recipe"]),

@@ -6,7 +6,16 @@ from scipy.optimize import minimize, minimize_scalar
 
 from models.classifier import LongTailClassifier
 from training import calibrate as calibrate_module
-from training.calibrate import PENALTIES, TAUS, Fitted, calibrate, fit_lean, fit_scale, fit_temperature
+from training.calibrate import (
+    PENALTIES,
+    TAUS,
+    CalibrationError,
+    Fitted,
+    calibrate,
+    fit_lean,
+    fit_scale,
+    fit_temperature,
+)
 from training.config import AugmentConfig, Recipe, load_recipe, parse_recipe
 from training.data import Dataset, LabelledImages, load_dataset
 from training.logits import TrainedLogits, predict_logits
@@ -196,6 +205,14 @@ def test_a_scalar_may_be_kept(digits_run: Run, digits: Dataset) -> None:
     assert fitted.train_accuracy is None
 
 
+def test_a_network_that_says_nothing_finite_is_refused(digits_run: Run, digits: Dataset) -> None:
+    network, _, _ = load_network(digits_run.checkpoint)
+    with torch.no_grad():
+        network.head.weight[3, 0] = torch.nan
+    with pytest.raises(CalibrationError, match="or the trained network itself is broken"):
+        calibrate(network, digits, load_recipe("digits", ["calibrate.marc=false"]))
+
+
 def test_without_margins_the_logarithm_of_the_prior_is_taken_out(digits_run: Run, digits: Dataset) -> None:
     network, fitted = _calibrated(digits_run, digits, "calibrate.marc=false")
     logits = predict_logits(network, digits.test)
@@ -284,6 +301,10 @@ def test_a_linear_head_may_be_rescaled(digits: Dataset, digits_recipe: Recipe, r
     each = -predict_logits(network, digits.holdout).double().log_softmax(dim=1).numpy()[np.arange(len(labels)), labels]
     balanced = np.mean([each[labels == k].mean() for k in range(10)])  # every class alike, however many are held out
     assert fitted.tau == best["tau"] and best["nll"] == pytest.approx(balanced, rel=1e-4)
+    # Each τ's scale is the mode under its prior, beside logits about as large as the trained ones.
+    factor = float(network.rescale.scale.mean())
+    at_one = predict_logits(network, digits.holdout).double().numpy() / factor
+    assert factor == pytest.approx(_best_factor(at_one, labels, np.full(10, 0.1), np.zeros(10)), rel=1e-3)
     norms = network.head.weight.norm(dim=1)
     ratio = network.rescale.scale * norms**fitted.tau if fitted.tau else network.rescale.scale
     torch.testing.assert_close(ratio, ratio.mean().expand(10))

@@ -92,7 +92,7 @@ def test_nothing_to_measure_is_refused() -> None:
         metrics.figures(P[:0], Y[:0], ["many"] * 3, np.ones(0))
 
 
-@pytest.mark.parametrize(("classes", "sizes"), [(10, [3, 4, 3]), (100, [36, 35, 29]), (3, [1, 1, 1])])
+@pytest.mark.parametrize(("classes", "sizes"), [(10, [3, 4, 3]), (100, [36, 35, 29]), (3, [1, 1, 1]), (2, [1, 0, 1])])
 def test_rank_groups_have_the_usual_sizes(classes: int, sizes: list[int]) -> None:
     groups = metrics.rank_groups(np.arange(classes, 0, -1))
     assert groups == ["head"] * sizes[0] + ["middle"] * sizes[1] + ["tail"] * sizes[2]

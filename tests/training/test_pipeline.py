@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -15,10 +16,11 @@ from rich.console import Console
 
 from models.bundle import Bundle
 from training import pipeline, precision
+from training.calibrate import Fitted, calibrate
 from training.config import Recipe, RecipeError, load_recipe
 from training.data import load_dataset
 from training.logits import predict_logits
-from training.run import Run, RunError, load_network
+from training.run import Run, RunError, load_network, load_tensors, save_tensors
 
 QUICK = ["fit.epochs=2", "fit.warmup_epochs=1", "calibrate.iterations=50", "calibrate.passes=1", "calibrate.lean=true"]
 
@@ -65,6 +67,28 @@ def test_the_second_training_sees_all_images_and_keeps_what_was_fitted(runs: tup
     for name, tensor in load_network(plain.network)[0].state_dict().items():
         torch.testing.assert_close(first.state_dict()[name], tensor, msg=name)
     assert "then trained again on all" in again.page.read_text()
+
+
+def test_what_made_either_training_is_named(runs: tuple[Run, Run, str], recipe: Recipe, tmp_path: Path) -> None:
+    run, console = Run(tmp_path / "run"), Console(file=io.StringIO())
+    shutil.copytree(runs[1].path, run.path)
+    tensors, meta = load_tensors(run.refit.checkpoint)
+    later = meta["made_with"][-1] | {"commit": "a later one"}
+    save_tensors(run.refit.checkpoint, tensors, meta | {"made_with": [later]})
+    pipeline.calibrate_run(run, recipe, None, console)
+    assert load_tensors(run.network)[1]["made_with"] == [*load_tensors(run.checkpoint)[1]["made_with"], later]
+
+
+def test_the_second_network_serves_the_lean_of_the_first(runs: tuple[Run, Run, str], recipe: Recipe) -> None:
+    _, again, _ = runs
+    served, _, meta = load_network(again.network)
+    plain, _, _ = load_network(again.refit.checkpoint)
+    data, fitted = load_dataset(recipe.data, recipe.seed), Fitted(**report(again)["calibration"])
+    calibrate(plain, data.whole(), recipe, dataclasses.replace(fitted, lean=0.0), again.refit.logits)
+    prior = torch.tensor(meta["train_counts"]) / sum(meta["train_counts"])
+    with torch.no_grad():
+        moved = (served.marc.beta - plain.marc.beta) * served.weight_norms() / served.temperature
+    torch.testing.assert_close(moved, -fitted.lean * (prior * 10).log(), rtol=1e-3, atol=1e-4)
 
 
 def test_the_bundle_is_of_the_second_network(runs: tuple[Run, Run, str]) -> None:

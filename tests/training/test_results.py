@@ -83,6 +83,8 @@ def test_rows_can_be_named_and_left_out(report: dict[str, Any]) -> None:
     calibrate = report["settings"]["calibrate"]
     calibrate["lean"] = True
     assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + MARC, lean"]
+    calibrate["marc_on"] = "both"
+    assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + MARC, held-out too, lean"]
     calibrate["marc"] = False
     assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + logit adjustment, lean"]
     del calibrate["lean"]  # as of older reports
