@@ -177,6 +177,7 @@ def export_bundle(
         PrecisionError: if the smaller precision changes the answers too much.
         ExportError: if the graph does not agree with PyTorch, or `folder` holds something that is not a bundle.
     """
+    folder = folder.resolve()
     _check_replaceable(folder)
     prior_temperatures = report["calibration"]["prior_temperatures"]
     partial = folder.with_name(folder.name + ".partial")

@@ -25,7 +25,7 @@ def load(root: Path, name: str) -> Loaded:
     """Class names, the training part in selection order, and the full test part of `cifar10` or `cifar100`.
 
     Raises:
-        DataError: if `root` holds neither form of the data.
+        DataError: if `root` holds neither form of the data, or what it holds is not images of 32×32 with labels.
     """
     if root.is_file():
         classes, train, test = _packed(root)
@@ -35,6 +35,14 @@ def load(root: Path, name: str) -> Loaded:
         raise DataError(f"no data at {root}: expected a packed .npz or .npz.xz file, or torchvision's {name} folder")
     if len(classes) != int(name.removeprefix("cifar")):
         raise DataError(f"{root} has {len(classes)} classes, which is not {name}")
+    for images, labels in (train, test):
+        if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
+            raise DataError(
+                f"{root} has {len(labels)} labels for images of the shape {images.shape} in {images.dtype}; expected "
+                f"({len(labels)}, 32, 32, 3) in uint8"
+            )
+        if wrong := sorted(set(labels.tolist()) - set(range(len(classes)))):
+            raise DataError(f"{root} has the label {wrong[0]}; expected 0 to {len(classes) - 1}")
     return classes, train, test
 
 
@@ -69,16 +77,18 @@ class _Plain(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _unpickle(path: Path) -> dict[str, Any]:
+def _unpickle(path: Path, *keys: str) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = _Plain(file, encoding="latin1").load()
     except FileNotFoundError:
         raise DataError(f"{path} is missing: expected the folder that torchvision's download makes") from None
-    except (pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise DataError(f"{path} is not a CIFAR batch: {error}") from None
+    except Exception as error:  # damaged pickles raise nearly anything
+        raise DataError(f"{path} is not a CIFAR batch: {str(error) or type(error).__name__}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} is not a CIFAR batch: it holds a {type(content).__name__}")
+    if missing := [key for key in keys if key not in content]:
+        raise DataError(f"{path} is not a CIFAR batch: it has no {missing[0]!r}")
     return content
 
 
@@ -92,14 +102,14 @@ def _torchvision(root: Path, name: str) -> Loaded:
     folder = root / base if (root / base).is_dir() else root
 
     def read(files: list[str]) -> Arrays:
-        batches = [_unpickle(folder / file) for file in files]
+        batches = [_unpickle(folder / file, "data", label) for file in files]
         flat = np.concatenate([batch["data"] for batch in batches])
         images = np.ascontiguousarray(flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         return images, np.array([value for batch in batches for value in batch[label]], dtype=np.int64)
 
     images, labels = read(parts[0])
     order = _selection_order(labels)
-    return list(_unpickle(folder / meta)[names]), (images[order], labels[order]), read(parts[1])
+    return list(_unpickle(folder / meta, names)[names]), (images[order], labels[order]), read(parts[1])
 
 
 def _selection_order(labels: NDArray[np.int64]) -> NDArray[np.int64]:

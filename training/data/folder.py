@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import posixpath
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -183,7 +184,10 @@ def _from_split(root: Path, path: Path) -> Listing:
     if names_file.is_file():
         table = {row["label"]: row["name"] for row in _rows(names_file, {"label", "name"})}
         classes = list(table.values())
-        index = {key: i for i, key in enumerate(table)} | {name: i for i, name in enumerate(classes)}
+        index = {key: i for i, key in enumerate(table)}
+        for i, name in enumerate(classes):
+            if index.setdefault(name, i) != i:
+                raise DataError(f"{names_file}: {name!r} is the label of one class and the name of another")
     else:
         classes = sorted({row["label"] for row in rows})
         index = {name: i for i, name in enumerate(classes)}
@@ -193,7 +197,10 @@ def _from_split(root: Path, path: Path) -> Listing:
             raise DataError(f"{path}, line {line}: split is {row['split']!r}; expected train or test")
         if row["label"] not in index:
             raise DataError(f"{path}, line {line}: label {row['label']!r} is not in {names_file.name}")
-        parts[row["split"]].append((root / row["path"], index[row["label"]]))
+        name = posixpath.normpath(row["path"])
+        if name.startswith(("/", "..")):
+            raise DataError(f"{path}, line {line}: {row['path']!r} is outside of {root}; give paths below it")
+        parts[row["split"]].append((root / name, index[row["label"]]))
     if not parts["train"]:
         raise DataError(f"{path} has no row of the split train")
     return Listing(classes=classes, train=parts["train"], test=parts["test"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -58,12 +59,13 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
 
 def _check_apart(train: Images, test: Images) -> None:
     """Raises DataError if an image is named twice: a copy would be judged by, or held out, that is trained on."""
-    if twice := [name for name, count in Counter(train.names).items() if count > 1]:
+    names, test_names = (list(map(posixpath.normpath, part.names)) for part in (train, test))
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(
-            f"{twice[0]} is named {train.names.count(twice[0])} times as a training image; name each once: a copy of "
+            f"{twice[0]} is named {names.count(twice[0])} times as a training image; name each once: a copy of "
             "one that is trained on would be held out (fit.sampler shows rare classes more often)"
         )
-    if both := set(train.names) & set(test.names):
+    if both := set(names) & set(test_names):
         raise DataError(f"named both for training and for the test: {len(both)} images, the first {min(both)}")
 
 

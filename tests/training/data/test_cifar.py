@@ -94,6 +94,12 @@ def test_a_damaged_batch_is_named(tmp_path: Path, content: bytes) -> None:
         cifar.load(tmp_path, "cifar100")
 
 
+def test_a_batch_without_labels_is_named(tmp_path: Path) -> None:
+    _dump(tmp_path / "train", {"data": _planes(_pixels(2)), "labels": [0, 1]})
+    with pytest.raises(DataError, match="train is not a CIFAR batch: it has no 'fine_labels'"):
+        cifar.load(tmp_path, "cifar100")
+
+
 def test_missing_data_says_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match="no data at .*expected a packed .npz or .npz.xz file, or torchvision's cifar10"
@@ -120,6 +126,21 @@ def test_a_damaged_packed_file(tmp_path: Path, content: bytes) -> None:
 def test_the_other_cifar_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has 10 classes, which is not cifar100"):
         cifar.load(_packed(tmp_path / "c.npz"), "cifar100")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_images": _pixels(20).transpose(0, 3, 1, 2)}, r"20 labels for images of the shape \(20, 3, 32, 32\)"),
+        ({"test_images": _pixels(10) / 255}, r"10, 32, 32, 3\) in float64; expected \(10, 32, 32, 3\) in uint8"),
+        ({"test_images": _pixels(9)}, r"10 labels for images of the shape \(9, 32, 32, 3\)"),
+        ({"test_labels": np.arange(1, 11)}, "has the label 10; expected 0 to 9"),
+        ({"train_labels": np.arange(20) % 10 - 1}, "has the label -1; expected 0 to 9"),
+    ],
+)
+def test_arrays_that_are_no_cifar_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        cifar.load(_packed(tmp_path / "c.npz", **changes), "cifar10")
 
 
 def test_a_packed_file_without_labels(tmp_path: Path) -> None:

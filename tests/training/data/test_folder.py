@@ -124,6 +124,20 @@ def test_a_wrong_split_file(tmp_path: Path, text: str, message: str) -> None:
         folder.list_images(tmp_path, "s.csv")
 
 
+@pytest.mark.parametrize("place", ["../a.jpg", "x/../../a.jpg", "/a.jpg"])
+def test_a_path_outside_of_the_data_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "s.csv").write_text(f"path,split,label\n{place},train,cat\n")
+    with pytest.raises(DataError, match=f"line 2: '{place}' is outside of .*; give paths below it"):
+        folder.list_images(tmp_path, "s.csv")
+
+
+def test_a_label_that_means_two_classes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("path,split,label\na.jpg,train,1\n")
+    (tmp_path / "classes.csv").write_text("label,name\n0,0\n1,2\n2,1\n")
+    with pytest.raises(DataError, match="classes.csv: '2' is the label of one class and the name of another"):
+        folder.list_images(tmp_path, "s.csv")
+
+
 def test_a_test_part_beside_classes_is_not_taken_for_one(tmp_path: Path) -> None:
     for name in ("cat/a.jpg", "dog/b.jpg", "Test/cat/c.jpg", "Test/dog/d.jpg"):
         _image(tmp_path / name)

@@ -124,7 +124,8 @@ def test_a_folder_with_nothing_to_hold_out_is_refused(tmp_path: Path) -> None:
     ("more", "message"),
     [
         (["0.png,train,cat"], "0.png is named 2 times as a training image; name each once"),
-        (["5.png,test,dog", "4.png,test,cat"], "named both for training and for the test: 2 images, the first 4.png"),
+        (["x/.././0.png,train,cat"], "0.png is named 2 times as a training image"),
+        (["5.png,test,dog", "./4.png,test,cat"], "named both for training and for the test: 2 images, the first 4.png"),
     ],
 )
 def test_an_image_named_twice_is_refused(tmp_path: Path, more: list[str], message: str) -> None:
