@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from models.classifier import LongTailClassifier
 from training import fit as fit_module
@@ -187,6 +188,36 @@ def test_the_learning_rate_may_fall_in_steps() -> None:
     config = FitConfig(epochs=200, lr=0.1, warmup_epochs=5, milestones=[160, 180])
     rates = [learning_rate(config, epoch) for epoch in (5, 159.9, 160, 179.9, 180, 199.9)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_each_step_has_its_rate_and_each_epoch_its_weights_and_its_order(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["fit.sampler=progressive", "loss.weights=grw", "loss.reweight_from=0.5", "fit.warmup_epochs=0"]
+    recipe = load_recipe("digits", [*settings, "fit.epochs=4", "data.imbalance=20"])
+    rates, progress = [], []
+    labels: dict[float, list[Tensor]] = {}
+    take_step, judge = Descent.step, Criterion.__call__
+
+    def step(self: Descent, loss: Tensor, rate: float) -> None:
+        rates.append(rate)
+        take_step(self, loss, rate)
+
+    def judged(self: Criterion, logits: Tensor, labels_B: Tensor, **options: Any) -> Tensor:
+        progress.append(options["progress"])
+        labels.setdefault(options["progress"], []).append(labels_B)
+        return judge(self, logits, labels_B, **options)
+
+    monkeypatch.setattr(Descent, "step", step)
+    monkeypatch.setattr(Criterion, "__call__", judged)
+    _fit(recipe, data, tmp_path)
+    batches = len(rates) // 4
+    assert rates == pytest.approx([learning_rate(recipe.fit, i / batches) for i in range(4 * batches)])
+    assert progress == [epoch / 4 for epoch in range(4) for _ in range(batches)]
+    seen = [torch.cat(each).bincount(minlength=10) for each in labels.values()]
+    rarest = [float(counts[-1] / counts.sum()) for counts in seen]
+    share = float((data.train.labels == 9).float().mean())
+    assert share < 0.02 and rarest == pytest.approx([(1 - t) * share + t / 10 for t in (0, 0.25, 0.5, 0.75)], abs=0.03)
 
 
 def test_a_warm_up_longer_than_the_run_is_cut_to_half() -> None:

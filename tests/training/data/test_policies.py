@@ -4,7 +4,7 @@ from torchvision.transforms import AutoAugment, AutoAugmentPolicy, TrivialAugmen
 
 from training.config import Policy
 from training.data.operations import NAMES
-from training.data.policies import CIFAR10, IMAGENET, TRIVIAL, PolicyAugment, Step, magnitudes
+from training.data.policies import CIFAR10, IMAGENET, SIGNED, TRIVIAL, PolicyAugment, Step, magnitudes
 
 THEIRS = [
     "ShearX ShearY TranslateX TranslateY Rotate Brightness Color Contrast Sharpness",
@@ -30,7 +30,7 @@ def test_the_magnitudes_are_the_published_ones(wide: bool) -> None:
     for theirs, (values, signed) in space.items():
         row = NAMES.index(NAME_OF[theirs])
         torch.testing.assert_close(table[row], values.expand(table.shape[1]).float())
-        assert signed == (row < 9)
+        assert signed == (row < SIGNED)
     assert {NAME_OF[name] for name in TrivialAugmentWide()._augmentation_space(31)} == set(TRIVIAL)
 
 
@@ -57,6 +57,9 @@ def test_trivialaugment_draws_operations_and_magnitudes_evenly() -> None:
     assert (shares[torch.tensor([NAMES.index(n) for n in TRIVIAL])] - 1 / 14).abs().max() < 0.006
     shears = drawn[kinds == NAMES.index("shear_x")]
     assert len(shears.abs().unique()) == 31 and shears.max() == -shears.min() == pytest.approx(0.99)
+    for name in TRIVIAL:
+        signs = drawn[kinds == NAMES.index(name)].sign()
+        assert (signs < 0).any() == (NAMES.index(name) < SIGNED)
 
 
 @pytest.mark.parametrize("policy", ["autoaugment-cifar10", "autoaugment-imagenet", "trivialaugment"])
