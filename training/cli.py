@@ -91,7 +91,8 @@ def train(
     An interrupted run continues when the same command is given again.
     """
     with _spoken_errors(_GOES_ON):
-        from training.config import load_recipe, refuse_idle
+        from training.config import load_recipe
+        from training.idle import refuse_idle
 
         settings = load_recipe(recipe, overrides or ())
         refuse_idle(settings, overrides or ())
@@ -121,7 +122,7 @@ def calibrate(
     """Fit scalar, margins and temperature again, with other settings of the recipe's calibrate section if wanted."""
     with _spoken_errors():
         from training import pipeline
-        from training.config import refuse_idle
+        from training.idle import refuse_idle
         from training.run import Run
 
         recipe = _changed(Run(run), overrides, "calibrate")

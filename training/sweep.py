@@ -24,9 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
 from training import pipeline
-from training.config import MADE_TAILED, Recipe, RecipeError, load_recipe, parse_recipe, refuse_idle
+from training.config import MADE_TAILED, Recipe, RecipeError, load_recipe, parse_recipe
 from training.data import Dataset, load_dataset
 from training.distill import load_teachers, weights_digest
+from training.idle import refuse_idle
 from training.results import Row, result_of, teachers_in
 from training.run import Run, save_json
 

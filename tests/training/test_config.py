@@ -1,9 +1,8 @@
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from training.config import _ONLY_WITH, Recipe, RecipeError, load_recipe, refuse_idle
+from training.config import RecipeError, load_recipe
 
 MINIMAL = 'name = "r"\n[data]\nsource = "digits"\n[fit]\nepochs = 3\n'
 
@@ -88,30 +87,6 @@ def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
         load_recipe("digit")
 
 
-def test_an_override_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
-    path = _recipe(tmp_path, MINIMAL)
-    for good in (["loss.name=focal", "loss.gamma=1"], ["model.scalar=30"], ["data.imbalance=5"], ["fit.epochs=9"]):
-        refuse_idle(load_recipe(path, good), good)
-    for good in (["calibrate.marc_on=both", "calibrate.penalty=1"], ["calibrate.lr=0.1"], ["calibrate.marc=false"]):
-        refuse_idle(load_recipe(path, good), good)
-    for good in (["calibrate.marc_on=both", "calibrate.penalty=0", "calibrate.lr=0.1"], ["calibrate.passes=2"]):
-        refuse_idle(load_recipe(path, good), good)
-    rescaled = ["model.head=linear", "calibrate.rescale=lws", "calibrate.marc_on=both", "calibrate.lr=0.1"]
-    refuse_idle(load_recipe(path, rescaled), rescaled)
-    for idle in (
-        ["loss.gamma=1"],
-        ["model.head=linear", "model.scalar=30"],
-        ["calibrate.marc=false", "calibrate.exponent=1"],
-        ["calibrate.marc_on=both", "calibrate.lr=0.1"],
-        ["calibrate.marc=false", "calibrate.lr=0.1"],
-        ["calibrate.marc=false", "calibrate.passes=2"],
-        ["calibrate.marc_on=holdout", "calibrate.passes=2"],
-        ["calibrate.penalty=1", "calibrate.lr=0.1"],
-    ):
-        with pytest.raises(RecipeError, match=f"--set {idle[-1]}: it would change nothing, for .* is ('|false)"):
-            refuse_idle(load_recipe(path, idle), idle)
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -151,17 +126,3 @@ def test_a_weight_normalised_student_leaves_its_scalar_of_one_to_itself(tmp_path
     changes = ["model.head=weight", 'distill.set=["model.head=cosine"]', "distill.weight=0.5"]
     (teacher,) = load_recipe(_recipe(tmp_path, MINIMAL), changes).teaching()
     assert (teacher.model.head, teacher.model.scalar) == ("cosine", 16.0)
-
-
-def test_the_keys_that_depend_on_others_are_keys_of_a_recipe() -> None:
-    sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
-    for key, needs in _ONLY_WITH.items():
-        section, name = key.split(".")
-        assert name in sections[section].model_fields  # type: ignore[union-attr]
-        for other, accepted in (pair for need in needs for pair in need.items()):
-            section, name = other.split(".")
-            kind = sections[section].model_fields[name].annotation  # type: ignore[union-attr]
-            if other == "calibrate.penalty":
-                assert kind == float | None
-            else:
-                assert set(accepted) < ({True, False} if kind is bool else set(get_args(kind)))
