@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from models.classifier import LongTailClassifier
 from models.marc import MARC
@@ -24,6 +23,7 @@ from training.logits import TrainedLogits
 from training.margins import MIN_OMEGA, fit_lws, fit_marc
 from training.placement import measure_shift
 from training.priors import Floats, balanced_twice, even_prior, given_prior, is_balanced, logit_prior, prior_weights
+from training.temperature import fit_lean, fit_scale, fit_temperature, lean_offset, mean_nll
 
 TAUS = tuple(t / 10 for t in range(21))
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
@@ -206,107 +206,6 @@ def other_priors(recipe: Recipe, data: Dataset) -> dict[str, Floats]:
     return priors
 
 
-def fit_scale(
-    logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor, spread: float = math.inf, offset_K: Tensor | None = None
-) -> float:
-    """The factor a > 0 for which softmax(a·z + offset) has the least weighted negative log-likelihood.
-
-    With a finite spread σ it is the posterior mode under a normal prior of log a, with mean 0 and standard deviation σ:
-    L(a) + (log a)²/(2σ²·n) is least, where L is the weighted mean and n = (Σw)²/Σw² the effective number of samples.
-    Some hundreds of samples overrule it; of a few dozen, whose best factor is mostly chance, it keeps a near 1.
-
-    A golden-section search over log a in [-4, 4] finds it to 1e-6; without samples it is 1.
-    """
-    if not len(labels_N):
-        return 1.0
-    logits_NK, weights_N = logits_NK.double(), weights_N.double()
-    offset_K = logits_NK.new_zeros(()) if offset_K is None else offset_K
-    pull = _pull(weights_N, spread)
-
-    def loss(t: float) -> float:
-        return _nll(math.exp(t) * logits_NK + offset_K, labels_N, weights_N) + pull * t**2
-
-    return math.exp(_golden_section(loss, -4.0, 4.0))
-
-
-def fit_temperature(
-    logits_NK: Tensor, labels_N: Tensor, prior_K: Floats, spread: float, raw_prior_K: Floats | float = 1.0
-) -> float:
-    """The temperature T of probabilities for the prior π, softmax(z/T + log π/q), by their likelihood under it.
-
-    Args:
-        prior_K: π.
-        raw_prior_K: q, the prior that softmax(z) is for; by default balanced.
-    """
-    weights_N = torch.from_numpy(prior_weights(labels_N.numpy(), prior_K))
-    return 1 / fit_scale(logits_NK, labels_N, weights_N, spread, torch.from_numpy(np.log(prior_K / raw_prior_K)))
-
-
-def fit_lean(logits_NK: Tensor, labels_N: Tensor, prior_K: Floats, spread: float) -> tuple[float, float]:
-    """The lean δ and the temperature T of balanced probabilities softmax(z/T - δ·log π), by their likelihood.
-
-    Temperature scaling with a bias, after Alexandari et al. (arXiv 1901.06852), along one direction alone: δ says how
-    far balanced logits still lean to the common classes (or, below zero, to the rare ones). As in `fit_scale`, the
-    mode under independent normal priors of δ and log 1/T, both with mean 0 and standard deviation σ = `spread`.
-
-    Args:
-        prior_K: π, the frequencies of training. Where they are even there is nothing to lean to, and δ is 0.
-    """
-    if not len(labels_N):
-        return 0.0, 1.0
-    weights_N = torch.from_numpy(prior_weights(labels_N.numpy(), even_prior(len(prior_K))))
-    pull = _pull(weights_N, spread)
-    logits_NK, log_prior_K = logits_NK.double(), torch.from_numpy(np.log(prior_K))
-    log_factor, lean = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2))
-    optimizer = torch.optim.LBFGS([log_factor, lean], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        loss = _mean_loss(log_factor.exp() * logits_NK - lean * log_prior_K, labels_N, weights_N)
-        loss = loss + pull * (log_factor.square() + lean.square())
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return lean.item(), math.exp(-log_factor.item())
-
-
-def lean_offset(lean: float, temperature: float, prior_K: Floats) -> Tensor:
-    """What a lean adds to the logits before they are divided by the temperature, -δ·T·log(K·π), K values in fp32."""
-    return torch.from_numpy(-lean * temperature * np.log(prior_K * len(prior_K))).float()
-
-
-def _pull(weights_N: Tensor, spread: float) -> float:
-    """1/(2σ²·n), which weighs the normal prior against the mean over n = (Σw)²/Σw² effective samples."""
-    return 1 / (2 * spread**2 * float(weights_N.sum() ** 2 / weights_N.square().sum()))
-
-
-def _mean_loss(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
-    losses_N = functional.cross_entropy(logits_NK.double(), labels_N, reduction="none")
-    return weights_N.double() @ losses_N / weights_N.double().sum()
-
-
-def _nll(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor) -> float:
-    return float(_mean_loss(logits_NK, labels_N, weights_N))
-
-
-def _golden_section(function: Callable[[float], float], low: float, high: float, tolerance: float = 1e-6) -> float:
-    ratio = (math.sqrt(5) - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = function(left), function(right)
-    while high - low > tolerance:
-        if at_left < at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = function(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = function(right)
-    return (low + high) / 2
-
-
 def _fit_tau(network: LongTailClassifier, cache: _Cache, weights_N: Tensor) -> tuple[float, list[dict[str, float]]]:
     """Sweep τ over 0..2 and store the one of the best class-balanced likelihood, each at its own best scale."""
     labels_N = cache.held_labels
@@ -318,7 +217,7 @@ def _fit_tau(network: LongTailClassifier, cache: _Cache, weights_N: Tensor) -> t
         scale_K, shift_K = scale_K / scale_K.mean(), shift_K / scale_K.mean()  # about as large as the trained logits
         logits_NK = scale_K * cache.held_NK + shift_K
         factor = fit_scale(logits_NK, labels_N, weights_N, cache.recipe.calibrate.spread)
-        nll = _nll(factor * logits_NK, labels_N, weights_N)
+        nll = mean_nll(factor * logits_NK, labels_N, weights_N)
         hits_N = (logits_NK.argmax(dim=1) == labels_N).double()
         curve.append({"tau": tau, "accuracy": float(weights_N @ hits_N / weights_N.sum()), "nll": nll})
         if nll < best[0]:
@@ -370,7 +269,7 @@ def _fit_margins(
         return found
 
     def unlikeliness(logits_NK: Tensor) -> float:
-        return _nll(fit_scale(logits_NK, cache.held_labels, weights_N) * logits_NK, cache.held_labels, weights_N)
+        return mean_nll(fit_scale(logits_NK, cache.held_labels, weights_N) * logits_NK, cache.held_labels, weights_N)
 
     penalty = config.penalty or 0.0
     if crossed:

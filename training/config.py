@@ -290,7 +290,7 @@ class CalibrateConfig(_Section):
     scalar: `select` a normalised head's scalar on held-out images, or `keep` the trained one.
     spread: how far, as the standard deviation of its logarithm, the factor by which the scalar or the temperature
         changes the logits is expected to be from 1, before any image is seen, and the lean from 0; see
-        `training.calibrate.fit_scale`.
+        `training.temperature.fit_scale`.
     rescale: of a linear head: `tau` normalises the weights by ‖W‖^τ, `lws` learns a scale a class.
     marc: fit margins.
     marc_on: the images that they are fitted on: `train` as published, the `holdout` part, or `both`.
@@ -300,7 +300,7 @@ class CalibrateConfig(_Section):
         those of the paper, `identity` and 0; with held-out images, `prior` (`identity` after rescaling) and the λ that
         cross-validation chooses. Without marc the start is `prior` too.
     lean: fit on held-out images, with the temperature, how far the logits still lean to the common classes, and take
-        it out; see `training.calibrate.fit_lean`.
+        it out; see `training.temperature.fit_lean`.
     passes: how many augmented passes over the training images MARC's cached logits come from.
     exponent: of the generalised re-weighting, w_k ∝ (n_k/N)^-exponent.
     iterations, batch_size, lr, momentum, weight_decay: of SGD with a cosine rate; the first `warmup` iterations rise

@@ -15,13 +15,14 @@ from models.bundle import GROUPS, group_of
 from models.classifier import LongTailClassifier
 from models.normalized import WeightNormHead
 from training import metrics
-from training.calibrate import fit_temperature, lean_offset, other_priors
+from training.calibrate import other_priors
 from training.config import Recipe
 from training.curves import scalar_curve, scalars_around
 from training.data import Dataset
 from training.logits import TrainedLogits
 from training.priors import even_prior, logit_prior, prior_weights, shift_prior
 from training.provenance import made_with
+from training.temperature import fit_temperature, lean_offset
 
 WORST = 12
 """How many of the hardest classes the report names, with what they are mistaken for."""
