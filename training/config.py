@@ -204,7 +204,7 @@ class FitConfig(_Section):
     sampler: how often a class is seen; see `training.samplers`.
     precision: `bf16` and `fp16` run the network under autocast; head, maps and loss stay in fp32. `fp16` is for GPUs
         without bf16; its gradients are scaled, see `training.descent`.
-    compile: compile the network first, which takes a minute or two; on a GPU it then runs as CUDA graphs. It decides
+    compile: compile the network first, which takes about a minute; on a GPU it then runs as CUDA graphs. It decides
         the speed alone: a run may go on with or without it.
     """
 
