@@ -126,10 +126,10 @@ def calibrate(
     Raises:
         CalibrationError: if the logits or what was fitted to them is not finite.
     """
+    began = time.perf_counter()
     network.eval()
     map_shift = measure_shift(network, data.train, recipe.seed)
     network.map_shift.fill_(map_shift)
-    began = time.perf_counter()
     network.rescale.load_state_dict(Rescale(len(data.classes)).state_dict())
     logits = TrainedLogits(network, kept)
     cache = _Cache(logits, data, recipe)

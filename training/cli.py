@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,9 +55,28 @@ def _spoken_errors(interrupted: str = "interrupted") -> Iterator[None]:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
         fail(f"{error.name} is not installed; training needs more than serving: pip install 'camcal[cpu,train]'")
+    except RuntimeError as error:
+        if (said := _said_of(error)) is None:
+            raise
+        fail(said)
     except KeyboardInterrupt:
         typer.echo(f"\n{interrupted}", err=True)
         raise typer.Exit(130) from None
+
+
+def _said_of(error: RuntimeError) -> str | None:
+    """A sentence about what PyTorch or a pool of processes raises for want of memory or a compiler."""
+    kind, first = type(error), str(error).strip().partition("\n")[0]
+    if kind.__name__ == "OutOfMemoryError":
+        return f"{first} A smaller fit.batch_size needs less."
+    if kind.__module__.startswith(("torch._inductor.", "torch._dynamo.")):
+        return (
+            f"the network cannot be compiled ({first}). On a CPU that needs a C++ compiler; --set fit.compile=false "
+            "trains without"
+        )
+    if isinstance(error, BrokenExecutor):
+        return "a process ended by itself, for want of memory perhaps: take fewer with --jobs; finished rows are kept"
+    return None
 
 
 def _changed(run: Run, overrides: list[str] | None, *sections: str) -> Recipe:
@@ -114,8 +134,8 @@ def calibrate(
         typer.Option(
             "--set",
             metavar="SECTION.KEY=VALUE",
-            help="Change a value of the section calibrate, such as calibrate.marc_on=both, or say with data.root=PATH "
-            "where data that has moved lies now; may be repeated.",
+            help="Change a value of the section calibrate, such as calibrate.marc_on=both, from what it was last "
+            "time, or say with data.root=PATH where data that has moved lies now; may be repeated.",
         ),
     ] = None,
 ) -> None:

@@ -469,7 +469,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         value = text
     table = raw
     for part in parts[:-1]:
-        table = table.setdefault(part, {})
+        if table.get(part) is None:  # a recipe that was read back has null for what it does without
+            table[part] = {}
+        table = table[part]
         if not isinstance(table, dict):
             raise RecipeError(f"--set {override!r}: {part!r} is not a section")
     table[parts[-1]] = value

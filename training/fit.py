@@ -56,7 +56,8 @@ def fit(
     Each process of a group calls this and takes its part of every batch; the leading one writes the checkpoints.
 
     Raises:
-        RunError: if the folder holds a run of another recipe, or training diverges, or turns the head's scalar over.
+        RunError: if the folder holds a run of another recipe, no batch has an image for each process, or training
+            diverges or turns the head's scalar over.
     """
     network = build_network(recipe, len(data.classes), data.preprocessing)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
@@ -68,11 +69,16 @@ def fit(
     made = also_made_with(made, device)
     if start:
         console.print(f"continuing after epoch {start} of {recipe.fit.epochs}")
+    steps = len(_batches(torch.arange(len(data.train)), recipe.fit, group))
+    if not steps:
+        raise RunError(
+            f"no batch has {max(2, group.size)} images, one for each process and two at least: fit.batch_size is "
+            f"{recipe.fit.batch_size} and there are {len(data.train)} training images"
+        )
     data = replace(data, train=data.train.to(device))
     model = group.wrap(network, device)
     if recipe.fit.compile:
         model = compiled(model, device)
-    steps = len(_batches(torch.arange(len(data.train)), recipe.fit, group))
     read_every = 1 if device.type == "cpu" else READ_EVERY
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as progress:

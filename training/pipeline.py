@@ -222,6 +222,6 @@ def export_run(
 
 
 def recipe_of(run: Run, overrides: Sequence[str]) -> Recipe:
-    """The recipe that a run was trained with, changed by `section.key=value` overrides."""
-    _, recipe, _ = load_network(run.checkpoint)
+    """The recipe of a run as it was calibrated last, or else trained, changed by `section.key=value` overrides."""
+    _, recipe, _ = load_network(run.network if run.network.is_file() else run.checkpoint)
     return parse_recipe(recipe.model_dump(mode="json"), f"the recipe of {run.path}", overrides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from html import escape
@@ -386,7 +387,9 @@ def _toml(settings: dict[str, Any]) -> str:
     """A recipe's effective settings in the form that a recipe file has."""
 
     def value(v: Any) -> str:
-        return str(v).lower() if isinstance(v, bool) else f'"{v}"' if isinstance(v, str) else str(v)
+        if isinstance(v, dict):
+            return "{" + ", ".join(f"{value(name)} = {value(each)}" for name, each in v.items()) + "}"
+        return json.dumps(v, ensure_ascii=False)  # TOML's text, numbers, booleans and lists are those of JSON
 
     sections = {key: section for key, section in settings.items() if isinstance(section, dict)}
     lines = [f"{k} = {value(v)}" for k, v in settings.items() if k not in sections and v is not None]

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torchvision.models.resnet import BasicBlock
 
 from models.resnet_cifar import CifarBlock, CifarResNet
 
@@ -28,3 +29,16 @@ def test_the_shortcut_subsamples_and_pads_with_zeros() -> None:
 def test_other_depths_are_refused(depth: int) -> None:
     with pytest.raises(ValueError, match="6n\\+2"):
         CifarResNet(depth)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_block_without_a_change_of_width_is_torchvision_s(training: bool) -> None:
+    torch.manual_seed(0)
+    ours, theirs = CifarBlock(6, 6, stride=1), BasicBlock(6, 6)
+    for module in (ours.bn1, ours.bn2):
+        torch.nn.init.normal_(module.weight)
+        torch.nn.init.normal_(module.bias)
+        module.running_var = torch.rand(6) + 0.5
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(4, 6, 8, 8)
+    torch.testing.assert_close(ours.train(training)(images), theirs.train(training)(images))

@@ -276,3 +276,37 @@ def test_a_penalty_that_is_given_is_taken(digits_run: Run, digits: Dataset) -> N
     torch.testing.assert_close(strong.marc.omega, adjusted.marc.omega, rtol=0, atol=1e-3)
     torch.testing.assert_close(strong.marc.beta, adjusted.marc.beta, rtol=0, atol=1e-3)
     assert _calibrated(digits_run, digits)[1].penalty == 0
+
+
+def test_the_penalty_of_the_likeliest_unseen_margins_is_chosen(digits_run: Run, digits: Dataset) -> None:
+    network, fitted = _calibrated(digits_run, digits, "calibrate.marc_on=holdout")
+    labels = digits.holdout.labels.numpy()
+    weights = (0.1 / np.bincount(labels))[labels]
+
+    def unlikeliness(penalty: float) -> float:
+        """Of held-out images under margins of the other half, at their best temperature, by NumPy and SciPy."""
+        recipe = load_recipe("digits", ["calibrate.marc_on=holdout", f"calibrate.penalty={penalty}"])
+        cache = calibrate_module._Cache(TrainedLogits(network), digits, recipe)
+        prior = np.array(fitted.logit_prior)
+        z = calibrate_module._fit_margins(network, cache, prior, torch.from_numpy(weights))[0].double().numpy()
+
+        def loss(t: float) -> float:
+            scores = np.exp(t) * z
+            losses = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(z)), labels]
+            return float(weights @ losses)
+
+        return float(minimize_scalar(loss, bounds=(-4, 4), method="bounded").fun)
+
+    found = {penalty: unlikeliness(penalty) for penalty in PENALTIES}
+    best, *others = sorted(PENALTIES, key=found.__getitem__)
+    assert fitted.penalty == best and found[others[0]] > found[best] + 1e-4, found
+
+
+def test_a_given_prior_has_a_temperature_of_its_own(digits_run: Run, digits: Dataset) -> None:
+    given = np.array([0.02, 0.02, 0.02, 0.02, 0.02, 0.1, 0.2, 0.2, 0.2, 0.2])  # the other way round than in training
+    network, fitted = _calibrated(digits_run, digits, f"calibrate.prior={(5 * given).tolist()}")
+    with torch.no_grad():
+        margins = network.calibrate(predict_logits(network, digits.holdout)).double().numpy()
+    expected = _best_factor(margins, digits.holdout.labels.numpy(), given, np.log(given))
+    assert 1 / fitted.prior_temperatures["given"] == pytest.approx(expected, rel=1e-3)
+    assert abs(fitted.prior_temperatures["given"] / fitted.prior_temperatures["train"] - 1) > 0.01

@@ -1,9 +1,12 @@
 import json
 import shutil
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
+import torch
+import torch._inductor.config as inductor
 from typer.testing import CliRunner, Result
 
 from training.cli import app
@@ -162,3 +165,40 @@ def test_a_table_with_a_failed_row_ends_with_an_error(tmp_path: Path) -> None:
     result = _camcal("bench-table", table, "--out", tmp_path / "out", "--data", f"cifar10={tmp_path / 'nowhere'}")
     assert result.exit_code == 2 and "failed: no data at" in result.output
     assert "1 of 1 rows failed; the same command tries them again" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nMore"), "error: CUDA out of memory. A smaller fit.batch_size"),
+        (BrokenProcessPool("A process was terminated"), "error: a process ended by itself, for want of memory"),
+    ],
+)
+def test_want_of_memory_ends_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: RuntimeError, words: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("training.pipeline.train", fail)
+    result = _camcal("train", "digits", "--out", tmp_path)
+    assert result.exit_code == 2 and words in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_other_faults_stay_tracebacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr("training.pipeline.train", fail)
+    assert isinstance(_camcal("train", "digits", "--out", tmp_path).exception, RuntimeError)
+
+
+def test_compiling_without_a_compiler_says_how_to_do_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(inductor.cpp, "cxx", (str(tmp_path / "no-compiler"),))
+    torch.compiler.reset()
+    result = _camcal("train", "digits", "--out", tmp_path / "run", "--set", "fit.compile=true")
+    torch.compiler.reset()
+    assert result.exit_code == 2, result.output
+    assert "error: the network cannot be compiled (" in result.stderr
+    assert "On a CPU that needs a C++ compiler; --set fit.compile=false trains without" in result.stderr

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import RecipeError, load_recipe
+from training.config import RecipeError, load_recipe, parse_recipe
 
 MINIMAL = 'name = "r"\n[data]\nsource = "digits"\n[fit]\nepochs = 3\n'
 
@@ -126,3 +126,9 @@ def test_a_weight_normalised_student_leaves_its_scalar_of_one_to_itself(tmp_path
     changes = ["model.head=weight", 'distill.set=["model.head=cosine"]', "distill.weight=0.5"]
     (teacher,) = load_recipe(_recipe(tmp_path, MINIMAL), changes).teaching()
     assert (teacher.model.head, teacher.model.scalar) == ("cosine", 16.0)
+
+
+def test_one_value_of_a_table_that_was_not_given_can_be_set(tmp_path: Path) -> None:
+    raw = load_recipe(_recipe(tmp_path, MINIMAL)).model_dump(mode="json")
+    assert raw["calibrate"]["prior"] is None
+    assert parse_recipe(raw, "x", ["calibrate.prior.zero=2"]).calibrate.prior == {"zero": 2.0}

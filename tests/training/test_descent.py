@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -79,3 +80,18 @@ def test_what_was_kept_is_taken_up(precision: str) -> None:
     assert torch.equal(layer.weight, other_layer.weight)
     assert descent.tensors().keys() == other.tensors().keys()
     assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in descent.tensors().items())
+
+
+@pytest.mark.parametrize(("momentum", "decay"), [(0.9, 0.0), (0.6, 0.01), (0.0, 0.01)])
+def test_steps_are_nesterov_s_with_the_rate_of_each(momentum: float, decay: float) -> None:
+    layer = nn.Linear(3, 1, bias=False)
+    config = FitConfig(epochs=1, momentum=momentum, weight_decay=decay, precision="fp32", lr=7.0)
+    descent = Descent(layer, config, CPU)
+    w, target = layer.weight.detach().double().numpy().copy(), np.array([[1.0, -2.0, 0.5]])
+    velocity = np.zeros_like(w)
+    for rate in (0.1, 0.3, 0.02):
+        descent.step(0.5 * (layer.weight - torch.from_numpy(target)).square().sum(), rate)
+        gradient = w - target + decay * w
+        velocity = momentum * velocity + gradient
+        w -= rate * (gradient + momentum * velocity)
+    np.testing.assert_allclose(layer.weight.detach().numpy(), w, rtol=1e-5)

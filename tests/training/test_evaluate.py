@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from scipy.optimize import minimize_scalar
 
 from training.calibrate import calibrate
-from training.config import LossConfig, Recipe, parse_recipe
+from training.config import LossConfig, Recipe, load_recipe, parse_recipe
 from training.data import load_dataset
 from training.evaluate import evaluate
 from training.logits import predict_logits
+from training.priors import Floats
 from training.report import page
-from training.run import Run, load_network
+from training.run import Run, build_network, load_network
 from training.summary import print_report, steps_for_prior, steps_taken
 
 
@@ -192,6 +194,83 @@ def test_a_class_with_more_test_images_weighs_no_more(digits_run: Run, digits_re
         return [v for figures in found for k, v in figures.items() if k != "groups"] + [b["share"] for b in bins]
 
     assert flat(uneven) == pytest.approx(flat(even))
+
+
+def _nll(logits: Floats, shift: Floats, labels: NDArray[np.int64], prior: Floats) -> float:
+    """Of softmax(z)·shift, samples weighted to a prior, by NumPy alone."""
+    p = np.exp(logits) * shift
+    own = p[np.arange(len(labels)), labels] / p.sum(axis=1)
+    weights = (prior / np.bincount(labels))[labels]
+    return float(weights @ -np.log(own) / weights.sum())
+
+
+def test_each_prior_is_judged_with_its_own_shift_temperature_and_weights(
+    digits_run: Run, digits_recipe: Recipe
+) -> None:
+    network, recipe, _ = load_network(digits_run.network)
+    data = load_dataset(digits_recipe.data, digits_recipe.seed)
+    given = np.array([0.02, 0.02, 0.02, 0.02, 0.02, 0.1, 0.2, 0.2, 0.2, 0.2])
+    asked = parse_recipe(recipe.model_dump(mode="json"), "x", [f"calibrate.prior={(5 * given).tolist()}"])
+    report = evaluate(network, data, asked, {"train": 2.0, "given": 1.3})
+    with torch.no_grad():
+        z = network.calibrate(predict_logits(network, data.test)).double().numpy()
+    prior = data.train_counts() / data.train_counts().sum()
+    for name, temperature, wanted in (("train", 2.0, prior), ("given", 1.3, given)):
+        expected = _nll(z / temperature, wanted, data.test.labels.numpy(), wanted)
+        found = report[f"test_under_{name}_prior"]["calibrated"]["nll"]
+        assert found == pytest.approx(expected, rel=1e-4), name
+
+
+def test_a_temperature_alone_for_the_training_prior_keeps_to_the_prior_of_the_logits(
+    digits_run: Run, digits_recipe: Recipe
+) -> None:
+    report = json.loads(digits_run.report.read_text())
+    network, recipe, _ = load_network(digits_run.network)
+    data = load_dataset(digits_recipe.data, digits_recipe.seed)
+    held, z = (predict_logits(network, part).double().numpy() for part in (data.holdout, data.test))
+    labels = data.holdout.labels.numpy()
+    seen = data.train.labels.bincount().numpy() / len(data.train)
+    prior = data.train_counts() / data.train_counts().sum()
+    weights = (prior / np.bincount(labels))[labels]
+
+    def loss(t: float) -> float:
+        samples = float(weights.sum() ** 2 / (weights**2).sum())
+        return _nll(np.exp(t) * held, prior / seen, labels, prior) + t**2 / (2 * recipe.calibrate.spread**2 * samples)
+
+    factor = np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-9}).x)
+    expected = _nll(factor * z, prior / seen, data.test.labels.numpy(), prior)
+    found = report["temperature_only"]["scalar"]["test_under_train_prior"]["nll"]
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("rescale", ["tau", "lws"])
+def test_rescaled_logits_count_as_balanced(digits_recipe: Recipe, rescale: str) -> None:
+    changes = ["model.head=linear", "model.camc=off", "calibrate.marc=false", "calibrate.iterations=100"]
+    recipe = load_recipe("digits", [*changes, f"calibrate.rescale={rescale}"])
+    data = load_dataset(digits_recipe.data, digits_recipe.seed)
+    network = build_network(recipe, 10).eval()
+    with torch.no_grad():
+        network.head.weight.mul_(torch.linspace(30, 3, 10)[:, None])
+    fitted = calibrate(network, data, recipe)
+    report = evaluate(network, data, recipe, fitted.prior_temperatures)
+    z, labels = predict_logits(network, data.test).double().numpy(), data.test.labels.numpy()
+    prior = data.train_counts() / data.train_counts().sum()
+    assert report["test_under_train_prior"]["scalar"]["nll"] == pytest.approx(_nll(z, prior, labels, prior), rel=1e-4)
+
+
+def test_the_curve_of_held_out_images_counts_each_class_alike(digits_run: Run, digits_recipe: Recipe) -> None:
+    curve = json.loads(digits_run.report.read_text())["scalar_curve"]
+    network, _, meta = load_network(digits_run.network)
+    data = load_dataset(digits_recipe.data, digits_recipe.seed)
+    z, labels = predict_logits(network, data.holdout).double().numpy(), data.holdout.labels.numpy()
+    (point,) = [p for p in curve if p["scalar"] == pytest.approx(meta["calibration"]["scalar"], rel=1e-6)]
+    even = np.full(10, 0.1)
+    right = z.argmax(axis=1) == labels
+    assert point["holdout_accuracy"] == pytest.approx(np.mean([right[labels == k].mean() for k in range(10)]))
+    assert point["holdout_accuracy"] != pytest.approx(right.mean())
+    assert point["holdout_nll"] == pytest.approx(_nll(z, np.ones(10), labels, even), rel=1e-4)
+    adjusted = _nll(z, 1 / np.array(meta["calibration"]["logit_prior"]), labels, even)
+    assert point["holdout_adjusted_nll"] == pytest.approx(adjusted, rel=1e-4)
 
 
 def test_a_given_prior_is_judged_as_the_training_prior_is(digits_run: Run, digits_recipe: Recipe) -> None:

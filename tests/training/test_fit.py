@@ -15,6 +15,7 @@ from training import fit as fit_module
 from training.config import FitConfig, Recipe, load_recipe
 from training.data import Dataset, load_dataset
 from training.descent import Descent
+from training.distributed import Group
 from training.fit import compiled, fit, learning_rate
 from training.losses import Criterion
 from training.run import Run, RunError, build_network, load_tensors
@@ -273,3 +274,10 @@ def test_no_step_waits_for_the_gpu(recipe: Recipe, data: Dataset) -> None:
         next(steps)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_batches_too_small_for_the_processes_are_refused(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    few = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"batch_size": 4})})
+    console = Console(file=io.StringIO())
+    with pytest.raises(RunError, match="no batch has 8 images, one for each process .*: fit.batch_size is 4 and there"):
+        fit(few, data, Run(tmp_path), console, torch.device("cpu"), Group(rank=0, size=8))

@@ -155,3 +155,13 @@ def test_all_images_are_the_two_parts_one_after_the_other(recipe: Recipe) -> Non
 def test_what_needs_held_out_images_of_the_last_network_is_refused(other: str) -> None:
     with pytest.raises(RecipeError, match="calibrate.refit needs"):
         load_recipe("digits", ["calibrate.refit=true", "model.head=linear", other])
+
+
+def test_another_calibration_starts_from_the_last_one(runs: tuple[Run, Run, str], tmp_path: Path) -> None:
+    _, again, _ = runs
+    assert not load_network(again.checkpoint)[1].calibrate.refit  # the first training knew nothing of a second
+    changed = pipeline.recipe_of(again, ["calibrate.exponent=1"]).calibrate
+    assert changed.refit and changed.lean and changed.exponent == 1
+    alone = Run(tmp_path)
+    alone.checkpoint.write_bytes(again.checkpoint.read_bytes())
+    assert not pipeline.recipe_of(alone, []).calibrate.refit

@@ -161,3 +161,17 @@ def test_a_manifest_from_before_precisions_loads(bundles: Bundles, tmp_path: Pat
     assert manifest.pop("precision") == "fp32"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert Bundle.load(folder).manifest.precision == "fp32"
+
+
+def test_a_graph_is_judged_under_the_training_prior(digits_run: Run, data: Dataset) -> None:
+    prior, temperature = data.train_counts() / data.train_counts().sum(), 1.7
+    path = digits_run.bundle / "model.onnx"
+    z = outputs(digits_run.bundle, data.holdout.images, 1)["calibrated_logits"].astype(np.float64)
+    p = np.exp(z / temperature) * prior
+    p /= p.sum(axis=1, keepdims=True)
+    right, sure = p.argmax(axis=1) == data.holdout.labels.numpy(), p.max(axis=1)
+    bins = np.ceil(sure * 15)
+    ece = sum(abs((right[bins == b] - sure[bins == b]).sum()) for b in set(bins)) / len(sure)
+    found = precision.compare(path, path, "fp16", data, temperature)["fp32"]
+    assert found == pytest.approx({"accuracy": right.mean(), "ece": ece}, rel=1e-4)
+    assert (np.exp(z).argmax(axis=1) != p.argmax(axis=1)).any()

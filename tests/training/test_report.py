@@ -1,11 +1,13 @@
 import json
 import re
+import tomllib
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
+from training.config import parse_recipe
 from training.report import page
 from training.run import Run
 
@@ -162,3 +164,11 @@ def test_a_report_without_marc_does_not_speak_of_it(report: dict[str, Any]) -> N
     assert "After calibration" not in page(report)
     del report["scalar_curve"]
     assert "<dt>scalar</dt>" not in page(report)
+
+
+def test_the_recipe_on_the_page_is_a_recipe(report: dict[str, Any]) -> None:
+    calibrate = report["settings"]["calibrate"] | {"prior": {'the "few"': 1.5, "rest": 2e-7}}
+    settings = report["settings"] | {"calibrate": calibrate}
+    words = _read(page(report | {"settings": settings})).words
+    (shown,) = [text for text in words if "[calibrate]" in text]
+    assert parse_recipe(tomllib.loads(shown), "page") == parse_recipe(settings, "report")

@@ -192,6 +192,10 @@ def test_data_of_one_kind_of_source_may_lie_in_two_places() -> None:
         (TABLE.replace("seeds", "seed"), "'seeds': Field required; small.toml: 'seed': Extra inputs"),
         (TABLE.replace('method = "linear"', 'method = "CAMC"'), "two rows are called digits-if10_camc_small_s0"),
         (TABLE.replace("fit.epochs", "fit.epoch"), "unknown key 'fit.epoch'; did you mean 'epochs'?"),
+        (
+            TABLE.replace('method = "linear"', 'method = "none"\nplain = false'),
+            "small.toml: none: plain = false leaves no row with neither MARC nor the lean",
+        ),
         (TABLE.replace('"digits"', '"cifar10-lt"'), "needs data: pass --data cifar10=PATH"),
     ],
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import lzma
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +35,10 @@ def load(root: Path, name: str) -> Loaded:
     if len(classes) != int(name.removeprefix("cifar")):
         raise DataError(f"{root} has {len(classes)} classes, which is not {name}")
     for images, labels in (train, test):
-        if images.dtype != np.uint8 or images.shape != (len(labels), 32, 32, 3):
+        if images.dtype != np.uint8 or labels.ndim != 1 or images.shape != (len(labels), 32, 32, 3):
             raise DataError(
-                f"{root} has {len(labels)} labels for images of the shape {images.shape} in {images.dtype}; expected "
-                f"({len(labels)}, 32, 32, 3) in uint8"
+                f"{root} has labels of the shape {labels.shape} for images of the shape {images.shape} in "
+                f"{images.dtype}; expected (N,) for (N, 32, 32, 3) in uint8"
             )
         if wrong := sorted(set(labels.tolist()) - set(range(len(classes)))):
             raise DataError(f"{root} has the label {wrong[0]}; expected 0 to {len(classes) - 1}")
@@ -55,8 +54,8 @@ def _packed(path: Path) -> Loaded:
         train = arrays["train_images"], arrays["train_labels"].astype(np.int64)
         test = arrays["test_images"], arrays["test_labels"].astype(np.int64)
         return [str(n) for n in arrays["class_names"]], train, test
-    except (lzma.LZMAError, zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError) as error:
-        raise DataError(f"{path} is not a packed CIFAR file: {error}") from None
+    except Exception as error:  # damaged archives raise nearly anything
+        raise DataError(f"{path} is not a packed CIFAR file: {str(error) or type(error).__name__}") from None
 
 
 class _Plain(pickle.Unpickler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -126,6 +127,10 @@ class Dataset:
     def __post_init__(self) -> None:
         if twice := [name for name, count in Counter(self.classes).items() if count > 1 or not name.strip()]:
             raise DataError(f"two classes are named {twice[0]!r}" if twice[0].strip() else "a class has no name")
+        names = (name for part in (self.train, self.holdout, self.test) for name in part.names)
+        for name in itertools.chain(self.classes, names):
+            if not _is_text(name):
+                raise DataError(f"the name {name!a} is not UTF-8: rename that file or folder")
         counts = self.train_counts()
         if empty := [name for name, count in zip(self.classes, counts, strict=True) if count == 0]:
             raise DataError(
@@ -160,6 +165,15 @@ class Dataset:
         """Training images per class, the held-out ones included: what the long tail of the data is. K values."""
         labels = torch.cat([self.train.labels, self.holdout.labels]).numpy()
         return np.bincount(labels, minlength=len(self.classes))
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be written down; what the file system holds may be anything."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def long_tail_counts(largest: int, classes: int, imbalance: float) -> NDArray[np.int64]:

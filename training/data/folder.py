@@ -198,7 +198,7 @@ def _from_split(root: Path, path: Path) -> Listing:
         if row["label"] not in index:
             raise DataError(f"{path}, line {line}: label {row['label']!r} is not in {names_file.name}")
         name = posixpath.normpath(row["path"])
-        if name.startswith(("/", "..")):
+        if name.partition("/")[0] in ("", ".."):
             raise DataError(f"{path}, line {line}: {row['path']!r} is outside of {root}; give paths below it")
         parts[row["split"]].append((root / name, index[row["label"]]))
     if not parts["train"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import posixpath
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -156,7 +157,8 @@ def read_list(path: Path) -> tuple[list[str], NDArray[np.int64]]:
     """Paths and labels of a list file.
 
     Raises:
-        DataError: if the file is missing or empty, or naming the line that is not `relative/path label`.
+        DataError: if the file is missing or empty, or naming the line that is not `relative/path label`, or leads out
+            of the folder.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()  # Excel writes a mark
@@ -169,7 +171,10 @@ def read_list(path: Path) -> tuple[list[str], NDArray[np.int64]]:
             if not line.strip():
                 continue
             raise DataError(f"{path}, line {number}: expected `relative/path label`, found {line.strip()!r}")
-        names.append(name.strip())
+        name = posixpath.normpath(name.strip())
+        if name.partition("/")[0] in ("", ".."):
+            raise DataError(f"{path}, line {number}: {line.strip()!r} is outside of data.root; give a path below it")
+        names.append(name)
         labels.append(int(label))
     if not names:
         raise DataError(f"the list {path} names no image")

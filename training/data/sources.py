@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -59,7 +58,7 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
 
 def _check_apart(train: Images, test: Images) -> None:
     """Raises DataError if an image is named twice: a copy would be judged by, or held out, that is trained on."""
-    names, test_names = (list(map(posixpath.normpath, part.names)) for part in (train, test))
+    names, test_names = (part.names for part in (train, test))
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(
             f"{twice[0]} is named {names.count(twice[0])} times as a training image; name each once: a copy of "

@@ -131,9 +131,12 @@ def test_the_other_cifar_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_images": _pixels(20).transpose(0, 3, 1, 2)}, r"20 labels for images of the shape \(20, 3, 32, 32\)"),
-        ({"test_images": _pixels(10) / 255}, r"10, 32, 32, 3\) in float64; expected \(10, 32, 32, 3\) in uint8"),
-        ({"test_images": _pixels(9)}, r"10 labels for images of the shape \(9, 32, 32, 3\)"),
+        (
+            {"train_images": _pixels(20).transpose(0, 3, 1, 2)},
+            r"shape \(20,\) for images of the shape \(20, 3, 32, 32\)",
+        ),
+        ({"test_images": _pixels(10) / 255}, r"10, 32, 32, 3\) in float64; expected .* \(N, 32, 32, 3\) in uint8"),
+        ({"test_images": _pixels(9)}, r"shape \(10,\) for images of the shape \(9, 32, 32, 3\)"),
         ({"test_labels": np.arange(1, 11)}, "has the label 10; expected 0 to 9"),
         ({"train_labels": np.arange(20) % 10 - 1}, "has the label -1; expected 0 to 9"),
     ],
@@ -146,3 +149,29 @@ def test_arrays_that_are_no_cifar_are_refused(tmp_path: Path, changes: dict[str,
 def test_a_packed_file_without_labels(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train_labels"):
         cifar.load(_packed(tmp_path / "c.npz", train_labels=None), "cifar10")
+
+
+def test_labels_and_names_of_other_shapes_are_refused(tmp_path: Path) -> None:
+    for labels in (np.arange(20)[:, None] % 10, np.array(3)):
+        with pytest.raises(DataError, match=r"has labels of the shape \((20, 1)?\) for images of the shape \(20, 32"):
+            cifar.load(_packed(tmp_path / "c.npz", train_labels=labels), "cifar10")
+    with pytest.raises(DataError, match="is not a packed CIFAR file: "):
+        cifar.load(_packed(tmp_path / "c.npz", class_names=np.array("zero")), "cifar10")
+
+
+def test_an_archive_with_a_wrong_byte_is_refused(tmp_path: Path) -> None:
+    path = _packed(tmp_path / "c.npz")
+    with np.load(path) as arrays:
+        np.savez_compressed(tmp_path / "small.npz", **arrays)
+    data, refused = bytearray((tmp_path / "small.npz").read_bytes()), 0
+    for at in range(60, len(data), len(data) // 40):
+        damaged = data.copy()
+        damaged[at] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            _, (images, labels), _ = cifar.load(path, "cifar10")
+        except DataError as error:
+            refused += "is not a packed CIFAR file" in str(error)
+        else:  # the byte said nothing about the arrays
+            assert np.array_equal(images, _pixels(20)) and labels.tolist() == list(range(10)) * 2
+    assert refused > 30

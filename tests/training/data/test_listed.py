@@ -143,6 +143,9 @@ def test_an_unreadable_image_is_named_and_the_threads_end(root: Path) -> None:
         ("a.jpg 0\nb.jpg\n", "line 2: expected `relative/path label`, found 'b.jpg'"),
         ("a.jpg -1\n", "line 1: expected"),
         ("\n", "names no image"),
+        ("a.jpg 0\n../a.jpg 1\n", r"line 2: '\.\./a\.jpg 1' is outside of data.root; give a path below it"),
+        ("x/../../a.jpg 0\n", "is outside of data.root"),
+        ("/a.jpg 0\n", "is outside of data.root"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -171,3 +174,19 @@ def test_classes_that_share_a_folder_are_named_by_label() -> None:
 def test_a_list_source_needs_both_lists() -> None:
     with pytest.raises(RecipeError, match="needs data.train_list and data.test_list"):
         load_recipe("digits", ["data.source=list", "data.root=x", "data.train_list=a.txt"])
+
+
+def test_one_image_under_two_spellings_is_one(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("./x//a.jpg 0\nx/y/../a.jpg 1\n")
+    assert read_list(tmp_path / "list.txt")[0] == ["x/a.jpg", "x/a.jpg"]
+
+
+def test_crops_lie_anywhere() -> None:
+    crop = RandomCrop(AugmentConfig(area=(0.2, 0.3)), PREPROCESSING, 0)
+    left, top, right, bottom = np.array([crop.box(500, 375, i) for i in range(2000)]).T
+    shares = np.stack([left / (500 - (right - left)), top / (375 - (bottom - top))])
+    for share in shares:
+        # Uniform from 0 to 1: the mean to four standard errors, and the quarters.
+        assert share.mean() == pytest.approx(0.5, abs=4 * 0.289 / 2000**0.5)
+        assert np.histogram(share, 4, (0, 1))[0].min() > 420
+    assert abs(np.corrcoef(shares)[0, 1]) < 0.1

@@ -85,3 +85,12 @@ def test_the_seed_decides_everything() -> None:
     first, again, other = (_mix(seed, mixup=1.0, cutmix=1.0) for seed in (5, 5, 6))
     assert torch.equal(first.images_BHWC, again.images_BHWC) and first.share == again.share
     assert first.share != other.share
+
+
+@pytest.mark.parametrize(("share", "side"), [(0.36, 80), (0.75, 50), (0.99, 10)])
+def test_the_pasted_square_has_the_area_that_is_not_the_first_image_s(share: float, side: int) -> None:
+    mix = Mix(AugmentConfig(cutmix=1.0), 0)
+    boxes = [mix._box(100, share) for _ in range(300)]
+    sides = {(bottom - top, right - left) for top, bottom, left, right in boxes}
+    assert max(sides) == (side, side)  # cut off at the border elsewhere
+    assert sum(b - t == side and r - left == side for t, b, left, r in boxes) > 0

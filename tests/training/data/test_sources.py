@@ -1,3 +1,5 @@
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,3 +177,14 @@ def test_a_folder_without_a_test_part_gets_one(tmp_path: Path) -> None:
     assert torch.bincount(data.test.labels).tolist() == [4, 1]
     assert data.train_counts().tolist() == [16, 4]
     assert data.classes == ["cat", "dog"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems have no such names")
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(9):
+            Image.new("RGB", (32, 32)).save(tmp_path / label / f"{number}.png")
+    os.rename(tmp_path / "a/0.png", os.fsencode(tmp_path) + b"/a/caf\xe9.png")
+    with pytest.raises(DataError, match=r"the name 'a/caf\\udce9.png' is not UTF-8: rename that file or folder"):
+        load_dataset(DataConfig(source="folder", root=tmp_path), 0)
