@@ -29,7 +29,8 @@ on the test weighted to it.
   with the temperature, is taken out as well. All of it comes after the scalar that is selected on held-out images,
   which the plain row's *ECE* does not have.
 - *cosine*: the normalised classifier, which all rows of CAMC have too, with the *no CAMC* beside them; otherwise it is
-  linear. *CAMC* with *weights* takes its evidence from the classifier alone, otherwise from prototypes.
+  linear. *CAMC* with *weights* takes its evidence from the classifier alone, with *both* from it and prototypes, else
+  from prototypes.
 - *distilled*: it learned from another network beside the labels. *refit*: trained again on all images, with scalar and
   temperature from before; all else is trained on nine tenths of them.
 
