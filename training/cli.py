@@ -67,7 +67,7 @@ def _spoken_errors(interrupted: str = "interrupted") -> Iterator[None]:
 def _said_of(error: RuntimeError) -> str | None:
     """A sentence about what PyTorch or a pool of processes raises for want of memory or a compiler."""
     kind, first = type(error), str(error).strip().partition("\n")[0]
-    if kind.__name__ == "OutOfMemoryError":
+    if kind.__name__ == "OutOfMemoryError":  # by its name: `camcal results` does without torch
         return f"{first} A smaller fit.batch_size needs less."
     if kind.__module__.startswith(("torch._inductor.", "torch._dynamo.")):
         return (

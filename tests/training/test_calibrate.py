@@ -43,15 +43,19 @@ def _calibrated(digits_run: Run, digits: Dataset, *overrides: str) -> tuple[Long
     return network, calibrate(network, digits, load_recipe("digits", ["calibrate.iterations=300", *overrides]))
 
 
+def _mean_nll(scores: Floats, labels: NDArray[np.int64], weights: Floats) -> float:
+    """By NumPy alone."""
+    losses = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(labels)), labels]
+    return float(weights @ losses / weights.sum())
+
+
 def _best_factor(z: Floats, labels: NDArray[np.int64], prior: Floats, offset: Floats) -> float:
     """The posterior mode of a for softmax(a·z + offset), classes weighted to `prior`, by NumPy and SciPy alone."""
     weights = (prior / np.bincount(labels, minlength=len(prior)).clip(min=1))[labels]
     effective = weights.sum() ** 2 / (weights**2).sum()
 
     def loss(t: float) -> float:
-        scores = np.exp(t) * z + offset
-        losses = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(z)), labels]
-        return float(weights @ losses / weights.sum() + t**2 / (2 * 0.3**2 * effective))
+        return _mean_nll(np.exp(t) * z + offset, labels, weights) + t**2 / (2 * 0.3**2 * float(effective))
 
     return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded", options={"xatol": 1e-8}).x))
 
@@ -289,13 +293,8 @@ def test_the_penalty_of_the_likeliest_unseen_margins_is_chosen(digits_run: Run, 
         cache = calibrate_module._Cache(TrainedLogits(network), digits, recipe)
         prior = np.array(fitted.logit_prior)
         z = calibrate_module._fit_margins(network, cache, prior, torch.from_numpy(weights))[0].double().numpy()
-
-        def loss(t: float) -> float:
-            scores = np.exp(t) * z
-            losses = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(z)), labels]
-            return float(weights @ losses)
-
-        return float(minimize_scalar(loss, bounds=(-4, 4), method="bounded").fun)
+        best = minimize_scalar(lambda t: _mean_nll(np.exp(t) * z, labels, weights), bounds=(-4, 4), method="bounded")
+        return float(best.fun)
 
     found = {penalty: unlikeliness(penalty) for penalty in PENALTIES}
     best, *others = sorted(PENALTIES, key=found.__getitem__)

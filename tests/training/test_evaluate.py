@@ -300,10 +300,9 @@ def test_raw_probabilities_of_balanced_training_are_shifted_to_the_training_prio
     assert plain["test"]["trained"] == shifted["test"]["trained"]
     assert shifted["test"]["adjusted"]["accuracy"] == shifted["test"]["scalar"]["accuracy"]
     z, y = predict_logits(network, data.test, trained=True).double().numpy(), data.test.labels.numpy()
-    all_K, seen_K = data.train_counts(), data.train.labels.bincount(minlength=10).numpy()
-    weights_N = (all_K / np.bincount(y))[y]
+    all_K = data.train_counts().astype(np.float64)
+    seen_K = data.train.labels.bincount(minlength=10).numpy()
     # Cross-entropy's are for the frequencies of what was trained on, those without the held-out images.
     for report, ratio_K in ((plain, all_K / seen_K), (shifted, all_K)):
-        p = np.exp(z) * ratio_K / (np.exp(z) * ratio_K).sum(axis=1, keepdims=True)
-        nll = float(-weights_N @ np.log(p[np.arange(len(y)), y]) / weights_N.sum())
+        nll = _nll(z, ratio_K, y, all_K)
         assert report["test_under_train_prior"]["trained"]["nll"] == pytest.approx(nll, rel=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import posixpath
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -174,6 +175,12 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def path_below(name: str) -> str | None:
+    """A relative path in its shortest form; None for one that leads out of the folder it starts from."""
+    shortest = posixpath.normpath(name)
+    return None if shortest.partition("/")[0] in ("", "..") else shortest
 
 
 def long_tail_counts(largest: int, classes: int, imbalance: float) -> NDArray[np.int64]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import posixpath
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from PIL import Image
 
 from models.preprocessing import Preprocessing, upright
 from service.cpus import usable_cpus
-from training.data.dataset import DataError
+from training.data.dataset import DataError, path_below
 
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif"}
 TRAIN = ("train", "training")  # names of a part's folder, in any case
@@ -197,10 +196,9 @@ def _from_split(root: Path, path: Path) -> Listing:
             raise DataError(f"{path}, line {line}: split is {row['split']!r}; expected train or test")
         if row["label"] not in index:
             raise DataError(f"{path}, line {line}: label {row['label']!r} is not in {names_file.name}")
-        name = posixpath.normpath(row["path"])
-        if name.partition("/")[0] in ("", ".."):
+        if (below := path_below(row["path"])) is None:
             raise DataError(f"{path}, line {line}: {row['path']!r} is outside of {root}; give paths below it")
-        parts[row["split"]].append((root / name, index[row["label"]]))
+        parts[row["split"]].append((root / below, index[row["label"]]))
     if not parts["train"]:
         raise DataError(f"{path} has no row of the split train")
     return Listing(classes=classes, train=parts["train"], test=parts["test"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import posixpath
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +20,7 @@ from models.preprocessing import Preprocessing, to_rgb, turn_of, upright
 from service.cpus import usable_cpus
 from training.config import AugmentConfig
 from training.data.augment import Augment
-from training.data.dataset import DataError
+from training.data.dataset import DataError, path_below
 
 AHEAD = 3
 """Batches that are being decoded while one is used."""
@@ -171,10 +170,9 @@ def read_list(path: Path) -> tuple[list[str], NDArray[np.int64]]:
             if not line.strip():
                 continue
             raise DataError(f"{path}, line {number}: expected `relative/path label`, found {line.strip()!r}")
-        name = posixpath.normpath(name.strip())
-        if name.partition("/")[0] in ("", ".."):
+        if (below := path_below(name.strip())) is None:
             raise DataError(f"{path}, line {number}: {line.strip()!r} is outside of data.root; give a path below it")
-        names.append(name)
+        names.append(below)
         labels.append(int(label))
     if not names:
         raise DataError(f"the list {path} names no image")
