@@ -124,7 +124,8 @@ def calibrate(
         kept: a file for the trained logits, see `TrainedLogits`.
 
     Raises:
-        CalibrationError: if the logits or what was fitted to them is not finite.
+        CalibrationError: if the logits or what was fitted to them is not finite, or margins are to be fitted on too few
+            held-out images.
     """
     began = time.perf_counter()
     network.eval()
@@ -239,6 +240,11 @@ def _fit_margins(
     config, norms_K = cache.recipe.calibrate, network.weight_norms().detach().cpu()
     crossed = config.marc and config.marc_on != "train"
     as_published = config.marc and not crossed
+    if crossed and config.marc_on == "holdout" and len(cache.held_labels) < 2:
+        raise CalibrationError(
+            f"calibrate.marc_on = 'holdout' needs two held-out images, and there are {len(cache.held_labels)}: take "
+            "'both', or a larger data.holdout_fraction"
+        )
     start = config.start or ("identity" if as_published or config.rescale != "off" else "prior")
     start_K = torch.zeros(cache.classes)
     if start == "prior":

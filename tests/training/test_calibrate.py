@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -128,6 +130,14 @@ def test_a_network_that_says_nothing_finite_is_refused(digits_run: Run, digits: 
         network.head.weight[3, 0] = torch.nan
     with pytest.raises(CalibrationError, match="or the trained network itself is broken"):
         calibrate(network, digits, load_recipe("digits", ["calibrate.marc=false"]))
+
+
+def test_margins_from_a_single_held_out_image_are_refused(digits_run: Run, digits: Dataset) -> None:
+    network, _, _ = load_network(digits_run.checkpoint)
+    few = replace(digits, holdout=digits.holdout.subset(np.array([0])))
+    with pytest.raises(CalibrationError, match="needs two held-out images, and there are 1: take 'both', or a larger"):
+        calibrate(network, few, load_recipe("digits", ["calibrate.marc_on=holdout"]))
+    calibrate(network, few, load_recipe("digits", ["calibrate.marc_on=both", "calibrate.penalty=10"]))
 
 
 def test_without_margins_the_logarithm_of_the_prior_is_taken_out(digits_run: Run, digits: Dataset) -> None:
