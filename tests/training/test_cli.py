@@ -195,9 +195,9 @@ def test_other_faults_stay_tracebacks(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_compiling_without_a_compiler_says_how_to_do_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(inductor.cpp, "cxx", (str(tmp_path / "no-compiler"),))
     torch.compiler.reset()
-    result = _camcal("train", "digits", "--out", tmp_path / "run", "--set", "fit.compile=true")
+    with inductor.patch({"cpp.cxx": (str(tmp_path / "no-compiler"),)}):
+        result = _camcal("train", "digits", "--out", tmp_path / "run", "--set", "fit.compile=true")
     torch.compiler.reset()
     assert result.exit_code == 2, result.output
     assert "error: the network cannot be compiled (" in result.stderr
