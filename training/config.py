@@ -30,6 +30,15 @@ Policy = Literal["none", "autoaugment-cifar10", "autoaugment-imagenet", "trivial
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_left_out(cls, found: object) -> object:
+        """TOML has no null: `none` takes back what another table says, where a key may be left out."""
+        if not isinstance(found, dict):
+            return found
+        optional = {key for key, field in cls.model_fields.items() if field.default is None}
+        return {key: value for key, value in found.items() if value != "none" or key not in optional}
+
 
 class DataConfig(_Section):
     """Where images come from.
@@ -126,7 +135,7 @@ class ModelConfig(_Section):
     """The network; see `models.classifier.LongTailClassifier`.
 
     backbone: one of `models.backbones.BACKBONES`.
-    weights: torchvision's name of pretrained ones; `none` for none.
+    weights: torchvision's name of pretrained ones.
     head: `linear`, or a normalised one: `weight`, `cosine`, `cosnorm`, `causal`; see `models.normalized`.
     scalar: s of a normalised head, at first or, without learn_scalar, for good; 16, or 1 for `weight`.
     camc: where CAMC takes its evidence from; camc_attention, camc_top: see `models.camc`.
@@ -134,7 +143,7 @@ class ModelConfig(_Section):
     """
 
     backbone: str = "resnet32"
-    weights: Annotated[str | None, BeforeValidator(lambda value: None if value == "none" else value)] = None
+    weights: str | None = None
     head: Literal["linear", "weight", "cosine", "cosnorm", "causal"] = "cosine"
     scalar: float = Field(default=16.0, gt=0)
     learn_scalar: bool = True
@@ -234,7 +243,7 @@ def _one_or_more(found: object) -> object:
 
 
 def _changes(found: object) -> object:
-    if found is None or found == "none":
+    if found is None:
         return None
     changes = _one_or_more(found)
     several = changes if isinstance(changes, list) else [changes]
@@ -256,7 +265,7 @@ class DistillConfig(_Section):
         several, which are heard as one.
     set: in place of `teacher`, train one first, by this recipe without its distillation and calibration, changed in its
         sections augment, model, loss and fit by these `section.key=value`; a single one needs no list. A list of lists
-        has several trained, one for each. `none` is none.
+        has several trained, one for each.
     weight: α, the share of what the teacher says in the loss; the rest is the loss of the labels. 0 is off.
     temperature: T, by which the logits of both are divided for it.
     """
@@ -417,7 +426,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         source: the path of a TOML file or of a result file, or a name such as `digits`.
-        overrides: `section.key=value`, the value in TOML's syntax; bare words are taken as strings.
+        overrides: `section.key=value`, the value in TOML's syntax; bare words are taken as strings, and `none`
+            takes back what the recipe says of a key that may be left out.
 
     Raises:
         RecipeError: naming the key, what was found, and what is accepted.

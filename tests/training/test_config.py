@@ -132,3 +132,28 @@ def test_one_value_of_a_table_that_was_not_given_can_be_set(tmp_path: Path) -> N
     raw = load_recipe(_recipe(tmp_path, MINIMAL)).model_dump(mode="json")
     assert raw["calibrate"]["prior"] is None
     assert parse_recipe(raw, "x", ["calibrate.prior.zero=2"]).calibrate.prior == {"zero": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.split_file", '"split.csv"'),
+        ("model.weights", '"IMAGENET1K_V1"'),
+        ("loss.branch_ranks", "[3, 7]"),
+        ("calibrate.start", '"prior"'),
+        ("calibrate.penalty", "10.0"),
+        ("calibrate.prior", "{0 = 2.0}"),
+    ],
+)
+def test_none_takes_back_what_a_recipe_says(tmp_path: Path, key: str, value: str) -> None:
+    section, name = key.split(".")
+    text = MINIMAL.replace("[data]\n", f"[data]\n{name} = {value}\n") if section == "data" else MINIMAL
+    path = _recipe(tmp_path, text if section == "data" else f"{text}[{section}]\n{name} = {value}\n")
+    assert getattr(getattr(load_recipe(path), section), name) is not None
+    assert getattr(getattr(load_recipe(path, [f"{key}=none"]), section), name) is None
+
+
+def test_none_is_no_value_of_a_key_that_must_have_one(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="'fit.lr': Input should be a valid number.*found 'none'"):
+        load_recipe(_recipe(tmp_path, MINIMAL), ["fit.lr=none"])
+    assert load_recipe(_recipe(tmp_path, MINIMAL), ["augment.policy=none"]).augment.policy == "none"
