@@ -85,6 +85,9 @@ class DataConfig(_Section):
             )
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {list(self.std)}")
+        if min(self.mean) < 0 or max(*self.mean, *self.std) > 1:
+            found = f"{list(self.mean)} and {list(self.std)}"
+            raise ValueError(f"mean and std are of values from 0 to 1, as 0.485 and 0.229: got {found}")
         return self
 
 
@@ -221,7 +224,7 @@ class FitConfig(_Section):
     batch_size: int = Field(default=128, ge=2)
     lr: float = Field(default=0.1, gt=0)
     warmup_epochs: float = Field(default=5.0, ge=0)
-    milestones: list[float] = []
+    milestones: list[Annotated[float, Field(gt=0)]] = []
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
     sampler: Literal["instance", "class_balanced", "square_root", "progressive"] = "instance"
@@ -235,6 +238,8 @@ class FitConfig(_Section):
                 f"milestones must lie before the last epoch, or the rate would stay high to the end: {late[0]:g} does "
                 f"not with epochs = {self.epochs}; set both"
             )
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must rise from one to the next, got {self.milestones}")
         return self
 
 
@@ -313,7 +318,7 @@ class CalibrateConfig(_Section):
     passes: how many augmented passes over the training images MARC's cached logits come from.
     exponent: of the generalised re-weighting, w_k ∝ (n_k/N)^-exponent.
     iterations, batch_size, lr, momentum, weight_decay: of SGD with a cosine rate; the first `warmup` iterations rise
-        from half of lr.
+        from half of lr, at most half of them.
     refit: once scalar and temperature are fitted, train again, on all images, the held-out ones too. What was fitted on
         held-out images is kept, margins are fitted to the new network. Training takes twice as long.
     prior: class frequencies in use, beside the balanced ones and those of training: one positive number for each
@@ -389,7 +394,11 @@ class Recipe(_Section):
         return self
 
     def teaching(self) -> list[Recipe]:
-        """The recipes of the networks that `distill.set` has trained first; none without."""
+        """The recipes of the networks that `distill.set` has trained first; none without.
+
+        Raises:
+            RecipeError: if one of its changes is no recipe's, or not a teacher's to have, or two teachers are the same.
+        """
         several = self.distill.changes()
         if wrong := [change for changes in several for change in changes if not _OF_A_TEACHER.match(change)]:
             raise RecipeError(
@@ -458,7 +467,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def parse_recipe(raw: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Validate a recipe given as nested dicts, which overrides change in place; `origin` is named in errors."""
+    """Validate a recipe given as nested dicts, which overrides change in place; `origin` is named in errors.
+
+    Raises:
+        RecipeError: as `load_recipe` does.
+    """
     for override in overrides:
         _apply_override(raw, override)
     try:

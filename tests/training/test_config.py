@@ -104,6 +104,13 @@ def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
         (["calibrate.prior=hello"], "'calibrate.prior': must be a list of numbers .* or a table .*found 'hello'"),
         (["data.input_size=224"], "must be at most that: got 224 and 32"),
         (["data.std=[0.2, 0, 0.2]"], r"std must be positive, got \[0.2, 0.0, 0.2\]"),
+        (
+            ["data.std=[70, 68, 71]"],
+            r"are of values from 0 to 1, .*: got \[0.485, 0.456, 0.406\] and \[70.0, 68.0, 71.0",
+        ),
+        (["data.mean=[125, 123, 114]"], "mean and std are of values from 0 to 1"),
+        (["fit.epochs=40", "fit.milestones=[-5]"], "'fit.milestones.0': Input should be greater than 0"),
+        (["fit.epochs=40", "fit.milestones=[20, 20]"], r"must rise from one to the next, got \[20.0, 20.0\]"),
         (["data.mean=[1, 2]"], r"'data.mean' has too few values \(found \[1, 2\]\)"),
         (["data.source=list", "augment.area=[0.5, 1.1]"], "augment.area must be at most 1 with data.source = 'list'"),
     ],
