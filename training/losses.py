@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.reslt import BRANCHES
 from training.config import LossConfig
+from training.metrics import ranks
 
 
 def grw_weights(counts_K: NDArray[np.int64], exponent: float) -> Tensor:
@@ -82,8 +83,7 @@ def branch_members(config: LossConfig, counts_K: NDArray[np.int64]) -> Tensor:
     bounds = config.branch_ranks or (classes * 35 // 100, classes * 70 // 100)
     if bounds[1] > classes:
         raise ValueError(f"loss.branch_ranks goes to {bounds[1]}; there are {classes} classes")
-    ranks_K = np.empty(classes, dtype=np.int64)
-    ranks_K[np.argsort(-counts_K, kind="stable")] = np.arange(classes)
+    ranks_K = ranks(counts_K)
     return torch.from_numpy(np.stack([ranks_K >= bound for bound in (0, *bounds)])).float()
 
 

@@ -47,6 +47,13 @@ def group_accuracy(
 RANK_GROUPS = ("head", "middle", "tail")
 
 
+def ranks(counts_K: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each class's rank by images, 0 for the commonest; of equals the first comes first. K values."""
+    ranks_K = np.empty(len(counts_K), dtype=np.int64)
+    ranks_K[np.argsort(-counts_K, kind="stable")] = np.arange(len(counts_K))
+    return ranks_K
+
+
 def rank_groups(counts_K: NDArray[np.int64]) -> list[str]:
     """Each class's group by rank: the commonest 36 % of the classes, the next 35 %, and the rest.
 
@@ -55,10 +62,8 @@ def rank_groups(counts_K: NDArray[np.int64]) -> list[str]:
     and tail.
     """
     classes = len(counts_K)
-    ranks_K = np.empty(classes, dtype=np.int64)
-    ranks_K[np.argsort(-counts_K, kind="stable")] = np.arange(classes)
     bounds = (max(1, classes * 36 // 100), classes * 71 // 100)
-    return [RANK_GROUPS[int(np.searchsorted(bounds, rank, side="right"))] for rank in ranks_K]
+    return [RANK_GROUPS[int(np.searchsorted(bounds, rank, side="right"))] for rank in ranks(counts_K)]
 
 
 def per_class_spread(values_N: Floats, labels_N: Labels, classes: int) -> tuple[Floats, Floats]:
