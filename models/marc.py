@@ -21,6 +21,7 @@ class MARC(nn.Module):
         self.beta = nn.Parameter(torch.zeros(classes))
 
     def forward(self, logits_BK: Tensor, weight_norms_K: Tensor) -> Tensor:
+        """z', B×K, of logits z and the norms ‖W_k‖."""
         return self.omega * logits_BK + self.beta * weight_norms_K
 
     def fold(self, weight_KC: Tensor, bias_K: Tensor) -> tuple[Tensor, Tensor]:

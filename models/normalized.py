@@ -183,6 +183,7 @@ class Rescale(nn.Module):
         return self.factor * self.scale
 
     def forward(self, trained_BK: Tensor) -> Tensor:
+        """z, B×K, of the trained logits z°."""
         return self.slopes() * trained_BK + self.shift
 
     def undo(self, logits_BK: Tensor) -> Tensor:

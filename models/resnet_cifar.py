@@ -60,5 +60,6 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
+        """The last block's map, B×64×H/4×W/4."""
         features: Tensor = self.blocks(torch.relu(self.bn1(self.conv1(images_BCHW))))
         return features

@@ -130,6 +130,10 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
     Args:
         recipe: whose calibration settings to use; None for those that the network was trained with.
         data: the run's data; None loads it.
+
+    Raises:
+        RunError: if a training is not finished, or the data is not that of the run.
+        CalibrationError: see `calibrate`.
     """
     network, trained_with, meta = load_finished(run)
     recipe = recipe or trained_with
@@ -194,6 +198,9 @@ def export_run(
 
     Args:
         data: the run's data; None loads it where it is needed.
+
+    Raises:
+        RunError: if there is no report of this very calibration, or the data is not that of the run.
     """
     from training.export import export_bundle  # the only step that needs onnx and onnxruntime
 

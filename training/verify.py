@@ -26,7 +26,11 @@ class VerifyError(ValueError):
 
 
 def recipe_of(bundle: Bundle, overrides: Sequence[str]) -> Recipe:
-    """The recipe that the bundle was made by; `data.root=PATH`, the only override, says where its data lies now."""
+    """The recipe that the bundle was made by; `data.root=PATH`, the only override, says where its data lies now.
+
+    Raises:
+        RecipeError: if there is another override.
+    """
     if wrong := [override for override in overrides if not override.strip().startswith("data.root=")]:
         raise RecipeError(f"--set {wrong[0]}: only data.root can change here, for the bundle is judged on its own data")
     raw = bundle.manifest.model_dump(mode="json")["recipe"]
