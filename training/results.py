@@ -181,6 +181,7 @@ def load_results(folder: Path) -> list[Row]:
     for path in sorted(folder.glob("*.json")):
         result = _read(path)
         shared = {key: result[key] for key in (*SETTING, "seed", "commit", "hardware")}
+        shared["trained_with"] = result.get("trained_with", [])  # absent from older files
         rows += [shared | row | {"file": path.name} for row in result["rows"]]
     return sorted(rows, key=_order)
 
