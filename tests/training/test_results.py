@@ -68,6 +68,7 @@ def test_one_run_gives_the_row_as_trained_and_those_calibrated_afterwards(
     assert marc["ece_calibrated"] == pytest.approx(test["calibrated"]["ece"], abs=1e-5)
     assert (plain["dataset"], plain["imbalance"], plain["epochs"], plain["seed"]) == ("digits", 10, 12, 0)
     assert plain["augmentation"] == "shift 3"
+    assert [made["commit"] for made in plain["trained_with"]] == [plain["commit"]]
 
 
 def test_a_result_names_the_hardware_of_the_training(report: dict[str, Any]) -> None:
