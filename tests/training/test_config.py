@@ -154,10 +154,9 @@ def test_one_value_of_a_table_that_was_not_given_can_be_set(tmp_path: Path) -> N
 )
 def test_none_takes_back_what_a_recipe_says(tmp_path: Path, key: str, value: str) -> None:
     section, name = key.split(".")
-    text = MINIMAL.replace("[data]\n", f"[data]\n{name} = {value}\n") if section == "data" else MINIMAL
-    path = _recipe(tmp_path, text if section == "data" else f"{text}[{section}]\n{name} = {value}\n")
-    assert getattr(getattr(load_recipe(path), section), name) is not None
-    assert getattr(getattr(load_recipe(path, [f"{key}=none"]), section), name) is None
+    path, given = _recipe(tmp_path, MINIMAL), f"{key}={value}"
+    assert getattr(getattr(load_recipe(path, [given]), section), name) is not None
+    assert getattr(getattr(load_recipe(path, [given, f"{key}=none"]), section), name) is None
 
 
 def test_none_is_no_value_of_a_key_that_must_have_one(tmp_path: Path) -> None:
