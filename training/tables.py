@@ -37,11 +37,9 @@ on the test weighted to it.
 Each seed links to its file. Any run repeats with one command, its file being the recipe:
 `camcal train docs/results/FILE.json --set data.root=PATH --out FOLDER`. Where it was distilled, that trains its teacher
 first. Most were trained compiled, which needs a C++ compiler; `--set fit.compile=false` does without. MARC's rate has
-had a bound since 97c8c52 ([methods](methods.md#marc-calibratemarc)). With a cosine classifier on CIFAR-10-LT at
-imbalance 100, the rows of MARC are from before that where 40 epochs were trained, and of 200 where it was balanced
-softmax, or *cosine* with seed 0: made again they come out some tenths of a point apart, and up to two points in the ECE
-as MARC leaves it. The commit below a table is the one that calibrated and judged; where another trained, the file says
-so.
+had a bound since 97c8c52 ([methods](methods.md#marc-calibratemarc)): with a cosine classifier on CIFAR-10-LT, rows made
+before that ([which](protocol.md#again)) come out some tenths of a point apart, and up to two points in the ECE as MARC
+leaves it. The commit below a table is the one that calibrated and judged; where another trained, the file says so.
 """
 
 
