@@ -302,4 +302,9 @@ def _warnings(recipe: Recipe, prior_K: Floats, counts_K: NDArray[np.int64], held
         )
     elif config.marc and config.rescale != "off":
         warnings.append(f"MARC on top of calibrate.rescale = {config.rescale!r} balances the classes twice")
+    if recipe.loss.smoothing:
+        warnings.append(
+            "loss.smoothing keeps the logits of common and rare classes nearer together than the class prior says: "
+            "where the logarithm of the prior is taken from them, rare classes are favoured"
+        )
     return warnings

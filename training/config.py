@@ -379,6 +379,11 @@ class Recipe(_Section):
                 f"augment.area must be at most 1 with data.source = 'list', where crops are cut from the file, got "
                 f"{self.augment.area[1]:g}"
             )
+        if self.augment.shift >= self.data.input_size:
+            raise ValueError(
+                f"augment.shift must be below data.input_size = {self.data.input_size}, or whole images are moved out "
+                f"of sight, got {self.augment.shift}"
+            )
         if self.calibrate.rescale != "off" and self.model.head != "linear":
             raise ValueError(f"calibrate.rescale = {self.calibrate.rescale!r} is for model.head = 'linear'")
         if self.calibrate.rescale != "off" and self.calibrate.start == "prior":

@@ -184,10 +184,11 @@ def _batches(order: Tensor, config: FitConfig, group: Group) -> list[Tensor]:
 def learning_rate(config: FitConfig, epoch: float) -> float:
     """Linear warm-up over `warmup_epochs`, then a cosine to zero at `epochs`, or steps; `epoch` may be fractional."""
     warmup = min(config.warmup_epochs, config.epochs / 2)
+    rate = config.lr * 0.1 ** sum(epoch >= milestone for milestone in config.milestones)
     if epoch < warmup:
-        return config.lr * (epoch + 0.05) / (warmup + 0.05)
+        return rate * (epoch + 0.05) / (warmup + 0.05)
     if config.milestones:
-        return config.lr * 0.1 ** sum(epoch >= milestone for milestone in config.milestones)
+        return rate
     return config.lr * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (config.epochs - warmup)))
 
 

@@ -44,6 +44,17 @@ _ONLY_WITH: dict[str, tuple[Mapping[str, tuple[object, ...]], ...]] = {
 }
 """Keys that decide something only where, in one of these tables, all other keys have one of their values."""
 
+_IDLE_AT: dict[str, Mapping[str, object]] = {
+    "augment.fill": {
+        "augment.shift": 0,
+        "augment.rotate": 0.0,
+        "augment.area": [1.0, 1.0],
+        "augment.aspect": [1.0, 1.0],
+    },
+    "distill.temperature": {"distill.weight": 0.0},
+}
+"""Keys that decide nothing where all of these other keys have these values."""
+
 
 def refuse_idle(recipe: Recipe, overrides: Sequence[str]) -> None:
     """Raises RecipeError if one of the overrides decides nothing in this recipe: it was meant to do something."""
@@ -58,6 +69,10 @@ def refuse_idle(recipe: Recipe, overrides: Sequence[str]) -> None:
 
     for override in overrides:
         key = override.partition("=")[0].strip()
+        at = _IDLE_AT.get(key)
+        if at and all(found(other) == value for other, value in at.items()):
+            here = " and ".join(f"{other} is {shown(value)}" for other, value in at.items())
+            raise RecipeError(f"--set {override}: it would change nothing, for {here}")
         needs = _ONLY_WITH.get(key, ({},))
         missed = [[other for other, accepted in need.items() if found(other) not in accepted] for need in needs]
         if not all(missed):

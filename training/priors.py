@@ -22,9 +22,9 @@ def logit_prior(recipe: Recipe, counts_K: NDArray[np.int64]) -> Floats:
 
     A network learns the posterior under the prior r_k ∝ (share of class k among the samples drawn)·(weight of class k).
     Where log-priors τ·log π are added while training, they have taken their part of it: q_k ∝ r_k/π_k^τ. Plain
-    cross-entropy gives q = π, balanced softmax an even q. LDAM's margins and focal loss shift no prior by a rule and
-    count as cross-entropy. ResLT's branches for rarer classes move the logits away from π by no rule either; they are
-    taken as in its paper, for the even prior. The last epoch decides.
+    cross-entropy gives q = π, balanced softmax an even q. LDAM's margins, focal loss and label smoothing shift no prior
+    by a rule and count as cross-entropy. ResLT's branches for rarer classes move the logits away from π by no rule
+    either; they are taken as in its paper, for the even prior. The last epoch decides.
 
     Args:
         counts_K: of the images trained on.

@@ -109,6 +109,8 @@ def load_table(path: Path, roots: Sequence[str] = (), only: str = "", overrides:
     jobs = [_with_root(draft, where) for draft in drafts if only in draft.name]
     if not jobs:
         raise RecipeError(f"{path.name} has no row whose name contains {only!r}; the first is {names[0]}")
+    for override in overrides:
+        _refuse_idle_in_all(jobs, override)
     trained: dict[str, Job] = {}
     for job in jobs:
         first = trained.setdefault(job.training, job)
@@ -152,6 +154,17 @@ def _draft(table: str, data: TableData, row: TableRow, seed: int, overrides: lis
     slug = re.sub(r"[^a-z0-9]+", "-", (row.method if row.plain else row.calibrated or row.method).lower()).strip("-")
     tail = f"-if{recipe.data.imbalance:g}" if recipe.data.source in MADE_TAILED else ""
     return Job(name=f"{recipe.name}{tail}_{slug}_{table}_s{seed}", row=row, recipe=recipe)
+
+
+def _refuse_idle_in_all(jobs: Sequence[Job], override: str) -> None:
+    """Raises RecipeError, as for the first job, if an override decides nothing in any of them."""
+    idle = []
+    for job in jobs:
+        try:
+            return refuse_idle(job.recipe, [override])
+        except RecipeError as error:
+            idle.append(error)
+    raise idle[0]
 
 
 def _with_root(job: Job, roots: dict[str, str]) -> Job:

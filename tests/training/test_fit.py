@@ -189,6 +189,9 @@ def test_the_learning_rate_may_fall_in_steps() -> None:
     config = FitConfig(epochs=200, lr=0.1, warmup_epochs=5, milestones=[160, 180])
     rates = [learning_rate(config, epoch) for epoch in (5, 159.9, 160, 179.9, 180, 199.9)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    early = FitConfig(epochs=20, lr=0.1, warmup_epochs=5, milestones=[2])
+    rates = [learning_rate(early, epoch) for epoch in (1.9, 2, 4, 5)]
+    assert rates == pytest.approx([0.1 * 1.95 / 5.05, 0.01 * 2.05 / 5.05, 0.01 * 4.05 / 5.05, 0.01])
 
 
 def test_each_step_has_its_rate_and_each_epoch_its_weights_and_its_order(

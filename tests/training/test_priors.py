@@ -2,8 +2,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import minimize
 
+from training import losses
 from training.config import Recipe, load_recipe
 from training.priors import balanced_twice, given_prior, is_balanced, logit_prior, prior_weights, shift_prior
 
@@ -51,6 +53,21 @@ def test_who_minimises_the_training_loss_has_probabilities_under_that_prior() ->
     np.testing.assert_allclose(
         best_XK / best_XK.sum(axis=1, keepdims=True), expected / expected.sum(axis=1, keepdims=True), atol=1e-4
     )
+
+
+@pytest.mark.parametrize("smoothing", [["loss.smoothing=0.1"], ["loss.smoothing=0.4", "loss.smoothing_tail=0.1"]])
+def test_under_label_smoothing_taking_the_prior_out_favours_the_rare(smoothing: list[str]) -> None:
+    # Of an input that says nothing, the loss is least at p = Σ_j π_j·[(1-ε_j)·e_j + ε_j/K].
+    recipe = _recipe(*smoothing)
+    spread_K = losses.smoothing(recipe.loss, COUNTS).double().numpy()
+    learned_K = PI * (1 - spread_K) + (PI * spread_K).sum() / 3
+    logits = torch.from_numpy(learned_K).log().requires_grad_()
+    criterion = losses.Criterion(recipe.loss, COUNTS, torch.ones(()))
+    labels = torch.repeat_interleave(torch.arange(3), torch.from_numpy(COUNTS))
+    (slope_K,) = torch.autograd.grad(criterion(logits.expand(len(labels), 3), labels), logits)
+    assert slope_K.abs().max() < 1e-6
+    balanced_K = shift_prior(learned_K[None], 1 / logit_prior(recipe, COUNTS))[0]
+    assert balanced_K[2] > 2 / 3 and balanced_K[0] < 0.15
 
 
 def test_what_counts_as_balanced() -> None:

@@ -125,6 +125,8 @@ def test_the_large_benchmarks_have_the_papers_settings() -> None:
         "places-lt": (128, 0.01, 5e-4),
         "inat18": (256, 0.1, 1e-4),
     }
+    warm_ups = {name: r.fit.warmup_epochs for name, r in recipes.items()}
+    assert warm_ups == {"imagenet-lt": 5, "places-lt": 0, "inat18": 5}
     assert (recipes["imagenet-lt"].loss.branch_beta, recipes["inat18"].loss.branch_beta) == (0.99, 0.85)
 
 

@@ -212,3 +212,6 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
         load_table(_table(tmp_path), ["cifar10"])
     with pytest.raises(RecipeError, match="has no row whose name contains 'x'; the first is digits-if10_camc_small_s0"):
         load_table(_table(tmp_path), only="x")
+    with pytest.raises(RecipeError, match="--set calibrate.exponent=1: it would change nothing, for calibrate.marc is"):
+        load_table(_table(tmp_path), overrides=["calibrate.exponent=1"], only="linear")
+    assert len(load_table(_table(tmp_path), overrides=["calibrate.exponent=1"])) == 3

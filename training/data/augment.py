@@ -26,7 +26,8 @@ class Augment:
     def __init__(self, config: AugmentConfig, generator: torch.Generator) -> None:
         self.config = config
         self.generator = generator
-        self.host = torch.Generator().manual_seed(generator.initial_seed())
+        on_host = generator.device.type == "cpu"  # one stream then: two of one seed would draw the same numbers
+        self.host = generator if on_host else torch.Generator().manual_seed(generator.initial_seed())
         self.policy = None if config.policy == "none" else PolicyAugment(config.policy, self.host)
 
     def draw_seed(self) -> int:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -148,6 +149,24 @@ def test_a_policy_works_between_geometry_and_erasing() -> None:
     assert 0 < same < 0.5
     blanked = (_apply(policy="autoaugment-cifar10", erase=0.5) == 127.5).flatten(1).any(dim=1)
     assert blanked.all()
+
+
+def test_no_draw_for_an_image_tells_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a first batch, where streams of one seed would run side by side."""
+    drawn: list[Tensor] = []
+
+    def kept(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            drawn.append(draw(*args, **kwargs))
+            return drawn[-1]
+
+        return call
+
+    monkeypatch.setattr(torch, "rand", kept(torch.rand))
+    monkeypatch.setattr(torch, "randint", kept(torch.randint))
+    _apply(IMAGES.repeat(32, 1, 1, 1), area=[0.5, 1], aspect=[0.7, 1.4], rotate=20, policy="autoaugment-imagenet")
+    between = torch.corrcoef(torch.stack([draw.double() for draw in drawn])).fill_diagonal_(0)
+    assert len(between) > 8 and between.abs().max() < 0.15
 
 
 def test_images_that_are_cropped_already_are_not_cropped_again() -> None:
