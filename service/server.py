@@ -235,6 +235,7 @@ def _prepare(
         http=guarded(settings.head_timeout_s),
         ws="none",
         root_path=settings.root_path,
+        proxy_headers=False,  # believed as CAMCAL_TRUSTED_PROXIES says, in service.address
         log_config=None,
         access_log=False,
         server_header=False,

@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import models
+from service.address import parse_proxies
 from service.stores import MAX_OWNERS
 
 PREFIX = "CAMCAL_"
@@ -33,6 +34,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     root_path: str = Field("", description="Path that a proxy takes away before it asks here: /vision.")
+    trusted_proxies: str = Field(
+        "", description="Addresses and networks whose X-Forwarded-For is believed: 10.0.0.0/8,::1; or `unix`."
+    )
     api_key: SecretStr | None = Field(
         None, description="Key that predictions, /cam and /model ask for; none by default."
     )
@@ -72,6 +76,16 @@ class Settings(BaseSettings):
         if not re.fullmatch("(/[A-Za-z0-9._~-]+)*", path):
             raise ValueError("Input should be a path of letters, digits and ._~- that begins with /, such as /vision")
         return path
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, text: str) -> str:
+        try:
+            parse_proxies(text)
+        except ValueError as error:
+            listed = "Input should be addresses and networks separated by commas, such as 10.0.0.0/8,::1"
+            raise ValueError(f"{listed}; {error}") from None
+        return text
 
     @field_validator("api_key")
     @classmethod

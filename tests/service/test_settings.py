@@ -36,6 +36,7 @@ def test_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CAMCAL_MAX_BATCH", "0", "CAMCAL_MAX_BATCH is '0': it should be greater than or equal to 1"),
         ("CAMCAL_ROOT_PATH", "vision", "CAMCAL_ROOT_PATH is 'vision': it should be a path"),
         ("CAMCAL_ROOT_PATH", "/vision/", "CAMCAL_ROOT_PATH is '/vision/': it should be a path"),
+        ("CAMCAL_TRUSTED_PROXIES", "proxy", "CAMCAL_TRUSTED_PROXIES is 'proxy': it should be addresses and networks"),
         ("CAMCAL_API_KEY", "schlüssel", "CAMCAL_API_KEY: it should have no spaces and only ASCII characters"),
     ],
 )
