@@ -183,6 +183,11 @@ def test_documents_name_only_targets_that_exist() -> None:
         assert named <= make_targets(), document
 
 
+def test_every_target_is_in_the_table_for_contributors() -> None:
+    rows = re.findall(r"^\| `make(?: ([a-z-]+))?\b", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
+    assert make_targets() - {"help", "clean"} <= set(rows)
+
+
 def metrics() -> set[str]:
     exist = set(re.findall(r"^# TYPE (camcal_\w+)", Metrics().render().decode(), flags=re.MULTILINE))
     return {name for name in exist if not name.endswith("_created")}  # the client library's own companions
