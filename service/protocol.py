@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES = 64 * 1024
 
@@ -48,6 +49,10 @@ class _Lingering:
     def is_closing(self) -> bool:
         return self.closing or self._transport.is_closing()
 
+    def write(self, data: bytes) -> None:
+        if not self.closing:  # as a closed transport, it takes what an app still has to say, and drops it
+            self._transport.write(data)
+
     def close(self) -> None:
         if self._protocol.in_body and not self.is_closing():
             self.closing = True
@@ -69,7 +74,8 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
     uvicorn waits forever for a head, and for one of any size: here it must be complete after `head_timeout_s`. Offers
     of another protocol are overlooked (RFC 9110, section 7.8), where uvicorn would lose the body that follows. An
     answer that comes before the end of the body reaches its client. A client that does not read its answer loses the
-    connection, where uvicorn would keep both.
+    connection, where uvicorn would keep both. What is not HTTP ends the connection after the answers to the requests
+    before it, where uvicorn would write its 400 among them.
     """
 
     class GuardedProtocol(HttpToolsProtocol):
@@ -77,6 +83,8 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
         left_over = 0
         in_body = False
         furthered = False
+        broken = False
+        running: RequestResponseCycle | None = None
         head_timer: asyncio.TimerHandle | None = None
         write_timer: asyncio.TimerHandle | None = None
 
@@ -103,7 +111,7 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
             super().resume_writing()
 
         def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing():
+            if self.broken or self.transport.is_closing():
                 self.left_over += len(data)
                 if self.left_over > LINGER_BYTES:
                     self.transport.abort()
@@ -112,7 +120,9 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
                 self._await_head()
             self.furthered = False
             super().data_received(data)
-            if not self.furthered:  # it was of a head, of trailers, or of what belongs to a chunk beside its body
+            if (
+                not self.furthered and not self.broken
+            ):  # it was of a head, of trailers, or of what belongs to a chunk beside its body
                 self.head_bytes += len(data)
                 if self.head_bytes > MAX_HEAD_BYTES:
                     self._refuse(b"431 Request Header Fields Too Large")
@@ -140,6 +150,34 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
             self.in_body = False
             self._further()
             super().on_message_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            """Called when what came is not HTTP: the rest of the connection cannot be told apart."""
+            self._have_head()
+            self.broken = True
+            partial = self.cycle if self.in_body else None  # the request that is broken, if its head was sound
+            if self.pipeline and self.pipeline[0][0] is partial:
+                self.pipeline.popleft()
+            elif self.running is not None and self.running is partial:
+                partial.disconnected = True
+                partial.message_event.set()
+                if partial.response_started and not partial.response_complete:
+                    self.transport.close()
+            self._answer_last()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._answer_last()
+
+        def _answer_last(self) -> None:
+            """The 400 of what was not HTTP, once all requests before it are answered."""
+            done = self.running is None or self.running.response_complete or self.running.disconnected
+            if self.broken and done and not self.pipeline and not self.transport.is_closing():
+                super().send_400_response("Invalid HTTP request received.")
+
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+            self.running = cycle
+            super()._start_asgi_task(cycle, app)
 
         def overlook(self, rest: bytes) -> None:
             """Read the request that has just come once more, without its offer of another protocol."""
