@@ -81,7 +81,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     siblings: Siblings | None = app.state.siblings
     app.state.runtime = runtime = Runtime(settings, Model(tuple(sessions)), app.state.metrics, siblings)
     del sessions
-    answers = await siblings.serve(runtime.answer) if siblings else None
+    hush = siblings.serve(runtime.answer) if siblings else None
     watch = asyncio.create_task(runtime.watch()) if settings.watch else None
     try:
         yield
@@ -89,9 +89,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         if watch:
             watch.cancel()
         await runtime.close()
-        if siblings and answers:
-            answers.close()
-            siblings.leave()
+        if hush:
+            hush()
         app.state.runtime = None
 
 

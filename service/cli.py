@@ -9,12 +9,15 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
+
+from service import logs
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -34,11 +37,26 @@ BundleOption = Annotated[Path | None, typer.Option(help="Folder of the bundle; b
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 
 
-@app.command()
+class _Serve(TyperCommand):
+    """Mistakes in its options are in the format of the log too."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        if os.environ.get("CAMCAL_LOG_FORMAT") == "json":
+            logs.only_json()
+        try:
+            return super().make_context(*arguments, **options)
+        except Exception as error:
+            if not logs.in_json() or not hasattr(error, "format_message"):
+                raise
+            fail(error.format_message())
+
+
+@app.command(cls=_Serve)
 def serve(
     bundle: BundleOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on [8000].")] = None,
+    uds: Annotated[Path | None, typer.Option(help="Unix socket to listen on, in place of host and port.")] = None,
     device: DeviceOption = None,
     workers: Annotated[int | None, typer.Option(help="Processes that serve [1].")] = None,
 ) -> None:
@@ -47,22 +65,27 @@ def serve(
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reload yet
     # As the first process of a container, one would not get it at all before the server has a handler of its own.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with spoken_errors():
-        from service.session import load_sessions
+    with ExitStack() as stack:
+        with spoken_errors():
+            from service.listening import ListenError, Listeners
 
-        settings = _settings(bundle=bundle, host=host, port=port, device=device, workers=workers)
-        if settings.otel:
-            import_module("opentelemetry.sdk")
-        if settings.workers > 1:
-            if not hasattr(os, "fork"):
+            settings = _settings(bundle=bundle, host=host, port=port, uds=uds, device=device, workers=workers)
+            if settings.workers > 1 and not hasattr(os, "fork"):
                 raise ValueError(f"{settings.workers} workers need a system that can fork; on this one, serve with one")
-            from service.workers import Supervisor
+            listeners = stack.enter_context(Listeners(settings))  # before the model, which takes a while to load
+            if settings.otel:
+                import_module("opentelemetry.sdk")
+            from service.session import load_sessions
 
-            return Supervisor(settings).run()
-        sessions = load_sessions(settings)
-    from service.server import serve as run
+            if settings.workers > 1:
+                from service.workers import Supervisor
 
-    run(settings, sessions)
+                return Supervisor(settings, listeners).run()
+            sessions = load_sessions(settings)
+        from service.server import serve as run
+
+        with spoken_errors((ListenError,)):
+            run(settings, sessions, listeners)
 
 
 @app.command()
@@ -139,8 +162,12 @@ def openapi() -> None:
 
 
 @contextmanager
-def spoken_errors() -> Iterator[None]:
-    """An error that a person can mend ends in one sentence and exit code 2; anything else stays a traceback."""
+def spoken_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
+    """An error that a person can mend ends in one sentence and exit code 2; anything else stays a traceback.
+
+    Args:
+        kinds: these errors a person can mend.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
@@ -149,13 +176,16 @@ def spoken_errors() -> Iterator[None]:
         if error.name != "onnxruntime":
             raise
         fail("onnxruntime is not installed: pip install 'camcal[cpu]', or 'camcal[gpu]' for CUDA")
-    except (ValueError, OSError) as error:
+    except kinds as error:
         fail(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error))
 
 
 def fail(message: str) -> NoReturn:
     """Say why on standard error and exit with code 2."""
-    typer.echo(f"error: {message}", err=True)
+    if logs.in_json():
+        logs.log.critical(message)
+    else:
+        typer.echo(f"error: {message}", err=True)
     raise typer.Exit(2)
 
 

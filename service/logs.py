@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+import threading
+import time
 from contextvars import ContextVar
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
 
-from service.settings import LogFormat
+from service import stderr
+
+if TYPE_CHECKING:
+    from service.settings import LogFormat
+
+log = logging.getLogger("camcal")
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the request being answered
 
@@ -27,11 +36,52 @@ class JsonFormatter(logging.Formatter):
             line["request_id"] = id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        try:
+            return orjson.dumps(line, default=str).decode()
+        except TypeError:  # a lone surrogate, as in the name of a file that is not UTF-8
+            return json.dumps(line, default=str)
+
+
+_stream: TextIO | None = None  # standard error itself, where all that others write there becomes JSON
 
 
 def configure(format: LogFormat) -> None:
     """Send every record to standard error in `format`."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else logging.Formatter("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+
+
+def only_json() -> None:
+    """Make every line on standard error of this process, and of those that it forks, a JSON object."""
+    global _stream
+    _stream = stderr.wrap()
+    configure("json")
+    logging.captureWarnings(True)
+    sys.excepthook = _uncaught
+    threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.unraisablehook = lambda args: log.error("%s: %r", args.err_msg or "ignored", args.exc_value)
+
+
+def in_json() -> bool:
+    """Whether `only_json` was called."""
+    return _stream is not None
+
+
+def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    log.critical("uncaught %s: %s", kind.__name__, error, exc_info=(kind, error or kind(), trace))
+
+
+class Seldom:
+    """Warnings of something that happens again and again: one every few seconds."""
+
+    def __init__(self, log: logging.Logger, period_s: float = 5.0):
+        self._log = log
+        self._period_s = period_s
+        self._next = 0.0
+
+    def __call__(self, message: str, *arguments: object) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + self._period_s
+            self._log.warning(message, *arguments)

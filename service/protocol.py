@@ -85,6 +85,7 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
         furthered = False
         broken = False
         running: RequestResponseCycle | None = None
+        leaving = False
         head_timer: asyncio.TimerHandle | None = None
         write_timer: asyncio.TimerHandle | None = None
 
@@ -134,6 +135,8 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
             self._further()
             self.in_body = True
             super().on_headers_complete()
+            if self.leaving:
+                self.cycle.keep_alive = False
 
         def on_header(self, name: bytes, value: bytes) -> None:
             if not self.in_body:  # a trailer is of no use here, and uvicorn would keep them all
@@ -178,6 +181,17 @@ def guarded(head_timeout_s: float) -> type[asyncio.Protocol]:
         def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
             self.running = cycle
             super()._start_asgi_task(cycle, app)
+
+        @property
+        def idle(self) -> bool:
+            """Whether it has answered all, and no next request has begun."""
+            return not (self.in_body or self.head_timer or self.cycle is None) and self.cycle.response_complete
+
+        def leave(self) -> None:
+            """Close the connection after the next answer, which says so: its client then makes another."""
+            self.leaving = True
+            if self.cycle is not None and not self.cycle.response_started:
+                self.cycle.keep_alive = False
 
         def overlook(self, rest: bytes) -> None:
             """Read the request that has just come once more, without its offer of another protocol."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
 import math
+import os
 import signal
 import socket
-import struct
 import sys
 from types import FrameType
 from typing import Any
@@ -20,6 +19,8 @@ from fastapi import FastAPI
 
 from service import logs
 from service.app import create_app
+from service.listening import ListenError, Listeners, accept
+from service.logs import Seldom
 from service.protocol import guarded
 from service.runtime import running
 from service.session import Session
@@ -32,49 +33,53 @@ if sys.platform != "win32":
 log = logging.getLogger("camcal")
 
 # What a supervisor tells a worker, a byte each; a connection comes with its file descriptor.
-CONNECTION, RELOAD, DRAIN, STOP = b"C", b"R", b"D", b"S"
+CONNECTION, RELOAD, SPREAD, DRAIN, STOP = b"C", b"R", b"K", b"D", b"S"
 # What a worker says, in lines: which version it serves, every `BEAT_S` from when it is ready; or why it ends.
 SERVING, FAILED = b"+", b"-"
 BEAT_S = 5.0
 
 LAST_S = 0.1  # for the last connections to be made, and for the requests on them to arrive
+FULL_S = 0.1  # before connections are accepted again when there was no file descriptor for one
+ACCEPTS = 64  # connections in a row, before what is open has its turn
+RESERVE = 32  # file descriptors for everything but connections: reloading, other processes, files
 
-# What the kernel runs on every segment that comes to a listener: drop those with SYN and without ACK.
-# Each is an instruction of the classic packet filter, (opcode, jump if true, jump if false, operand).
-SO_ATTACH_FILTER = 26
-_NO_SYN = [(0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF)]
+BROKEN_S = 10.0  # for a model that fails on every batch to be mended by a reload, before a single process ends
+BROKEN = 3  # the exit code then
 
 
 class Server(uvicorn.Server):
-    """uvicorn with an app that can reload and drain."""
+    """uvicorn with an app that can reload and drain, and which never runs out of file descriptors.
+
+    When as many connections are open as may be, those that wait for a next request are closed; new ones wait in the
+    kernel meanwhile.
+    """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI):
         super().__init__(config)
         self._app = app
         self._taking: set[asyncio.Future[Any]] = set()
+        self._exhausted = Seldom(log)
+        self._room = _room()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End when all is answered: also those whom the kernel has let in already, and closing would reset."""
-        open_sockets = [listener for server in self.servers for listener in server.sockets]
-        listeners = [socket.fromfd(one.fileno(), one.family, one.type) for one in open_sockets]
-        for listener in listeners:
-            let_nobody_else_in(listener)
-        if listeners:
-            await asyncio.sleep(LAST_S)
-        for server in self.servers:
-            server.close()
-        for listener in listeners:
-            with listener, contextlib.suppress(OSError):
-                listener.setblocking(False)
-                for _ in range(self.config.backlog):
-                    self.take(listener.accept()[0])
         if self._taking:
             await asyncio.sleep(LAST_S)
         await super().shutdown(sockets)
+
+    def full(self) -> bool:
+        """Whether no more connections may be taken now; says so, and makes room."""
+        connections = self.server_state.connections
+        if len(connections) + len(self._taking) < self._room:
+            return False
+        self._exhausted("%d connections are open, all that the limit on open files allows; new ones wait", self._room)
+        for connection in list(connections):
+            if connection.idle:  # type: ignore[union-attr]  # of service.protocol
+                connection.shutdown()
+        return True
 
     def take(self, connection: socket.socket) -> None:
         """Serve a connection that was accepted elsewhere."""
@@ -107,18 +112,75 @@ class Server(uvicorn.Server):
 class DrainingServer(Server):
     """On SIGTERM: not ready at once, serve on for `drain_s`, then finish what runs and exit with code 0.
 
-    SIGINT skips the wait, and a second signal ends at once. SIGHUP loads the bundle again.
+    SIGINT skips the wait, and a second signal ends at once. SIGHUP loads the bundle again. A model that fails on every
+    batch and that no reload mends ends the server, with `broken` set.
     """
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, drain_s: float):
+    def __init__(self, config: uvicorn.Config, app: FastAPI, listeners: Listeners, drain_s: float):
         super().__init__(config, app)
+        self._listeners = listeners
         self._drain_s = drain_s
         self._signals = 0
+        self.broken: str | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup(sockets=[])
+        try:
+            self._listeners.open()
+        except ListenError:
+            await self.lifespan.shutdown()
+            raise
         if hasattr(signal, "SIGHUP"):  # not on Windows
             self._loop.add_signal_handler(signal.SIGHUP, self.reload)
+        self._accept_again()
+        self._beat(0)
+        log.info("listening on %s (press CTRL+C to quit)", self._listeners.address)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End when all is answered: also those whom the kernel has let in already, and closing would reset."""
+        self._listeners.let_nobody_else_in()
+        await asyncio.sleep(LAST_S)
+        for listener in self._listeners.sockets:
+            self._loop.remove_reader(listener)
+            with contextlib.suppress(OSError):  # no file descriptor is left
+                while connection := accept(listener):
+                    self.take(connection)
+        self._listeners.close()
+        await super().shutdown(sockets)
+
+    def _accept_again(self) -> None:
+        for listener in self._listeners.sockets:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTS):
+            if self.full():
+                return self._pause()
+            try:
+                connection = accept(listener)
+            except OSError as error:
+                self._exhausted("connections wait: %s", error.strerror)
+                return self._pause()
+            if connection is None:
+                return
+            self.take(connection)
+
+    def _pause(self) -> None:
+        for listener in self._listeners.sockets:
+            self._loop.remove_reader(listener)
+        self._loop.call_later(FULL_S, self._accept_again)
+
+    def _beat(self, broken_s: float) -> None:
+        """End when the model has been broken for `BROKEN_S`."""
+        runtime = running(self._app)
+        reason = runtime.broken if runtime else None
+        if reason and broken_s >= BROKEN_S and not self.broken:
+            log.error("%s; the service ends with code %d, as only a restart may help", reason, BROKEN)
+            self.broken = reason
+            self.drain()
+            self.stop()
+        else:
+            self._loop.call_later(BEAT_S, self._beat, broken_s + BEAT_S if reason else 0.0)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._signals += 1
@@ -163,6 +225,10 @@ class Worker(Server):
                 self._loop.call_later(BEAT_S, self._beat)
 
     def _hear(self) -> None:
+        if self.full() and self._next_word() == CONNECTION:
+            self._loop.remove_reader(self._channel)
+            self._loop.call_later(FULL_S, self._loop.add_reader, self._channel, self._hear)
+            return
         try:
             word, descriptors, _, _ = socket.recv_fds(self._channel, 1, 1)
         except BlockingIOError:
@@ -173,9 +239,12 @@ class Worker(Server):
             if descriptors:
                 self.take(socket.socket(fileno=descriptors[0]))
             else:
-                log.warning("a connection could not be taken: no file descriptor is left")
+                self._exhausted("a connection could not be taken: no file descriptor is left")
         elif word == RELOAD:
             self.reload()
+        elif word == SPREAD:
+            for open_connection in self.server_state.connections:
+                open_connection.leave()  # type: ignore[union-attr]  # of service.protocol
         elif word == DRAIN:
             self.drain()
         else:
@@ -183,18 +252,11 @@ class Worker(Server):
             self.drain()
             self.stop()
 
-
-def let_nobody_else_in(listener: socket.socket) -> None:
-    """Have the kernel ignore whoever calls from now on, as it may be about to close: closing resets what it let in.
-
-    A connection that is half made is still completed. Who is ignored calls again a second later, and then finds
-    nobody, or a successor on the same port. On systems other than Linux nothing changes.
-    """
-    if sys.platform == "linux":
-        program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in _NO_SYN))
-        with contextlib.suppress(OSError):  # a kernel without it
-            what = struct.pack("HP", len(_NO_SYN), ctypes.addressof(program))
-            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, what)
+    def _next_word(self) -> bytes:
+        try:
+            return self._channel.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return b""
 
 
 def allow_open_files() -> None:
@@ -205,11 +267,28 @@ def allow_open_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def serve(settings: Settings, sessions: list[Session]) -> None:
-    """Serve the model of `sessions`, one a device, until a signal comes. Empties the list: a reload frees the model."""
+def _room() -> int:
+    """Connections that this process may have open at once."""
+    if sys.platform == "win32":
+        return sys.maxsize
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else RESERVE
+    return max(1, limit - used - min(RESERVE, limit // 8)) if limit != resource.RLIM_INFINITY else sys.maxsize
+
+
+def serve(settings: Settings, sessions: list[Session], listeners: Listeners) -> None:
+    """Serve the model of `sessions`, one a device, until a signal comes. Empties the list: a reload frees the model.
+
+    Raises:
+        ListenError: if another service was quicker to listen on the address.
+        SystemExit: with code `BROKEN`, if the model fails on every batch.
+    """
     allow_open_files()
     config, app = _prepare(settings, sessions)
-    DrainingServer(config, app, settings.drain_s).run()
+    server = DrainingServer(config, app, listeners, settings.drain_s)
+    server.run()
+    if server.broken:
+        sys.exit(BROKEN)
 
 
 def work(settings: Settings, sessions: list[Session], siblings: Siblings, channel: socket.socket) -> None:
@@ -230,8 +309,6 @@ def _prepare(
     sessions.clear()
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         http=guarded(settings.head_timeout_s),
         ws="none",
         root_path=settings.root_path,

@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     watch: bool = Field(False, description="Reload the bundle whenever the files of its folder change.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    uds: Path | None = Field(None, description="Unix socket to listen on, in place of host and port.")
     root_path: str = Field("", description="Path that a proxy takes away before it asks here: /vision.")
     trusted_proxies: str = Field(
         "", description="Addresses and networks whose X-Forwarded-For is believed: 10.0.0.0/8,::1; or `unix`."

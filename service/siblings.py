@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from service.mailbox import Mailbox
 from service.stores import MapStore, owner
 
 Answer = Callable[[str], Awaitable[bytes]]
@@ -18,19 +19,24 @@ _LENGTH = 8  # bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Siblings:
-    """The place of one worker among `count`. Worker i answers at the Unix socket `folder/i`.
+    """The place of one worker among all. Worker i answers what comes to `mailboxes[i]`.
 
     A question is a line; the answer is its length and as many bytes, none for what is not known.
     """
 
-    folder: Path
+    mailboxes: tuple[Mailbox, ...]
     index: int
-    count: int
 
-    async def serve(self, answer: Answer) -> asyncio.Server:
-        """Answer the others' questions until the server that is returned is closed."""
+    @property
+    def count(self) -> int:
+        return len(self.mailboxes)
 
-        async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def serve(self, answer: Answer) -> Callable[[], None]:
+        """Answer the others' questions until the function that is returned is called."""
+        replies = set[asyncio.Task[None]]()
+
+        async def reply(connection: socket.socket) -> None:
+            reader, writer = await asyncio.open_unix_connection(sock=connection)
             try:
                 question = await reader.readline()
                 answered = await answer(question.decode().rstrip("\n"))
@@ -41,21 +47,16 @@ class Siblings:
             finally:
                 writer.close()
 
-        self.folder.mkdir(mode=0o700, exist_ok=True)  # where all that this one replaces have left
-        path = self.folder / str(self.index)
-        path.unlink(missing_ok=True)  # of a worker that this one replaces
-        return await asyncio.start_unix_server(reply, path)
+        def begin(connection: socket.socket) -> None:
+            replies.add(task := asyncio.ensure_future(reply(connection)))  # kept, or it might vanish before its end
+            task.add_done_callback(replies.discard)
 
-    def leave(self) -> None:
-        """Answer no more; the last one removes the folder, whose maker may have been killed."""
-        with contextlib.suppress(OSError):
-            (self.folder / str(self.index)).unlink(missing_ok=True)
-            self.folder.rmdir()
+        return self.mailboxes[self.index].serve(begin)
 
     async def ask(self, index: int, question: str) -> bytes:
         """What worker `index` answers. Raises OSError if it cannot be reached, or not in time."""
         async with asyncio.timeout(ANSWER_S):
-            reader, writer = await asyncio.open_unix_connection(self.folder / str(index))
+            reader, writer = await asyncio.open_unix_connection(sock=self.mailboxes[index].connect())
             try:
                 writer.write(f"{question}\n".encode())
                 return await reader.readexactly(int.from_bytes(await reader.readexactly(_LENGTH)))

@@ -8,7 +8,6 @@ service over again, with its own share of the CPUs; what it inherits from the su
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import itertools
 import logging
@@ -18,23 +17,22 @@ import selectors
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 from service import logs, server
 from service.cpus import take_share
-from service.server import CONNECTION, DRAIN, FAILED, RELOAD, SERVING, STOP, work
+from service.listening import Listeners, accept
+from service.mailbox import Mailbox
+from service.server import CONNECTION, DRAIN, FAILED, RELOAD, SERVING, SPREAD, STOP, work
 from service.session import load_sessions
 from service.settings import Settings
 from service.siblings import Siblings
 
 log = logging.getLogger("camcal")
 
-BACKLOG = 2048  # connections that wait to be accepted; the kernel has a limit of its own
 RESTART_S = 1.0  # before a worker that ended is replaced; twice that after each that could not start
 MAX_RESTART_S = 30.0
 FAILURES = 5  # workers in a row that could not start, while there is no other: the service ends
@@ -70,35 +68,34 @@ class Supervisor:
     one that takes its place finds another bundle than the rest serve, the rest load that one too.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, listeners: Listeners):
         self._settings = settings
+        self._listeners = listeners
         self._fork = multiprocessing.get_context("fork")
         self._selector = selectors.DefaultSelector()
+        self._mailboxes = tuple(Mailbox() for _ in range(settings.workers))
         self._workers: dict[int, _Worker] = {}
-        self._listeners: list[socket.socket] = []
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._turns = itertools.count()
         self._accepting = self._opened = self._stopping = False
         self._signals = self._failures = 0
         self._failure: str | None = None
+        self._exhausted = logs.Seldom(log)
 
     def run(self) -> None:
         """Serve until a signal comes and everything is answered.
 
         Raises:
-            OSError: if the address cannot be listened on.
+            ListenError: if another service was quicker to listen on the address.
             WorkerError: if the first workers cannot start.
         """
         logs.configure(self._settings.log_format)
         server.allow_open_files()
         with contextlib.ExitStack() as stack:
-            # The address of a Unix socket has little room.
-            where = "/tmp" if len(tempfile.gettempdir()) > 70 else None
-            folder = tempfile.TemporaryDirectory(prefix="camcal-", dir=where, ignore_cleanup_errors=True)
-            self._folder = Path(stack.enter_context(folder))
             stack.enter_context(self._selector)
+            for mailbox in self._mailboxes:
+                stack.callback(mailbox.close)
             stack.callback(self._kill)
-            self._listeners = _bind(self._settings.host, self._settings.port)
             stack.enter_context(self._signals_heard())
             # What is loaded now is shared by all: collections must not write to it.
             gc.collect()
@@ -106,7 +103,7 @@ class Supervisor:
             for index in range(self._settings.workers):
                 self._start(index)
             self._later(server.BEAT_S, self._listen_for_beats)
-            while self._workers or self._listeners:
+            while self._workers or self._listeners.sockets:
                 self._turn()
         if self._failure is not None:
             raise WorkerError(self._failure)
@@ -130,8 +127,8 @@ class Supervisor:
     def _start(self, index: int) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            siblings = Siblings(folder=self._folder, index=index, count=self._settings.workers)
-            held = [ours, *self._listeners, *(worker.channel for worker in self._workers.values())]
+            siblings = Siblings(mailboxes=self._mailboxes, index=index)
+            held = [ours, *self._listeners.sockets, *(worker.channel for worker in self._workers.values())]
             process = self._fork.Process(target=_work, args=(self._settings, siblings, theirs, held))
             # Until the worker ignores them, it would write its own signals to the supervisor's.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -189,6 +186,8 @@ class Supervisor:
                 self._open()
             return
         self._accept_if_possible()
+        # Clients that keep their connections have them all with the others.
+        self._tell(SPREAD, (other for other in self._workers.values() if other is not worker))
         if others := [other for other in self._workers.values() if other.version not in (None, version)]:
             log.info("worker %d found model version %s, which the others now load too", worker.index, version)
             self._tell(RELOAD, others)
@@ -214,6 +213,7 @@ class Supervisor:
             self._hear(worker)
         worker.channel.close()
         worker.process.join()
+        self._mailboxes[worker.index].clear()
         del self._workers[worker.index]
         if self._stopping:
             return
@@ -244,26 +244,19 @@ class Supervisor:
         """Accept connections from now on."""
         if self._stopping:
             return
-        host, port = self._settings.host, self._settings.port
-        for listener in self._listeners:
-            try:
-                listener.listen(BACKLOG)
-            except OSError as error:  # another service was quicker
-                raise OSError(error.errno, error.strerror, f"{host}:{port}") from None
+        self._listeners.open()
         self._opened = True
-        host, port = self._listeners[0].getsockname()[:2]
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        log.info("%d workers on http://%s (Press CTRL+C to quit)", len(self._workers), address)
+        log.info("%d workers listen on %s (press CTRL+C to quit)", len(self._workers), self._listeners.address)
         self._accept(True)
 
     def _accept_if_possible(self) -> None:
-        if self._listeners:
+        if self._listeners.sockets:
             self._accept(any(worker.version for worker in self._workers.values()))
 
     def _accept(self, wanted: bool) -> None:
         if wanted != self._accepting:
             self._accepting = wanted
-            for listener in self._listeners:
+            for listener in self._listeners.sockets:
                 if wanted:
                     self._selector.register(
                         listener, selectors.EVENT_READ, lambda listener=listener: self._deal(listener)
@@ -275,24 +268,28 @@ class Supervisor:
         """Give the next connection to the next worker; False if there was none, or nobody to take it."""
         takers = self._takers()
         if not takers:
-            if self._accepting:  # connections wait where they are
-                self._accept(False)
-                self._later(BEHIND_S, self._accept_if_possible)
+            self._pause(BEHIND_S)
             return False
         try:
-            connection, _ = listener.accept()
-        except BlockingIOError:
+            connection = accept(listener)
+        except OSError as error:
+            self._exhausted("connections wait: %s", error.strerror)
+            self._pause(server.FULL_S)
             return False
-        except OSError as error:  # the client is gone, or no file descriptor is left
-            log.warning("a connection could not be accepted: %s", error)
-            time.sleep(0.01)
-            return error.errno == errno.ECONNABORTED
+        if connection is None:
+            return False
         with connection:
             for worker in takers:
                 with contextlib.suppress(OSError):  # it is ending
                     socket.send_fds(worker.channel, [CONNECTION], [connection.fileno()])
                     return True
         return True
+
+    def _pause(self, seconds: float) -> None:
+        """Let connections wait in the kernel for a while."""
+        if self._accepting:
+            self._accept(False)
+            self._later(seconds, self._accept_if_possible)
 
     def _takers(self) -> list[_Worker]:
         """The workers that can take a connection, first the one whose turn it is.
@@ -345,59 +342,27 @@ class Supervisor:
         if self._stopping:
             return
         self._stopping = True
-        for listener in self._listeners:
-            server.let_nobody_else_in(listener)
+        self._listeners.let_nobody_else_in()
         self._later(server.LAST_S if self._opened else 0.0, self._close)
 
     def _close(self) -> None:
         """Have the workers end, when the last connections are theirs."""
         if self._opened:
-            for listener in self._listeners:
+            for listener in self._listeners.sockets:
                 while self._deal(listener):  # what has come before
                     pass
             if self._connections_wait() and any(worker.version for worker in self._workers.values()):
                 self._later(BEHIND_S, self._close)
                 return
         self._accept(False)
-        for listener in self._listeners:
-            listener.close()
-        self._listeners = []
+        self._listeners.close()
         self._tell(STOP)
 
     def _connections_wait(self) -> bool:
         poll = select.poll()
-        for listener in self._listeners:
+        for listener in self._listeners.sockets:
             poll.register(listener, select.POLLIN)
         return bool(poll.poll(0))
-
-
-def _bind(host: str, port: int) -> list[socket.socket]:
-    """A socket for each address of `host` that this machine has, not yet listening."""
-    listeners: list[socket.socket] = []
-    try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for number, (family, kind, _, _, address) in enumerate(found, 1):
-            with contextlib.ExitStack() as stack:
-                try:
-                    listener = stack.enter_context(socket.socket(family, kind))
-                    listener.setblocking(False)
-                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    if family == socket.AF_INET6:
-                        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                    listener.bind(address)
-                except OSError as error:
-                    # Such as ::1, which `localhost` may also mean where there is no IPv6.
-                    absent = error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-                    if not absent or not (listeners or number < len(found)):
-                        raise
-                else:
-                    stack.pop_all()
-                    listeners.append(listener)
-    except OSError as error:
-        for listener in listeners:
-            listener.close()
-        raise OSError(error.errno, error.strerror, f"{host}:{port}") from None
-    return listeners
 
 
 def _work(settings: Settings, siblings: Siblings, channel: socket.socket, held: list[socket.socket]) -> None:
@@ -423,4 +388,8 @@ def _work(settings: Settings, siblings: Siblings, channel: socket.socket, held: 
     except (ValueError, OSError) as error:
         channel.sendall(FAILED + " ".join(str(error).split()).encode() + b"\n")
         sys.exit(2)
-    work(share, sessions, siblings, channel)
+    try:
+        work(share, sessions, siblings, channel)
+    except Exception:
+        log.exception("worker %d failed", siblings.index)
+        sys.exit(1)

@@ -26,9 +26,9 @@ from models.bundle import Bundle
 from service import protocol
 from service.app import create_app
 from service.decoding import decode
+from service.listening import let_nobody_else_in
 from service.protocol import guarded
 from service.routes import predict
-from service.server import let_nobody_else_in
 from service.session import Session
 from service.settings import Settings
 from tests.service.conftest import GatedSession, png
@@ -425,7 +425,7 @@ def process(
         try:
             assert child.stderr is not None
             log = iter(child.stderr.readline, "")
-            url = next(found[0] for line in log if (found := re.search(r"http://[\d.:]+", line)))
+            url = next(found[1] for line in log if (found := re.search(r"on ((http://|unix:)\S+)", line)))
             yield child, url
         finally:
             child.kill()
