@@ -34,12 +34,13 @@ KINDS: dict[str, tuple[int, str]] = {
     "client-gone": (499, "The client has gone"),
     "internal": (500, "The service failed"),
     "not-ready": (503, "The service is not ready"),
+    "out-of-memory": (503, "The service is out of memory"),
     "deadline-passed": (504, "The deadline has passed"),
 }
 
 SHOWN = 20  # faults of one request
 
-_REJECTIONS = {"deadline-passed": "deadline", "not-ready": "not_ready"}
+_REJECTIONS = {"deadline-passed": "deadline", "not-ready": "not_ready", "out-of-memory": "memory"}
 
 
 @dataclass(eq=False)
@@ -94,6 +95,9 @@ def problem_of(error: Exception) -> Problem:
             return Problem("deadline-passed", "the model had no room for this request in time; try again later")
         case ClosedError():
             return Problem("not-ready", str(error))
+        case MemoryError():
+            message = "there was not enough memory for this request; try again later"
+            return Problem("out-of-memory", message, {"Retry-After": "1"})
         case RequestValidationError():
             return _invalid(error)
         case HTTPException():
@@ -124,6 +128,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         DeadlineError,
         ClosedError,
         InferenceError,
+        MemoryError,
         RequestValidationError,
         HTTPException,
     ):

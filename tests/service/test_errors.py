@@ -8,6 +8,9 @@ from starlette.exceptions import HTTPException
 from service.admission import QueueFullError
 from service.batching import ClosedError, InferenceError
 from service.errors import KINDS, Problem, problem_of
+from service.routes import predict
+from tests.service.conftest import ClientFactory, png
+from tests.service.test_predict import RAW
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -23,7 +26,8 @@ def test_every_kind_has_its_form(kind: str) -> None:
     [
         (ClosedError("the service is shutting down"), "not-ready", "the service is shutting down"),
         (InferenceError("inside"), "internal", "the service failed on this request; its log says why"),
-        (MemoryError("inside"), "internal", "the service failed on this request; its log says why"),
+        (ArithmeticError("inside"), "internal", "the service failed on this request; its log says why"),
+        (MemoryError("inside"), "out-of-memory", "there was not enough memory for this request; try again later"),
         (HTTPException(400, "odd"), "malformed-request", "odd"),
         (HTTPException(502, "odd"), "internal", "odd"),
     ],
@@ -38,3 +42,19 @@ def test_client_that_still_sends_is_cut_off() -> None:
     assert problem_of(full).headers == {"Retry-After": "7", "Connection": "close"}
     full = QueueFullError("no room", reason="queue_full", retry_after_s=7)
     assert problem_of(full).headers == {"Retry-After": "7"}
+
+
+def test_too_little_memory_is_not_the_clients_fault(
+    client_factory: ClientFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starve(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    client = client_factory()
+    with monkeypatch.context() as starved:
+        starved.setattr(predict, "decode", starve)
+        answer = client.post("/predict", content=png(), headers=RAW)
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:camcal:error:out-of-memory")
+    assert answer.headers["retry-after"] == "1"
+    assert 'camcal_rejected_total{reason="memory"} 1.0' in client.get("/metrics").text
+    assert client.post("/predict", content=png(), headers=RAW).status_code == 200
