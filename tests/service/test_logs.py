@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from models.bundle import Bundle
 from service.logs import JsonFormatter
 from tests.service.conftest import ClientFactory, GatedSession, png
-from tests.service.test_live import process
+from tests.service.test_live import ROOT, process
 from tests.service.test_predict import RAW
 
 
@@ -55,13 +59,120 @@ def test_json_lines_carry_the_request_id(
     assert max(map(len, lines.getvalue().splitlines())) < 5000  # no pixels
 
 
-def test_server_in_json(bundle: Bundle) -> None:
-    with process(bundle, CAMCAL_LOG_FORMAT="json", CAMCAL_ACCESS_LOG="true", CAMCAL_DRAIN_S="0") as (child, url):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_server_in_json(bundle: Bundle, workers: str) -> None:
+    settings = {"CAMCAL_LOG_FORMAT": "json", "CAMCAL_ACCESS_LOG": "true", "CAMCAL_DRAIN_S": "0"}
+    with process(bundle, CAMCAL_WORKERS=workers, **settings) as (child, url):
         httpx.post(f"{url}/predict", content=png(), headers=RAW | {"X-Request-Id": "one"})
         child.terminate()
         assert child.stderr is not None
         records = [json.loads(line) for line in child.stderr]
+        assert child.wait(20) == 0
     assert {"one"} == {record["request_id"] for record in records if record["logger"] == "camcal.access"}
+
+
+NOISY = """if True:
+    import os, subprocess, threading, warnings
+    from service import cli, server
+
+    class Careless:
+        def __del__(self):
+            raise ValueError("in a finaliser")
+
+    def fail():
+        raise ArithmeticError("in a thread")
+
+    def startup(self):
+        os.write(2, b"\\x1b[0;93m2026-11-30 [W:onnxruntime:Default, x.cc:1 F] from C++\\x1b[m\\n")
+        print("printed", file=__import__("sys").stderr)
+        warnings.warn("careful")
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        subprocess.run(["sh", "-c", "echo from a child >&2"])
+        self._loop.call_soon(fail)
+        Careless()
+
+    def noisy(kind, then):
+        async def new(self, sockets=None):
+            await then(self, sockets)
+            startup(self)
+        kind.startup = new
+
+    noisy(server.DrainingServer, server.DrainingServer.startup)
+    noisy(server.Worker, server.Worker.startup)
+    cli.app()"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_whatever_is_written_to_standard_error_is_json(bundle: Bundle, workers: str) -> None:
+    settings = {"CAMCAL_LOG_FORMAT": "json", "CAMCAL_DRAIN_S": "0", "CAMCAL_WORKERS": workers}
+    with process(bundle, ("-c", NOISY), **settings) as (child, url):
+        assert httpx.get(f"{url}/health/live").status_code == 200
+        child.terminate()
+        assert child.stderr is not None
+        records = [json.loads(line) for line in child.stderr]
+        assert child.wait(20) == 0
+    levels = {record["message"]: record["level"] for record in records}
+    assert levels["2026-11-30 [W:onnxruntime:Default, x.cc:1 F] from C++"] == "warning"
+    assert {"printed", "from a child", "uncaught ArithmeticError: in a thread"} <= levels.keys()
+    assert any("UserWarning: careful" in message for message in levels)
+    assert any("in a finaliser" in message for message in levels)
+    assert any(record["logger"] == "asyncio" and "in a thread" in record["exception"] for record in records)
+
+
+def serve(*arguments: str, program: tuple[str, str] = ("-m", "service"), **environment: str) -> tuple[int, list[Any]]:
+    """Exit code and records of a service that ends by itself."""
+    command = [sys.executable, *program, "serve", "--port", "0", *arguments]
+    environment = {"CAMCAL_LOG_FORMAT": "json", **environment}
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment)
+    return ended.returncode, [json.loads(line) for line in ended.stderr.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["--bundle", "nowhere"], {}, "no bundle at nowhere: expected a folder"),
+        (["--bundle", "nowhere", "--workers", "2"], {}, "no bundle at nowhere: expected a folder"),
+        (["--port", "x"], {}, "Invalid value for '--port'"),
+        (["--nothing"], {}, "No such option: --nothing"),
+        ([], {"CAMCAL_MAX_BATCH": "x"}, "CAMCAL_MAX_BATCH is 'x': it should be a valid integer"),
+        (["--host", "192.0.2.1"], {}, "host 192.0.2.1 is not an address of this machine"),
+    ],
+)
+def test_a_start_that_fails_in_json(arguments: list[str], environment: dict[str, str], said: str) -> None:
+    code, records = serve(*arguments, **environment)
+    assert code == 2
+    (record,) = records
+    assert record["message"].startswith(said) and record["level"] == "critical"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_fault_of_the_service_itself_in_json(bundle: Bundle, workers: str) -> None:
+    program = """if True:
+        from service import cli, server
+        async def startup(self, sockets=None):
+            raise ArithmeticError("a fault")
+        server.DrainingServer.startup = server.Worker.startup = startup
+        cli.app()"""
+    arguments = ["--bundle", str(bundle.path), "--workers", workers]
+    code, records = serve(*arguments, program=("-c", program))
+    assert code == (1 if workers == "1" else 2)
+    assert any("ArithmeticError: a fault" in record.get("exception", "") for record in records)
+
+
+def test_the_last_words_of_a_process_that_is_aborted_are_json(bundle: Bundle) -> None:
+    program = """if True:
+        import os
+        from service import cli, server
+        async def startup(self, sockets=None):
+            os.write(2, b"terminate called without an active exception\\n")
+            os.abort()
+        server.DrainingServer.startup = startup
+        cli.app()"""
+    code, records = serve("--bundle", str(bundle.path), program=("-c", program))
+    assert code == -signal.SIGABRT
+    assert records[-1]["message"] == "terminate called without an active exception"
 
 
 def test_traces(client_factory: ClientFactory) -> None:
