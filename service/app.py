@@ -15,6 +15,7 @@ from service.inference_protocol import InferenceRequest
 from service.metrics import Metrics
 from service.middleware import AdmissionMiddleware, RequestMiddleware
 from service.model import Model
+from service.rates import RateLimits
 from service.routes import batch, cam, health, metrics, model, page, predict, v2
 from service.runtime import Runtime
 from service.schemas import ProblemDetails
@@ -61,10 +62,13 @@ def create_app(settings: Settings | None = None, *sessions: Session, siblings: S
     app.state.sessions = sessions
     app.state.siblings = siblings
     app.state.metrics = Metrics()
+    app.state.rates = RateLimits(settings.rate_burst_s, siblings.count if siblings else 1)
     app.state.openapi = None
     app.state.scrape = None
-    queued = [route for module in (predict, batch, v2) for route in module.router.routes]
-    app.add_middleware(AdmissionMiddleware, metrics=app.state.metrics, routes=queued)
+    modules = (predict, batch, v2, cam, model, health, metrics, page)
+    routes = [route for module in modules for route in module.router.routes]
+    queued = [route for module in modules[:3] for route in module.router.routes]
+    app.add_middleware(AdmissionMiddleware, metrics=app.state.metrics, routes=routes, queued=queued)
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics, access_log=settings.access_log)
     errors.install(app, app.state.metrics)
     for module in (predict, batch, cam, model, health, metrics, page, v2):

@@ -3,55 +3,69 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from service.admission import BodyTooLargeError, Ticket
 from service.decoding import Data
 from service.errors import Problem
-from service.multipart import FormError, Part, TooManyPartsError, parse_form
+from service.multipart import ENVELOPE_BYTES, FormError, Part, TooManyPartsError, parse_form
+from service.settings import Settings
 
 FIELD = "image"
 FORM = "multipart/form-data"
 ACCEPTED_TYPES = f"{FORM} with the field `{FIELD}`, or the image itself with the content type image/*"
 
-ENVELOPE_BYTES = 64 * 1024  # what a multipart body may hold beside the image
 OTHER_PARTS = 15  # that a form may have beside its images
 
 # The client may still be sending: the connection cannot carry another request.
 CLOSE = {"Connection": "close"}
 
+# A body of more bytes has to come at CAMCAL_MIN_BODY_RATE. Faster parts make up for a pause of so many seconds.
+SMALL_BYTES, PAUSE_S = 64 * 1024, 10.0
 
-async def read_body(
-    request: Request, *, max_bytes: int, too_large: str, timeout_s: float, reserve: Callable[[int], None]
-) -> bytearray:
+
+async def read_body(request: Request, settings: Settings, held: Ticket, *, max_bytes: int, too_large: str) -> bytearray:
     """The whole body of `request`, which must not have been read.
 
     Args:
         request: whose body is wanted.
+        settings: limits on its time and rate.
+        held: holds its bytes.
         max_bytes: limit on the body.
         too_large: the sentence for the client whose body exceeds it.
-        timeout_s: limit on the time for the whole body.
-        reserve: told of bytes before they are kept; may raise.
 
     Raises:
         Problem: 408, 413 or 499.
+        QueueFullError: if there is no room for it.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise Problem("too-large", too_large, CLOSE)
-    body = bytearray()
+    body, rate, clock = bytearray(), settings.min_body_rate, asyncio.get_running_loop().time
+    end = clock() + settings.body_timeout_s
+    due = math.inf  # when it has come too slowly
     try:
-        async with asyncio.timeout(timeout_s):
+        if declared.isdecimal():
+            held.check_length(int(declared))
+        async with asyncio.timeout_at(end) as limit:
             async for chunk in request.stream():
                 if len(body) + len(chunk) > max_bytes:
                     raise Problem("too-large", too_large, CLOSE)
-                reserve(len(chunk))
+                held.reserve(len(chunk))
                 body += chunk
+                if rate and len(body) > SMALL_BYTES:
+                    due = min(due + len(chunk) / rate, clock() + PAUSE_S)
+                    limit.reschedule(min(due, end))
+    except BodyTooLargeError as error:
+        raise Problem("too-large", str(error), CLOSE) from None
     except TimeoutError:
-        message = f"the body was not complete after {timeout_s:g} s (CAMCAL_BODY_TIMEOUT_S)"
+        message = f"the body was not complete after {settings.body_timeout_s:g} s (CAMCAL_BODY_TIMEOUT_S)"
+        if due < end:
+            message = f"the body came slower than {rate} bytes a second (CAMCAL_MIN_BODY_RATE)"
         raise Problem("body-timeout", message, CLOSE) from None
     except ClientDisconnect:
         raise Problem("client-gone", "the client left before its body was complete") from None
@@ -82,22 +96,19 @@ class Upload:
         return image
 
 
-async def read_upload(request: Request, *, max_bytes: int, timeout_s: float, reserve: Callable[[int], None]) -> Upload:
-    """The body of `request`, which holds one image of at most `max_bytes`; otherwise as `read_body`.
-
-    Raises:
-        Problem: 408, 413, 415 or 499.
-    """
+async def read_upload(request: Request, settings: Settings, held: Ticket) -> Upload:
+    """The body of `request`, which holds one image; otherwise as `read_body`. Raises Problem 415 too."""
     content_type = request.headers.get("content-type", "")
     kind = _kind(content_type)
     if kind != FORM and not kind.startswith("image/"):
         raise _other_type(kind, ACCEPTED_TYPES)
+    max_bytes = settings.max_bytes
     body = await read_body(
         request,
+        settings,
+        held,
         max_bytes=max_bytes + (ENVELOPE_BYTES if kind == FORM else 0),
         too_large=_too_large(max_bytes),
-        timeout_s=timeout_s,
-        reserve=reserve,
     )
     return Upload(content_type=content_type, body=body, max_bytes=max_bytes)
 
@@ -110,7 +121,7 @@ def images_of_form(content_type: str, body: bytearray, max_images: int) -> list[
     """
     images = _files(content_type, body, max_images)
     if len(images) > max_images:
-        limit = f"{max_images}, the lower of CAMCAL_MAX_IMAGES and CAMCAL_QUEUE_LIMIT"
+        limit = f"{max_images}, the lower of CAMCAL_MAX_IMAGES and a client's share of CAMCAL_QUEUE_LIMIT"
         raise _bad_field(f"the form has {len(images)} images; the limit is {limit}")
     return images
 

@@ -15,6 +15,7 @@ from service.admission import QueueFullError
 from service.batching import ClosedError, DeadlineError, InferenceError
 from service.decoding import ImageTooLargeError, UndecodableImageError, UnsupportedFormatError
 from service.metrics import Metrics
+from service.rates import RateLimitError
 from service.settings import sentence
 
 PROBLEM_JSON = "application/problem+json"
@@ -31,6 +32,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "undecodable-image": (422, "The image cannot be decoded"),
     "invalid-parameter": (422, "A parameter is not valid"),
     "queue-full": (429, "The queue is full"),
+    "rate-limited": (429, "Too many requests"),
     "client-gone": (499, "The client has gone"),
     "internal": (500, "The service failed"),
     "not-ready": (503, "The service is not ready"),
@@ -40,7 +42,12 @@ KINDS: dict[str, tuple[int, str]] = {
 
 SHOWN = 20  # faults of one request
 
-_REJECTIONS = {"deadline-passed": "deadline", "not-ready": "not_ready", "out-of-memory": "memory"}
+_REJECTIONS = {
+    "rate-limited": "rate_limited",
+    "deadline-passed": "deadline",
+    "not-ready": "not_ready",
+    "out-of-memory": "memory",
+}
 
 
 @dataclass(eq=False)
@@ -88,9 +95,11 @@ def problem_of(error: Exception) -> Problem:
             return Problem("undecodable-image", str(error))
         case QueueFullError():
             headers = {"Retry-After": str(error.retry_after_s)}
-            if error.reason == "queue_bytes":
+            if error.reason.endswith("_bytes"):
                 headers["Connection"] = "close"  # the client is still sending
             return Problem("queue-full", str(error), headers)
+        case RateLimitError():
+            return Problem("rate-limited", str(error), {"Retry-After": str(error.retry_after_s)})
         case DeadlineError():
             return Problem("deadline-passed", "the model had no room for this request in time; try again later")
         case ClosedError():
@@ -125,6 +134,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         ImageTooLargeError,
         UndecodableImageError,
         QueueFullError,
+        RateLimitError,
         DeadlineError,
         ClosedError,
         InferenceError,

@@ -40,7 +40,9 @@ class Metrics:
         self.rejected = Counter(
             "camcal_rejected_total", "Requests refused for want of room or time", ["reason"], registry=registry
         )
-        for reason in ("queue_full", "queue_bytes", "deadline", "not_ready", "memory"):
+        for reason in ("queue_full", "queue_bytes", "client_full", "client_bytes", "rate_limited"):
+            self.rejected.labels(reason)
+        for reason in ("deadline", "not_ready", "memory"):
             self.rejected.labels(reason)
 
         self.batch_size = Histogram("camcal_batch_size", "Images in a run", buckets=_BATCH_SIZES, registry=registry)

@@ -14,14 +14,18 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.address import client_address
 from service.admission import QueueFullError
 from service.errors import problem_of, refused
 from service.logs import request_id
 from service.metrics import Metrics
-from service.runtime import running
+from service.rates import RateLimitError, limit
+from service.runtime import Runtime, running
 
 log = logging.getLogger("camcal")
 access = logging.getLogger("camcal.access")
+
+_FREE = ("/health/", "/v2/health/", "/metrics")  # for probes and Prometheus, whatever the rate of their address
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -109,25 +113,50 @@ class _Exchange:
 class AdmissionMiddleware:
     """Refuses what no queue has room for before FastAPI looks at it: under overload, refusals are most of the work.
 
+    So it does what exceeds the rate of an address.
+
     Args:
         app: the rest.
         metrics: count what is refused.
-        routes: whose requests wait for the model. Their other checks, of the API key too, come after this one.
+        routes: all of them, for the metrics.
+        queued: whose requests wait for the model. Their other checks, of the API key too, come after this one.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, routes: Sequence[BaseRoute]):
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, routes: Sequence[BaseRoute], queued: Sequence[BaseRoute]):
         self.app = app
         self.metrics = metrics
         self.routes = routes
+        self.queued = queued
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and (runtime := running(scope["app"])):
+        if scope["type"] == "http" and (runtime := running(scope["app"])):
             try:
-                runtime.admission.check()
-            except QueueFullError as error:
-                for route in self.routes:
-                    if route.matches(scope)[0] is Match.FULL:
-                        scope["route"] = route
-                        await refused(error, self.metrics).response(scope)(scope, receive, send)
-                        return
+                self._admit(scope, runtime)
+            except (QueueFullError, RateLimitError) as error:
+                await refused(error, self.metrics).response(scope)(scope, receive, send)
+                return
         await self.app(scope, receive, send)
+
+    def _admit(self, scope: Scope, runtime: Runtime) -> None:
+        rate = runtime.settings.address_rate
+        if rate is not None and not scope["path"].removeprefix(scope.get("root_path", "")).startswith(_FREE):
+            try:
+                limit(scope, client_address(scope), rate, "CAMCAL_ADDRESS_RATE")
+            except RateLimitError:
+                _name_route(scope, self.routes)
+                raise
+        if scope["method"] == "POST":
+            try:
+                runtime.admission.check(client_address(scope))
+            except QueueFullError:
+                if _name_route(scope, self.queued):
+                    raise
+
+
+def _name_route(scope: Scope, routes: Sequence[BaseRoute]) -> bool:
+    """Note which of `routes` the request of `scope` is for, for the metrics; False if it is for none of them."""
+    for route in routes:
+        if route.matches(scope)[0] is Match.FULL:
+            scope["route"] = route
+            return True
+    return False

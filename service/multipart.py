@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 MAX_HEAD_BYTES = 8 * 1024  # of one part
+ENVELOPE_BYTES = 64 * 1024  # what a body may hold beside its image
 
 _LINE_END = re.compile(rb"[ \t]*\r\n")  # of a delimiter, after which mail systems may add blanks (RFC 2046, 5.1.1)
 _FOLD = re.compile(rb"\r\n[ \t]+")  # within a header that is written on several lines

@@ -14,6 +14,7 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, FastAPI, Request
 
 from models.bundle import Bundle, BundleError, Manifest
+from service.address import client_address
 from service.admission import Admission
 from service.batching import Batcher, BatchReport, DeadlineError
 from service.budget import Budget
@@ -62,6 +63,7 @@ class Runtime:
         self.admission = Admission(
             queue_limit=settings.queue_limit,
             queue_bytes=settings.queue_bytes,
+            share=settings.client_share,
             queue_s=settings.queue_s,
             patient=PATIENT,
         )
@@ -70,7 +72,11 @@ class Runtime:
             settings.decode_threads or usable_cpus(), thread_name_prefix="decode", initializer=yield_to_event_loop
         )
         self.drawings = Admission(
-            queue_limit=settings.queue_limit, queue_bytes=0, queue_s=settings.queue_s, patient=PATIENT
+            queue_limit=settings.queue_limit,
+            queue_bytes=0,
+            share=settings.client_share,
+            queue_s=settings.queue_s,
+            patient=PATIENT,
         )
         # One thread of its own: many large heatmaps must not hold up decoding, for which the model waits.
         self.render = ThreadPoolExecutor(1, thread_name_prefix="render", initializer=yield_to_event_loop)
@@ -177,8 +183,9 @@ class Runtime:
         Raises:
             QueueFullError: if too many wait for it.
         """
-        self.drawings.check()
-        with self.drawings.ticket() as ticket:
+        client = client_address(request.scope)
+        self.drawings.check(client)
+        with self.drawings.ticket(client) as ticket:
             ticket.join()
             return await unless_gone(request, self.in_thread(work, self.render))
 

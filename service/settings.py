@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import models
 from service.address import parse_proxies
+from service.multipart import ENVELOPE_BYTES
 from service.stores import MAX_OWNERS
 
 PREFIX = "CAMCAL_"
@@ -57,8 +59,23 @@ class Settings(BaseSettings):
     queue_limit: int = Field(256, ge=1, description="Requests that may wait; one more is answered 429.")
     queue_s: float = Field(0.5, gt=0, description="With 64 requests waiting: longest expected wait, else 429.")
     queue_bytes: int = Field(256 * 2**20, ge=1, description="Bytes of request bodies held at once; more: 429.")
+    client_share: float = Field(
+        0.75, gt=0, le=1, description="Largest share of the queue for one address; less, the more others hold. 1: all."
+    )
+    address_rate: float | None = Field(
+        None, gt=0, le=1e6, description="Requests a second that one address may send; more: 429. By default any."
+    )
+    key_rate: float | None = Field(
+        None, gt=0, le=1e6, description="Requests a second for each API key without a rate of its own; more: 429."
+    )
+    rate_burst_s: float = Field(
+        2.0, gt=0, le=3600, description="Seconds of its rate that an idle address or key may use at once."
+    )
     timeout_s: float = Field(10.0, gt=0, le=3600, description="Longest wait of a complete request for the model: 504.")
     body_timeout_s: float = Field(30.0, gt=0, le=3600, description="Longest time a request body may take: 408.")
+    min_body_rate: int = Field(
+        16 * 2**10, ge=0, description="Bytes a second at which a body above 64 KiB has to come, else 408; 0: any."
+    )
     head_timeout_s: float = Field(10.0, gt=0, le=3600, description="Longest time a request's headers may take: 408.")
     keep_alive_s: int = Field(65, ge=1, le=3600, description="How long an idle connection stays open.")
     drain_s: float = Field(5.0, ge=0, le=3600, description="After SIGTERM: time to go on serving while not ready.")
@@ -103,7 +120,12 @@ class Settings(BaseSettings):
     @property
     def images_limit(self) -> int:
         """Images in one request: a request that could never fit into the queue is refused for its size."""
-        return min(self.max_images, self.queue_limit)
+        return min(self.max_images, max(1, int(self.queue_limit * self.client_share)))
+
+    def queue_bytes_of(self, workers: int) -> int:
+        """The queue's bytes for one of `workers`: an equal part, or room for one image if that is more."""
+        image = math.ceil((self.max_bytes + ENVELOPE_BYTES) / self.client_share)
+        return max(1, self.queue_bytes // workers, min(self.queue_bytes, image))
 
 
 def load_settings(**overrides: Any) -> Settings:

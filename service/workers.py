@@ -379,6 +379,7 @@ def _work(settings: Settings, siblings: Siblings, channel: socket.socket, held: 
         update={
             "intra_threads": settings.intra_threads or max(1, cpus // settings.sessions),
             "decode_threads": settings.decode_threads or cpus,
+            "queue_bytes": settings.queue_bytes_of(siblings.count),
             "decode_bytes": max(1, settings.decode_bytes // siblings.count),
             "cam_max_bytes": max(1, settings.cam_max_bytes // siblings.count),
         }

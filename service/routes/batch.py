@@ -10,11 +10,13 @@ from typing import Annotated
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
+from service.address import client_address
 from service.admission import Ticket
 from service.body import FIELD, FORM, check_size, images_of_form, read_body, require_form
 from service.deadline import TimeoutMs, latest
 from service.decoding import Data
 from service.errors import Problem, refused
+from service.rates import charge_images
 from service.routes.documented import problems
 from service.routes.predict import PredictOptions, answer_image, checked
 from service.runtime import Key, Running, log, unless_gone
@@ -50,13 +52,14 @@ async def predict_batch(
     wanted = checked(request, model, options)
     content_type = request.headers.get("content-type", "")
     require_form(content_type)
-    with runtime.admission.ticket() as held, ExitStack() as stack:
+    client = client_address(request.scope)
+    with runtime.admission.ticket(client) as held, ExitStack() as stack:
         body = await read_body(
             request,
+            settings,
+            held,
             max_bytes=settings.max_body_bytes,
             too_large=f"the form exceeds the limit of {settings.max_body_bytes} bytes (CAMCAL_MAX_BODY_BYTES)",
-            timeout_s=settings.body_timeout_s,
-            reserve=held.reserve,
         )
         deadline = min(wish, time.monotonic() + settings.timeout_s)
         images = await runtime.in_thread(
@@ -68,7 +71,8 @@ async def predict_batch(
                 f"{wanted.top_k} classes of {len(images)} images are {classes} predictions; the limit of one answer is "
                 f"{MAX_CLASSES}: ask for fewer at once",
             )
-        tickets = [stack.enter_context(runtime.admission.ticket()) for _ in images]
+        charge_images(request.scope, len(images))
+        tickets = [stack.enter_context(runtime.admission.ticket(client)) for _ in images]
         for ticket in tickets:
             ticket.join()
 

@@ -16,6 +16,7 @@ from opentelemetry import trace
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.bundle import Prior
+from service.address import client_address
 from service.admission import Ticket
 from service.batching import Answer
 from service.body import FIELD, read_upload
@@ -91,10 +92,8 @@ async def predict(
     """The image is the file field `image` of a form, or the raw body with the content type `image/*`."""
     model, wish, settings = runtime.model, latest(timeout_ms), runtime.settings
     wanted = checked(request, model, options)
-    with runtime.admission.ticket() as ticket:
-        upload = await read_upload(
-            request, max_bytes=settings.max_bytes, timeout_s=settings.body_timeout_s, reserve=ticket.reserve
-        )
+    with runtime.admission.ticket(client_address(request.scope)) as ticket:
+        upload = await read_upload(request, settings, ticket)
         ticket.join()
         deadline = min(wish, time.monotonic() + settings.timeout_s)
         answered = answer_image(runtime, model, upload.image, wanted, deadline, ticket, held=ticket)

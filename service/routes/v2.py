@@ -13,6 +13,7 @@ from fastapi import APIRouter, Header, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from service.address import client_address
 from service.batching import Answer
 from service.body import read_body
 from service.deadline import TimeoutMs, latest
@@ -30,6 +31,7 @@ from service.inference_protocol import (
 )
 from service.metrics import server_timing
 from service.model import Model
+from service.rates import charge_images
 from service.routes import health
 from service.routes.documented import binary, protocol_errors
 from service.routes.predict import observe
@@ -163,19 +165,21 @@ async def infer(
     model, settings, wish = _model(runtime, name, version), runtime.settings, latest(timeout_ms)
     if (coding := request.headers.get("content-encoding", "identity")) != "identity":
         raise Problem("unsupported-format", f"the body is compressed ({coding[:20]}); send it as it is")
-    with runtime.admission.ticket() as held, ExitStack() as stack:
+    client = client_address(request.scope)
+    with runtime.admission.ticket(client) as held, ExitStack() as stack:
         body = await read_body(
             request,
+            settings,
+            held,
             max_bytes=settings.max_body_bytes,
             too_large=f"the body exceeds the limit of {settings.max_body_bytes} bytes (CAMCAL_MAX_BODY_BYTES)",
-            timeout_s=settings.body_timeout_s,
-            reserve=held.reserve,
         )
         deadline = min(wish, time.monotonic() + settings.timeout_s)
         inference = await runtime.in_thread(
             lambda: _parse(runtime, model, body, header_length), deadline=deadline, after=held.keep()
         )
-        tickets = [stack.enter_context(runtime.admission.ticket()) for _ in inference.images]
+        charge_images(request.scope, len(inference.images))
+        tickets = [stack.enter_context(runtime.admission.ticket(client)) for _ in inference.images]
         for ticket in tickets:
             ticket.join()
         top_k = _top_k(model, inference)

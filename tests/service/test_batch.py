@@ -97,7 +97,7 @@ def test_deadline_of_a_batch(client_factory: ClientFactory, gated: GatedSession)
 
 @pytest.mark.parametrize("field", ["max_images", "queue_limit"])
 def test_too_many_images(client_factory: ClientFactory, field: str) -> None:
-    client = client_factory(**{field: 3})
+    client = client_factory(**{field: 3, "client_share": 1})
     assert len(client.post("/predict/batch", files=files(*map(png, range(3)))).json()["results"]) == 3
     for count, said in (
         (4, "the form has 4 images; the limit is 3, the lower of CAMCAL_MAX_IMAGES and"),
@@ -123,7 +123,7 @@ def test_too_large_form(client_factory: ClientFactory) -> None:
 
 
 def test_no_room_for_all_images(client_factory: ClientFactory, gated: GatedSession) -> None:
-    client = client_factory(gated, queue_limit=4)
+    client = client_factory(gated, queue_limit=4, client_share=1)
     client.app.state.runtime.admission.depth = 2  # type: ignore[attr-defined]  # any ASGI app
     response = client.post("/predict/batch", files=files(*map(png, range(3))))
     problem(response, 429, "queue-full")

@@ -278,7 +278,7 @@ def test_drawing_says_how_long_it_took(client: TestClient) -> None:
 def test_too_many_drawings_are_refused(client_factory: ClientFactory) -> None:
     client = client_factory(queue_limit=1)
     url = predict(client)["cam"]["url"]
-    with client.app.state.runtime.drawings.ticket() as ticket:  # type: ignore[attr-defined]  # any ASGI app
+    with client.app.state.runtime.drawings.ticket("one") as ticket:  # type: ignore[attr-defined]  # any ASGI app
         ticket.join()
         refused = client.get(url)
         assert "1 requests are waiting; the limit is 1" in problem(refused, 429, "queue-full")

@@ -23,7 +23,7 @@ import uvicorn
 from fastapi import FastAPI, Response
 
 from models.bundle import Bundle
-from service import protocol
+from service import body, protocol
 from service.app import create_app
 from service.decoding import decode
 from service.listening import let_nobody_else_in
@@ -119,7 +119,7 @@ def test_requests_share_batches_while_the_model_is_busy(
 
 
 def test_full_queue(live: Live, gated: GatedSession) -> None:
-    url = live(gated, queue_limit=2)
+    url = live(gated, queue_limit=2, client_share=1)
     gated.close()
     with ThreadPoolExecutor(8) as clients:
         taken = clients.submit(post, url)
@@ -237,6 +237,45 @@ def test_slow_body(live: Live, session: Session) -> None:
     connection.sendall(head(1000) + b"\x89PNG")
     status, body = received(connection)
     assert (status, body["type"]) == (408, "urn:camcal:error:body-timeout")
+
+
+def test_body_below_the_least_rate(live: Live, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "PAUSE_S", 0.2)
+    url = live(session)
+    small = connect(url)
+    small.sendall(head(70_000) + bytes(body.SMALL_BYTES))  # it may take its time
+    stopping = connect(url)
+    stopping.sendall(head(1_000_000) + bytes(500_000))
+    status, problem = received(stopping)
+    assert (status, problem["type"]) == (408, "urn:camcal:error:body-timeout")
+    assert problem["detail"] == "the body came slower than 16384 bytes a second (CAMCAL_MIN_BODY_RATE)"
+    small.sendall(bytes(70_000 - body.SMALL_BYTES))
+    small.settimeout(10)
+    assert small.recv(10_000).startswith(b"HTTP/1.1 415 ")
+    small.close()
+
+
+def test_body_at_the_least_rate_may_take_long(live: Live, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "PAUSE_S", 1.0)
+    with connect(live(session, min_body_rate=100_000)) as connection:
+        connection.sendall(head(400_000) + bytes(100_000))
+        for _ in range(30):  # 3 s, at ten times 10,000 bytes a second
+            time.sleep(0.1)
+            connection.sendall(bytes(10_000))
+        assert connection.recv(10_000).startswith(b"HTTP/1.1 415 ")
+
+
+def test_bodies_that_stop_half_way_leave_room_for_others(live: Live, session: Session) -> None:
+    url = live(session, trusted_proxies="127.0.0.1", queue_bytes=2**22, max_bytes=600_000)
+    with ExitStack() as stack:
+        for _ in range(13):
+            stopping = stack.enter_context(connect(url))
+            stopping.sendall(head(500_000) + bytes(400_000))
+        wait_for(lambda: metric(url, 'camcal_rejected_total{reason="client_bytes"}') > 0)
+        assert metric(url, "camcal_queue_bytes") > 2**21
+        other = RAW | {"X-Forwarded-For": "203.0.113.7"}
+        assert httpx.post(f"{url}/predict", content=bytes(500_000), headers=other).status_code == 415
+        assert post(url, headers=other).status_code == 200
 
 
 def answer_to(connection: socket.socket) -> bytes:

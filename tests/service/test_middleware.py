@@ -16,7 +16,7 @@ from tests.service.test_predict import RAW, problem
 def test_full_queue_is_known_before_anything_else(client_factory: ClientFactory, bundle: Bundle, template: str) -> None:
     client = client_factory(queue_limit=1, api_key="secret")
     path = template.format(name=bundle.manifest.name, version=bundle.manifest.version)
-    with client.app.state.runtime.admission.ticket() as ticket:  # type: ignore[attr-defined]  # any ASGI app
+    with client.app.state.runtime.admission.ticket("one") as ticket:  # type: ignore[attr-defined]  # any ASGI app
         ticket.join()
         refused = client.post(path, content=b"anything", headers={"X-Request-Id": "mine"})
         assert refused.headers["x-request-id"] == "mine"
@@ -34,7 +34,7 @@ def test_full_queue_is_known_before_anything_else(client_factory: ClientFactory,
 
 def test_what_needs_no_model_is_answered_by_a_full_service(client_factory: ClientFactory) -> None:
     client = client_factory(queue_limit=1)
-    with client.app.state.runtime.admission.ticket() as ticket:  # type: ignore[attr-defined]  # any ASGI app
+    with client.app.state.runtime.admission.ticket("one") as ticket:  # type: ignore[attr-defined]  # any ASGI app
         ticket.join()
         assert client.get("/health/ready").status_code == 200
         problem(client.get("/predict"), 405, "method-not-allowed")

@@ -216,11 +216,25 @@ def test_too_many_pixels(client_factory: ClientFactory) -> None:
 
 
 def test_no_room_for_bytes(client_factory: ClientFactory) -> None:
-    client = client_factory(queue_bytes=10)
-    response = client.post("/predict", content=png(), headers=RAW)
-    assert "CAMCAL_QUEUE_BYTES" in problem(response, 429, "queue-full")
-    assert response.headers["retry-after"] == "1"
+    image = png()
+    client = client_factory(queue_bytes=len(image) + 9, client_share=1)
+    with client.app.state.runtime.admission.ticket("another") as ticket:  # type: ignore[attr-defined]  # any ASGI app
+        ticket.reserve(10)
+        response = client.post("/predict", content=image, headers=RAW)
+        assert "CAMCAL_QUEUE_BYTES" in problem(response, 429, "queue-full")
+        assert response.headers["retry-after"] == "1"
+        assert response.headers["connection"] == "close"  # it may still be sent
     assert 'camcal_rejected_total{reason="queue_bytes"} 1.0' in client.get("/metrics").text
+    assert client.post("/predict", content=image, headers=RAW).status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_body_that_could_never_fit(client_factory: ClientFactory, chunked: bool) -> None:
+    image = png()
+    client = client_factory(queue_bytes=len(image), client_share=0.9)
+    content = iter([image[:10], image[10:]]) if chunked else image
+    response = client.post("/predict", content=content, headers=RAW)
+    assert "CAMCAL_CLIENT_SHARE of CAMCAL_QUEUE_BYTES" in problem(response, 413, "too-large")
 
 
 def test_no_memory_to_decode_in_time(client_factory: ClientFactory) -> None:

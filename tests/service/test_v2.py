@@ -259,7 +259,7 @@ def test_one_image_of_any_size_is_never_too_long() -> None:
 def test_infer_shares_batches_with_predict(
     client_factory: ClientFactory, gated: GatedSession, bundle: Bundle, submitted: list[object]
 ) -> None:
-    client = client_factory(gated, queue_limit=9)
+    client = client_factory(gated, queue_limit=9, client_share=1)
     gated.sizes.clear()
     gated.close()
     done: list[int] = []
