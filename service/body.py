@@ -20,6 +20,7 @@ FORM = "multipart/form-data"
 ACCEPTED_TYPES = f"{FORM} with the field `{FIELD}`, or the image itself with the content type image/*"
 
 OTHER_PARTS = 15  # that a form may have beside its images
+QUICK_BYTES = 256 * 1024  # of a form, that are searched at once; more, in a thread
 
 # The client may still be sending: the connection cannot carry another request.
 CLOSE = {"Connection": "close"}
@@ -80,20 +81,26 @@ class Upload:
     body: bytearray
     max_bytes: int
 
-    def image(self) -> Data:
-        """The image's bytes. Not for the event loop: a large form takes a while to search.
+    @property
+    def takes_long(self) -> bool:
+        """Whether `read` is nothing for the event loop."""
+        return len(self.body) > QUICK_BYTES and _kind(self.content_type) == FORM
+
+    def read(self) -> tuple[Data, list[Part]]:
+        """The image's bytes, and the other fields of its form.
 
         Raises:
             Problem: 400 or 413, with a sentence for the client.
         """
         image: Data = self.body
+        fields: list[Part] = []
         if _kind(self.content_type) == FORM:
-            images = _files(self.content_type, self.body, 1)
+            images, fields = _parts(self.content_type, self.body, 1)
             if len(images) != 1:
                 raise _bad_field(f"expected one file in the field {FIELD!r}; the form has {len(images)}")
             image = images[0]
         check_size(image, self.max_bytes)
-        return image
+        return image, fields
 
 
 async def read_upload(request: Request, settings: Settings, held: Ticket) -> Upload:
@@ -113,17 +120,17 @@ async def read_upload(request: Request, settings: Settings, held: Ticket) -> Upl
     return Upload(content_type=content_type, body=body, max_bytes=max_bytes)
 
 
-def images_of_form(content_type: str, body: bytearray, max_images: int) -> list[memoryview]:
-    """The files in the field `image` of a form, in order. Not for the event loop.
+def images_of_form(content_type: str, body: bytearray, max_images: int) -> tuple[list[memoryview], list[Part]]:
+    """The files in the field `image` of a form, in order, and its other fields. Not for the event loop.
 
     Raises:
         Problem: 400 or 415, with a sentence for the client.
     """
-    images = _files(content_type, body, max_images)
+    images, fields = _parts(content_type, body, max_images)
     if len(images) > max_images:
         limit = f"{max_images}, the lower of CAMCAL_MAX_IMAGES and a client's share of CAMCAL_QUEUE_LIMIT"
         raise _bad_field(f"the form has {len(images)} images; the limit is {limit}")
-    return images
+    return images, fields
 
 
 def require_form(content_type: str) -> None:
@@ -140,12 +147,13 @@ def check_size(image: Data, max_bytes: int) -> None:
         raise Problem("too-large", _too_large(max_bytes))
 
 
-def _files(content_type: str, body: bytearray, max_images: int) -> list[memoryview]:
+def _parts(content_type: str, body: bytearray, max_images: int) -> tuple[list[memoryview], list[Part]]:
     max_parts = max_images + OTHER_PARTS
     try:
         parts = parse_form(content_type, body, max_parts)
     except TooManyPartsError:
-        raise _bad_field(f"the form has more than {max_parts} parts; the limit on images is {max_images}") from None
+        limits = f"{max_images} images and {OTHER_PARTS} other fields"
+        raise _bad_field(f"the form has more than {max_parts} parts; it may have {limits}") from None
     except FormError as error:
         raise Problem("malformed-request", f"the form cannot be read: {error}") from None
     images = [part for part in parts if part.name == FIELD]
@@ -153,7 +161,7 @@ def _files(content_type: str, body: bytearray, max_images: int) -> list[memoryvi
         raise _bad_field(f"expected a file in the field {FIELD!r}; the form has {_names(parts)}")
     if not all(part.is_file for part in images):
         raise _bad_field(f"the field {FIELD!r} is text; send it as a file, with a file name")
-    return [part.data for part in images]
+    return [part.data for part in images], [part for part in parts if part.name != FIELD]
 
 
 def _names(parts: list[Part]) -> str:

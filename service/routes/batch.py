@@ -18,6 +18,7 @@ from service.decoding import Data
 from service.errors import Problem, refused
 from service.rates import charge_images
 from service.routes.documented import problems
+from service.routes.fields import form_schema
 from service.routes.predict import PredictOptions, answer_image, checked
 from service.runtime import Key, Running, log, unless_gone
 from service.schemas import PredictionBatch
@@ -26,11 +27,16 @@ router = APIRouter()
 
 MAX_CLASSES = 2**16  # in all predictions of one answer: they are put together in the event loop
 
-_FIELDS = {FIELD: {"type": "array", "items": {"type": "string", "format": "binary"}}}
-_BODY = {
-    "required": True,
-    "content": {FORM: {"schema": {"type": "object", "required": [FIELD], "properties": _FIELDS}}},
+_FORM = {
+    "type": "object",
+    "required": [FIELD],
+    "properties": {
+        FIELD: {"type": "array", "items": {"type": "string", "format": "binary"}},
+        **form_schema(PredictOptions),
+    },
+    "additionalProperties": False,
 }
+_BODY = {"required": True, "content": {FORM: {"schema": _FORM}}}
 
 
 @router.post(
@@ -62,9 +68,11 @@ async def predict_batch(
             too_large=f"the form exceeds the limit of {settings.max_body_bytes} bytes (CAMCAL_MAX_BODY_BYTES)",
         )
         deadline = min(wish, time.monotonic() + settings.timeout_s)
-        images = await runtime.in_thread(
+        images, fields = await runtime.in_thread(
             lambda: images_of_form(content_type, body, settings.images_limit), deadline=deadline, after=held.keep()
         )
+        if fields:
+            wanted = checked(request, model, options, fields)
         if (classes := len(images) * wanted.top_k) > MAX_CLASSES:
             raise Problem(
                 "invalid-parameter",

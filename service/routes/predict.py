@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,8 +26,10 @@ from service.errors import bad_parameter
 from service.explanation import explain
 from service.metrics import server_timing
 from service.model import Model
+from service.multipart import Part
 from service.prediction import Ranking
 from service.routes.documented import binary, header, problems
+from service.routes.fields import form_schema, with_fields
 from service.runtime import Key, Running, Runtime, log, unless_gone
 from service.schemas import Prediction
 from service.stores import new_id
@@ -37,17 +39,9 @@ T = TypeVar("T")
 
 router = APIRouter()
 
-_FORM = {
-    "type": "object",
-    "required": [FIELD],
-    "properties": {FIELD: {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, GIF or BMP"}},
-}
-_BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM}, **binary("image/*")}}
-_HEADERS = {"Server-Timing": header("Milliseconds of decode, queue, inference and post.")}
-
 
 class PredictOptions(BaseModel):
-    """The query of `POST /predict` and `POST /predict/batch`."""
+    """The query of `POST /predict` and `POST /predict/batch`; all of these may be fields of the form instead."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -61,6 +55,19 @@ class PredictOptions(BaseModel):
         "balanced",
         description="Class prior of the calibrated probabilities: equal, as in training, or the bundle's own.",
     )
+
+
+_FORM = {
+    "type": "object",
+    "required": [FIELD],
+    "properties": {
+        FIELD: {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, GIF or BMP"},
+        **form_schema(PredictOptions),
+    },
+    "additionalProperties": False,
+}
+_BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM}, **binary("image/*")}}
+_HEADERS = {"Server-Timing": header("Milliseconds of decode, queue, inference and post.")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,33 +103,47 @@ async def predict(
         upload = await read_upload(request, settings, ticket)
         ticket.join()
         deadline = min(wish, time.monotonic() + settings.timeout_s)
-        answered = answer_image(runtime, model, upload.image, wanted, deadline, ticket, held=ticket)
+        if upload.takes_long:
+            image, fields = await runtime.in_thread(upload.read, deadline=deadline, after=ticket.keep())
+        else:
+            image, fields = upload.read()
+        if fields:
+            wanted = checked(request, model, options, fields)
+        answered = answer_image(runtime, model, lambda: image, wanted, deadline, ticket, held=ticket)
         body, stages = await unless_gone(request, answered)
     return Response(body, headers={"Server-Timing": server_timing(stages)}, media_type="application/json")
 
 
-def checked(request: Request, model: Model, options: PredictOptions) -> Wanted:
-    """What the options of `request` ask of `model`. Raises Problem 422 for what it does not have."""
+def checked(request: Request, model: Model, options: PredictOptions, fields: Sequence[Part] = ()) -> Wanted:
+    """What the options of `request`, in its query and in `fields` of its form, ask of `model`.
+
+    Raises:
+        Problem: 422 for what they cannot be, or the model does not have.
+        RequestValidationError: for a field that is not valid.
+    """
+    if fields:
+        options = with_fields(options, request.query_params, fields)
+    formed = {field.name for field in fields}
+
+    def valid(name: str, check: Callable[[S], T], given: S) -> T:
+        try:
+            return check(given)
+        except ValueError as error:
+            message = str(error) if str(error).startswith(name) else f"{name}: {error}"
+            raise bad_parameter(name, message, "body" if name in formed else "query") from None
+
     if options.cam_classes and not options.cam:
-        raise bad_parameter("cam_classes", "cam_classes is given, but cam is false; leave out one of them")
+        message = "cam_classes is given, but cam is false; leave out one of them"
+        raise bad_parameter("cam_classes", message, "body" if "cam_classes" in formed else "query")
     ranker = model.ranker
     return Wanted(
-        top_k=_valid("top_k", ranker.check_top_k, options.top_k),
+        top_k=valid("top_k", ranker.check_top_k, options.top_k),
         cam=options.cam,
-        cam_classes=[_valid("cam_classes", ranker.class_id, name) for name in options.cam_classes],
+        cam_classes=[valid("cam_classes", ranker.class_id, name) for name in options.cam_classes],
         logits=options.logits,
-        prior=_valid("prior", ranker.check_prior, options.prior),
+        prior=valid("prior", ranker.check_prior, options.prior),
         path=request.scope.get("root_path", ""),
     )
-
-
-def _valid(name: str, check: Callable[[S], T], given: S) -> T:
-    """What `check` makes of a parameter. Raises Problem 422 with its sentence."""
-    try:
-        return check(given)
-    except ValueError as error:
-        message = str(error)
-        raise bad_parameter(name, message if message.startswith(name) else f"{name}: {message}") from None
 
 
 async def answer_image(

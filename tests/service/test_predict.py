@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from models.bundle import Bundle
+from service import body
 from service.session import Session
 from tests.service.conftest import ClientFactory, TestClient, encoded, picture, png
 from tests.service.test_session import changed
@@ -195,7 +196,7 @@ def test_form_without_boundary(client: TestClient) -> None:
 
 def test_form_with_too_many_parts(client: TestClient) -> None:
     response = client.post("/predict", files=[(f"f{i}", png()) for i in range(30)])
-    assert "more than 16 parts; the limit on images is 1" in problem(response, 400, "malformed-request")
+    assert "more than 16 parts; it may have 1 images and 15 other fields" in problem(response, 400, "malformed-request")
 
 
 def test_too_many_bytes(client_factory: ClientFactory) -> None:
@@ -208,6 +209,61 @@ def test_too_many_bytes(client_factory: ClientFactory) -> None:
         client.post("/predict", files={"image": bytes(200_000)}),
     ):
         assert "the limit of 1000 bytes (CAMCAL_MAX_BYTES)" in problem(response, 413, "too-large")
+
+
+def test_parameters_may_be_fields_of_the_form(client: TestClient) -> None:
+    options = {"top_k": "2", "prior": "train", "logits": "all", "cam_classes": ["9", "one"]}
+    in_query = client.post("/predict", files={"image": png()}, params=options).json()
+    in_form = client.post("/predict", files={"image": png()}, data=options).json()
+    for answer in (in_query, in_form):
+        del answer["id"], answer["cam"]["url"], answer["cam"]["expires_at"]
+    assert in_form == in_query
+    assert (in_form["prior"], len(in_form["predictions"])) == ("train", 2)
+    assert {1, 9} <= set(in_form["cam"]["classes"])
+    mixed = client.post("/predict?top_k=3&prior=train", files={"image": png()}, data={"cam": "false", "top_k": "3"})
+    assert (mixed.json()["cam"], len(mixed.json()["predictions"])) == (None, 3)
+
+
+@pytest.mark.parametrize(
+    ("query", "fields", "field", "said"),
+    [
+        ("", {"top_k": "banana"}, "top_k", "top_k is 'banana': it should be a valid integer"),
+        ("", {"top_k": "0"}, "top_k", "top_k is '0': it should be greater than or equal to 1"),
+        ("", {"top_k": "11"}, "top_k", "top_k is 11; the model has 10 classes"),
+        ("", {"prior": "mine"}, "prior", "prior is 'mine': it should be"),
+        ("", {"cam_classes": "nothing"}, "cam_classes", "'nothing' is no class of the model"),
+        ("", {"cam": "false", "cam_classes": "1"}, "cam_classes", "cam_classes is given, but cam is false"),
+        ("", {"topk": "3"}, "topk", "'topk' is no field of this form; it may have image for the image, and top_k,"),
+        ("", {"prior": ["train", "balanced"]}, "prior", "the form has the field prior twice"),
+        ("?top_k=5", {"top_k": "3"}, "top_k", "top_k is 5 in the query and 3 in the form; send it once"),
+        ("?cam_classes=1", {"cam_classes": "2"}, "cam_classes", "['1'] in the query and ['2'] in the form"),
+        ("", {"cam_classes": "x" * 1025}, "cam_classes", "cam_classes has 1025 bytes; the limit is 1024"),
+        ("", {"cam_classes": b"\xff"}, "cam_classes", "cam_classes is not text in UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+def test_bad_field_of_the_form(
+    client: TestClient, path: str, query: str, fields: dict[str, Any], field: str, said: str
+) -> None:
+    response = client.post(path + query, files={"image": png()}, data=fields)
+    assert said in problem(response, 422, "invalid-parameter")
+    (error,) = response.json()["errors"]
+    assert (error["in"], error["field"].partition(".")[0]) == ("body", field)
+
+
+def test_other_fields_of_the_form_are_refused(client: TestClient) -> None:
+    response = client.post("/predict", files={"image": png(), "top_k": ("top_k.txt", b"3")})
+    assert "top_k is a file; send it as text" in problem(response, 422, "invalid-parameter")
+    response = client.post("/predict", files={"image": png(), "thumbnail": png()})
+    assert "'thumbnail' is no field of this form" in problem(response, 422, "invalid-parameter")
+    response = client.post("/predict", files={"image": png()}, data={"cam_classes": ["1"] * 20})
+    assert "it may have 1 images and 15 other fields" in problem(response, 400, "malformed-request")
+
+
+def test_a_large_form_is_searched_in_a_thread(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "QUICK_BYTES", 100)
+    response = client.post("/predict", files={"image": png()}, data={"top_k": "2"})
+    assert len(response.json()["predictions"]) == 2
 
 
 def test_too_many_pixels(client_factory: ClientFactory) -> None:
