@@ -43,7 +43,7 @@ RUN ?= runs/caltech100
 HEATMAPS = TQDM_DISABLE=1 PYTHONPATH=.venv-bench/heatmaps .venv-dev/bin/python -m tests.benchmarks.heatmaps
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test soak bench-training bench-serving bench-heatmaps heatmap-gallery pictures format openapi results lock clean
+.PHONY: help serve test fuzz soak bench-training bench-serving bench-heatmaps heatmap-gallery pictures format openapi results lock clean
 
 help: ## List these tasks
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -57,6 +57,9 @@ test: .venv-dev/.ready ## Lint, check formatting and types, run the tests (ARGS 
 	.venv-dev/bin/ruff format --check
 	.venv-dev/bin/mypy
 	OMP_NUM_THREADS=1 .venv-dev/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+fuzz: .venv-dev/.ready .venv-bench/fuzz/.ready ## Fuzz images, parsers and the API (ARGS="decode --count 1000"; --help lists more)
+	PYTHONPATH=.venv-bench/fuzz .venv-dev/bin/python -m tests.fuzz $(ARGS)
 
 soak: .venv-dev/.ready ## Serve mixed traffic with faults for an hour (ARGS="--minutes 10"; --help lists more)
 	.venv-dev/bin/python -m tests.soak $(ARGS)
@@ -113,6 +116,10 @@ clean: ## Remove the virtual environments, caches and build leftovers
 .venv-bench/heatmaps/.ready: tests/benchmarks/heatmaps/requirements.txt .venv-dev/.ready
 	.venv-dev/bin/$(PIP_INSTALL) --no-deps --no-build-isolation --require-hashes --upgrade \
 		--target .venv-bench/heatmaps -r $<
+	@touch $@
+
+.venv-bench/fuzz/.ready: tests/fuzz/requirements.txt .venv-dev/.ready
+	.venv-dev/bin/$(PIP_INSTALL) --no-deps --require-hashes --upgrade --target .venv-bench/fuzz -r $<
 	@touch $@
 
 .venv-lock/.ready: requirements/uv.txt

@@ -55,11 +55,13 @@ class Faults:
         self._server, self._current, self._workers = server, current, workers
         self._journal, self._random = journal, random.Random(seed)
 
-    async def run(self, every: float) -> None:
-        """One each `every` seconds, until it is cancelled."""
+    async def run(self, every: float, seconds: float) -> None:
+        """One each `every` seconds, for so many seconds; the last one is brought to its end."""
         order: list[Callable[[], Awaitable[None]]] = [self.reload, self.kill_worker, self.reload_hostile]
         order += [self.reload, self.kill_helper, self.reload_hostile]
         for fault in itertools.cycle(order):
+            if self._journal.now() + every >= seconds:
+                return
             await asyncio.sleep(every)
             await fault()
 

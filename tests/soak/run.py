@@ -39,10 +39,10 @@ async def run(plan: Plan, server: Server, current: Current, cases: list[Path], p
             tasks = [
                 group.create_task(traffic.run(rate)),
                 group.create_task(Nuisance(server.url, journal, cases, plan.seed).run(plan.bad_every)),
-                group.create_task(Faults(server, current, plan.workers, journal, plan.seed).run(plan.faults_every)),
                 group.create_task(_sample(server, journal, plan.samples_every)),
             ]
-            await asyncio.sleep(plan.seconds)
+            faults = Faults(server, current, plan.workers, journal, plan.seed)
+            await asyncio.gather(faults.run(plan.faults_every, plan.seconds), asyncio.sleep(plan.seconds))
             for task in tasks:
                 task.cancel()
     return journal, rate

@@ -53,6 +53,21 @@ class Server:
         descriptors = sum(_entries(f"/proc/{pid}/fd") for pid in pids)
         return Usage(pss_mb=pss / 1024, threads=threads, descriptors=descriptors, processes=len(pids))
 
+    def cpu_s(self) -> float:
+        """Seconds of CPU time of all processes, with those that ended and were waited for."""
+        return sum(_cpu_s(pid) for pid in self.family())
+
+    def start_peak(self) -> float:
+        """Forget the peak of memory so far; the resident MB of all processes now."""
+        for pid in self.family():
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{pid}/clear_refs").write_text("5")
+        return sum(_number(f"/proc/{pid}/status", r"^VmRSS:\s+(\d+) kB") for pid in self.family()) / 1024
+
+    def peak_mb(self) -> float:
+        """The sum of the processes' peaks of resident memory since `start_peak`."""
+        return sum(_number(f"/proc/{pid}/status", r"^VmHWM:\s+(\d+) kB") for pid in self.family()) / 1024
+
     def stop(self) -> int | None:
         """End it by SIGTERM; the exit code, or None if it had to be killed."""
         self.process.send_signal(signal.SIGTERM)
@@ -103,6 +118,13 @@ def _command(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     return ""
+
+
+def _cpu_s(pid: int) -> float:
+    with contextlib.suppress(OSError):
+        times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
+        return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _number(path: str, pattern: str) -> int:

@@ -112,4 +112,4 @@ def test_short_soak_of_the_real_service(tmp_path: Path) -> None:
     not_met = [check for check in report["checks"] if check["met"] is False]
     assert ended.returncode == bool(not_met)
     # A busy machine may refuse some.
-    assert {check["promise"] for check in not_met} <= {"load stays below capacity", "no trace in the log"}, not_met
+    assert {check["promise"] for check in not_met} <= {"load stays below capacity"}, not_met
