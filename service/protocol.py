@@ -50,7 +50,7 @@ class _Lingering:
         return self.closing or self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
-        if not self.closing:  # as a closed transport, it takes what an app still has to say, and drops it
+        if not self.is_closing():  # asyncio's own transport drops what is written after its end; uvloop's raises
             self._transport.write(data)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import re
@@ -11,8 +12,10 @@ from contextlib import suppress
 
 import httpx
 import pytest
+import uvloop
 
 from service.app import create_app
+from service.protocol import _Lingering
 from service.session import Session
 from service.settings import Settings
 from tests.service.conftest import png
@@ -117,3 +120,17 @@ def test_mutated_requests_leave_no_trace_in_the_log(url: str, caplog: pytest.Log
             assert b" 500 " not in answer
     assert httpx.post(f"{url}/predict", content=png(), headers=RAW).status_code == 200
     assert not [record for record in caplog.records if record.exc_info or record.levelno > logging.WARNING]
+
+
+def test_answer_to_a_client_that_reset_its_connection_is_dropped() -> None:
+    async def answer() -> None:
+        ours, client = socket.socketpair()
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, ours)
+        lingering = _Lingering(transport, None)
+        client.close()
+        transport.abort()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        lingering.write(b"HTTP/1.1 200 OK\r\n\r\n")
+
+    uvloop.run(answer())
