@@ -82,7 +82,7 @@ results: .venv-dev/.ready ## Write docs/results.md from docs/results/*.json
 lock: .venv-lock/.ready ## Pin what pyproject.toml asks for (UPGRADE=1 for the newest)
 	$(COMPILE) --extra cpu --group build --output-file requirements/serve.txt
 	$(COMPILE) --extra gpu --group build --output-file requirements/gpu.txt
-	$(COMPILE) --extra cpu --extra train --extra dev --group build --output-file requirements/dev.txt
+	$(COMPILE) --extra cpu --extra train --extra weights --extra dev --group build --output-file requirements/dev.txt
 	$(subst pyproject.toml,--group lock,$(COMPILE)) --output-file requirements/uv.txt
 
 bench-serving: .venv/.ready .venv-dev/.ready ## Measure camcal beside other servers, for 35 minutes (see ARGS="--help")

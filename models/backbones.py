@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import hub, nn
 from torchvision.models import get_model, get_model_weights
@@ -81,20 +82,46 @@ BACKBONES = tuple(_BUILDERS)
 
 
 def check_backbone(name: str) -> None:
-    """Raises ValueError unless `name` is one of `BACKBONES`."""
-    if name not in _BUILDERS:
-        raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
+    """Raises ValueError unless `name` is one of `BACKBONES`, or `timm/` and a network of timm's."""
+    if name.startswith("timm/"):
+        from models.timm_trunk import check_name  # timm takes a second to import
+
+        check_name(name.removeprefix("timm/"))
+    elif name not in _BUILDERS:
+        raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}, and timm/NAME for any of timm's")
 
 
-def build_backbone(name: str, weights: str | None = None) -> Backbone:
+def inputs_of(name: Any) -> dict[str, Any]:
+    """What the pretrained weights of `timm/NAME` expect of images, as keys of a recipe's data section.
+
+    Nothing for other backbones and unknown names: torchvision's expect the defaults.
+    """
+    if not isinstance(name, str) or not name.startswith("timm/"):
+        return {}
+    from models import timm_trunk
+
+    try:
+        timm_trunk.check_name(name.removeprefix("timm/"))
+    except ValueError:
+        return {}  # refused elsewhere
+    return timm_trunk.inputs_of(name.removeprefix("timm/"))._asdict()
+
+
+def build_backbone(name: str, weights: str | None = None, size: int = 224) -> Backbone:
     """The trunk called `name` and its feature width C: images B×3×H×W to features B×C×h×w.
 
     Args:
-        name: one of `BACKBONES`.
-        weights: torchvision's name of pretrained weights, such as `IMAGENET1K_V1`; None starts from scratch.
+        name: one of `BACKBONES`, or `timm/NAME`.
+        weights: for torchvision's networks its name of pretrained weights, such as `IMAGENET1K_V1`; for timm's see
+            `build_timm`; None starts from scratch.
+        size: side of the images, px, which some of timm's networks are built for.
 
     Raises:
         ValueError: if the name or the weights are unknown, or the weights cannot be fetched or read.
     """
     check_backbone(name)
+    if name.startswith("timm/"):
+        from models.timm_trunk import build_timm
+
+        return build_timm(name.removeprefix("timm/"), weights, size)
     return _BUILDERS[name](weights)

@@ -27,6 +27,19 @@ class Explained(NamedTuple):
     features_BChw: Tensor
 
 
+class Neck(nn.Module):
+    """A 1×1 convolution, batch normalisation and ReLU: what is learned between a frozen trunk and the head."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(width, channels, 1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, maps_BChw: Tensor) -> Tensor:
+        features: Tensor = torch.relu(self.norm(self.convolution(maps_BChw)))
+        return features
+
+
 class LongTailClassifier(nn.Module):
     """A network for uint8 images; it normalises them itself, so that training and serving share every step.
 
@@ -34,6 +47,7 @@ class LongTailClassifier(nn.Module):
         classes: number of classes K.
         preprocessing: whose mean and std it applies.
         backbone, weights: see `build_backbone`.
+        neck: channels of a `Neck` behind the trunk, 0 for none; or `last`, see `models.timm_trunk.take_last`.
         head, scalar, learn_scalar: see `models.normalized.build_head`.
         camc: where CAMC takes its evidence from, or `off`; camc_attention, camc_top: see `CAMC`.
         reslt: the form of ResLT's branches, or `off`; see `models.reslt`.
@@ -49,6 +63,7 @@ class LongTailClassifier(nn.Module):
         *,
         backbone: str = "resnet32",
         weights: str | None = None,
+        neck: int | Literal["last"] = 0,
         head: Literal["linear", "weight", "cosine", "cosnorm", "causal"] = "cosine",
         scalar: float = 16.0,
         learn_scalar: bool = True,
@@ -60,7 +75,14 @@ class LongTailClassifier(nn.Module):
         super().__init__()
         if classes < 2:
             raise ValueError(f"a classifier needs at least two classes, got {classes}")
-        self.trunk, width = build_backbone(backbone, weights)
+        self.trunk, width = build_backbone(backbone, weights, preprocessing.input_size)
+        self.neck: nn.Module | None = None
+        if neck == "last":
+            from models.timm_trunk import take_last
+
+            self.neck = take_last(self.trunk)
+        elif neck:
+            self.neck, width = Neck(width, neck), neck
         self.branches = None if reslt == "off" else build_branches(reslt, width)
         self.camc = None if camc == "off" else CAMC(width, classes, camc, camc_attention, camc_top)
         self.head = build_head(head, width, classes, scalar, learn_scalar)
@@ -75,15 +97,22 @@ class LongTailClassifier(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
-    def features(self, images_BHWC: Tensor) -> Tensor:
-        """The trunk's map F, B×C×h×w, of images with values in 0..255 (uint8 or floating)."""
+    def trunk_maps(self, images_BHWC: Tensor) -> Tensor:
+        """The trunk's own map, before the neck, B×C×h×w, of images with values in 0..255 (uint8 or floating)."""
         images_BCHW = images_BHWC.permute(0, 3, 1, 2).to(self.mean.dtype)
-        features: Tensor = self.trunk((images_BCHW - self.mean) / self.std)
+        maps: Tensor = self.trunk((images_BCHW - self.mean) / self.std)
+        return maps
+
+    def features(self, images_BHWC: Tensor) -> Tensor:
+        """The map F that everything else is computed from, B×C×h×w."""
+        return self._from_trunk(self.trunk_maps(images_BHWC))
+
+    def _from_trunk(self, maps_BChw: Tensor) -> Tensor:
+        features: Tensor = maps_BChw if self.neck is None else self.neck(maps_BChw)
         return features
 
-    def _branch_maps(self, images_BHWC: Tensor) -> Tensor:
-        """What the branches see, B×R×C×h×w: the trunk's map itself without ResLT."""
-        features_BChw = self.features(images_BHWC)
+    def _branch_maps(self, features_BChw: Tensor) -> Tensor:
+        """What the branches see, B×R×C×h×w: the map F itself without ResLT."""
         maps: Tensor = features_BChw.unsqueeze(1) if self.branches is None else self.branches(features_BChw)
         return maps
 
@@ -103,7 +132,14 @@ class LongTailClassifier(nn.Module):
 
         While training with branches: the logits of each of them, B×R×K; the prediction is their sum.
         """
-        maps_BRChw = self._branch_maps(images_BHWC)
+        return self._logits(self.features(images_BHWC), labels_B)
+
+    def logits_of_maps(self, maps_BChw: Tensor, labels_B: Tensor | None = None) -> Tensor:
+        """What `forward` gives, from the maps that `trunk_maps` gave of the images."""
+        return self._logits(self._from_trunk(maps_BChw), labels_B)
+
+    def _logits(self, features_BChw: Tensor, labels_B: Tensor | None) -> Tensor:
+        maps_BRChw = self._branch_maps(features_BChw)
         with torch.autocast(maps_BRChw.device.type, enabled=False):
             pooled_BRC = self._reinforce(maps_BRChw.float(), labels_B).mean(dim=(3, 4))
             logits_BRK: Tensor = self.head(pooled_BRC)
@@ -114,7 +150,7 @@ class LongTailClassifier(nn.Module):
 
     def explain(self, images_BHWC: Tensor) -> Explained:
         """Logits, and the map that they are linear in: F̂ = Σ_b gain(g_b)⊙F'_b over the branches b."""
-        maps_BRChw = self._reinforce(self._branch_maps(images_BHWC).float())
+        maps_BRChw = self._reinforce(self._branch_maps(self.features(images_BHWC)).float())
         pooled_BRC = maps_BRChw.mean(dim=(3, 4))
         logits_BK = self.rescale(self.head(pooled_BRC).sum(dim=1))
         gain_BRC11 = self.head.gain(pooled_BRC)[..., None, None]

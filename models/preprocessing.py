@@ -65,6 +65,10 @@ class Preprocessing(BaseModel):
     input_size: int = Field(ge=1, le=4096)
     mean: Rgb
     std: Rgb
+    # Left out of a manifest where it is bilinear, which older servers assume.
+    interpolation: Literal["bilinear", "bicubic"] = Field(
+        default="bilinear", exclude_if=lambda found: found == "bilinear"
+    )
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Preprocessing:
@@ -82,6 +86,11 @@ class Preprocessing(BaseModel):
         half_w, half_h = span_w * seen / 2, span_h * seen / 2
         return width / 2 - half_w, height / 2 - half_h, width / 2 + half_w, height / 2 + half_h
 
+    @property
+    def resampling(self) -> Image.Resampling:
+        """Pillow's name of the interpolation."""
+        return Image.Resampling[self.interpolation.upper()]
+
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
         """Resize and crop one RGB picture in a single resampling: uint8, input_size×input_size×3.
 
@@ -92,4 +101,4 @@ class Preprocessing(BaseModel):
             raise ValueError(f"expected an RGB image, got mode {image.mode}")
         size = (self.input_size, self.input_size)
         box = self.box(*image.size)
-        return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=None))
+        return np.asarray(image.resize(size, self.resampling, box=box, reducing_gap=None))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 console = Console(highlight=False)
 
 _GOES_ON = "interrupted; the same command continues after the last finished epoch"
-_EXTRA = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "sklearn"}
+_EXTRA = {"torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "sklearn"}
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder that `camcal train --out` made.")]
 Overrides = Annotated[

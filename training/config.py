@@ -51,7 +51,8 @@ class DataConfig(_Section):
     split_file: for `folder`, a CSV with the columns path, split and label, relative to root.
     test_fraction: for a `folder` without a test part, the share of each class that is put aside as one.
     holdout_fraction: the share of each training class that fits scalar and temperature, and is not trained on.
-    fit, resize, input_size, mean, std: see `models.preprocessing.Preprocessing`.
+    fit, resize, input_size, mean, std, interpolation: see `models.preprocessing.Preprocessing`; the last three are
+        those that pretrained weights expect, where none are given.
     """
 
     source: Literal["digits", "cifar10", "cifar100", "folder", "list"]
@@ -67,6 +68,7 @@ class DataConfig(_Section):
     input_size: int = Field(default=32, ge=8, le=1024)
     mean: Rgb = (0.485, 0.456, 0.406)
     std: Rgb = (0.229, 0.224, 0.225)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     @model_validator(mode="after")
     def _root_given(self) -> DataConfig:
@@ -137,8 +139,11 @@ def _first_scalar(head: str) -> float:
 class ModelConfig(_Section):
     """The network; see `models.classifier.LongTailClassifier`.
 
-    backbone: one of `models.backbones.BACKBONES`.
-    weights: torchvision's name of pretrained ones.
+    backbone: one of `models.backbones.BACKBONES`, or `timm/NAME` for any network of timm's.
+    weights: to start from. For timm's networks `pip`, from an installed package of weights; `hub`, from the Hugging
+        Face hub; or a `.safetensors` or `.pth` file. For torchvision's its name of them, such as `IMAGENET1K_V1`.
+    neck: channels of a 1×1 convolution with batch normalisation and ReLU behind the trunk, 0 for none; or `last`, the
+        one in which an EfficientNet of timm's ends, which then is trained where the trunk is frozen.
     head: `linear`, or a normalised one: `weight`, `cosine`, `cosnorm`, `causal`; see `models.normalized`.
     scalar: s of a normalised head, at first or, without learn_scalar, for good; 16, or 1 for `weight`.
     camc: where CAMC takes its evidence from; camc_attention, camc_top: see `models.camc`.
@@ -147,6 +152,7 @@ class ModelConfig(_Section):
 
     backbone: str = "resnet32"
     weights: str | None = None
+    neck: Annotated[int, Field(ge=0, le=8192)] | Literal["last"] = 0
     head: Literal["linear", "weight", "cosine", "cosnorm", "causal"] = "cosine"
     scalar: float = Field(default=16.0, gt=0)
     learn_scalar: bool = True
@@ -211,6 +217,9 @@ class LossConfig(_Section):
 class FitConfig(_Section):
     """The optimisation: SGD with Nesterov momentum, a linear warm-up, then a cosine to zero.
 
+    mode: `all` trains the whole network. `frozen` keeps the trunk as its pretrained weights have it and trains what
+        follows, on maps of the images as they are and, with augment.flip, mirrored: they are computed once and kept,
+        see `training.features`.
     milestones: instead of the cosine, the epochs from which on the rate is a tenth of what it was before.
     batch_size: of all processes together.
     sampler: how often a class is seen; see `training.samplers`.
@@ -230,6 +239,7 @@ class FitConfig(_Section):
     sampler: Literal["instance", "class_balanced", "square_root", "progressive"] = "instance"
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     compile: bool = False
+    mode: Literal["all", "frozen"] = "all"
 
     @model_validator(mode="after")
     def _milestones_are_met(self) -> FitConfig:
@@ -365,6 +375,17 @@ class Recipe(_Section):
     distill: DistillConfig = DistillConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _images_as_the_weights_know_them(cls, raw: Any) -> Any:
+        """Where the data section is silent, mean, std and interpolation are those of the pretrained weights."""
+        model, data = (raw.get(name) for name in ("model", "data")) if isinstance(raw, dict) else (None, None)
+        if not isinstance(model, dict) or not isinstance(data, dict) or model.get("weights") in (None, "none"):
+            return raw
+        from models.backbones import inputs_of
+
+        return raw | {"data": inputs_of(model.get("backbone")) | data}
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
         if self.loss.name == "ldam" and self.model.head == "linear":
@@ -374,6 +395,8 @@ class Recipe(_Section):
                 f"loss.reweight_from = {self.loss.reweight_from:g} never comes with fit.epochs = {self.fit.epochs}: no "
                 "epoch begins after that share of them"
             )
+        if self.fit.mode == "frozen":
+            self._freezes_well()
         if self.data.source == "list" and self.augment.area[1] > 1:
             raise ValueError(
                 f"augment.area must be at most 1 with data.source = 'list', where crops are cut from the file, got "
@@ -397,6 +420,21 @@ class Recipe(_Section):
             raise ValueError("calibrate.refit needs calibrate.marc_on = 'train' and calibrate.rescale = 'off'")
         self.teaching()
         return self
+
+    def _freezes_well(self) -> None:
+        if self.model.weights is None:
+            raise ValueError("fit.mode = 'frozen' needs pretrained weights, such as model.weights = 'pip'")
+        if self.data.source == "list":
+            raise ValueError("fit.mode = 'frozen' holds images in memory and is not for data.source = 'list'")
+        if self.distill.weight:
+            raise ValueError("fit.mode = 'frozen' learns from no teacher: set distill.weight to 0")
+        drawn = self.augment.model_dump(exclude={"flip"})
+        plain = AugmentConfig().model_dump()
+        if changed := [key for key, value in drawn.items() if key != "fill" and value != plain[key]]:
+            raise ValueError(
+                f"fit.mode = 'frozen' sees each image as it is and, with augment.flip, mirrored; leave "
+                f"augment.{changed[0]} out, or take fit.mode = 'all'"
+            )
 
     def teaching(self) -> list[Recipe]:
         """The recipes of the networks that `distill.set` has trained first; none without.
@@ -427,8 +465,11 @@ class Recipe(_Section):
         return self.seed + (2**31 if self.distill.weight else 0)
 
     def shown(self) -> dict[str, Any]:
-        """The recipe as JSON for others to read: without the places where data and teacher lie."""
-        return self.model_dump(mode="json", exclude={"data": {"root"}, "distill": {"teacher"}})
+        """The recipe as JSON for others to read: without the places where data, weights and teacher lie."""
+        shown = self.model_dump(mode="json", exclude={"data": {"root"}, "distill": {"teacher"}})
+        if self.model.weights is not None:
+            shown["model"]["weights"] = Path(self.model.weights).name
+        return shown
 
     def deciding(self) -> dict[str, Any]:
         """What decides a run's figures, as JSON: all but where things lie and whether the network is compiled."""

@@ -22,6 +22,7 @@ from training.data.mix import Mix
 from training.descent import Descent, autocast
 from training.distill import Teacher
 from training.distributed import ALONE, Group
+from training.features import start_at_class_means
 from training.losses import Criterion, branch_members
 from training.provenance import Made, also_made_with
 from training.results import teachers_in
@@ -62,11 +63,16 @@ def fit(
     network = build_network(recipe, len(data.classes), data.preprocessing)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
     network.marc.requires_grad_(False)
+    frozen = recipe.fit.mode == "frozen"
+    if frozen:
+        network.trunk.requires_grad_(False)
     descent = Descent(network, recipe.fit, device)
     counts_K = data.train.labels.cpu().bincount(minlength=len(data.classes)).numpy()
     criterion = Criterion(recipe.loss, counts_K, network.head.scalar, device)
     start, made = _resume(run, recipe, network, descent, data, teacher) if run.checkpoint.is_file() else (0, [])
     made = also_made_with(made, device)
+    if frozen and not start:
+        start_at_class_means(network, data.train)
     if start:
         console.print(f"continuing after epoch {start} of {recipe.fit.epochs}")
     steps = len(_batches(torch.arange(len(data.train)), recipe.fit, group))
@@ -76,7 +82,7 @@ def fit(
             f"{recipe.fit.batch_size} and there are {len(data.train)} training images"
         )
     data = replace(data, train=data.train.to(device))
-    model = group.wrap(network, device)
+    model = group.wrap(OverMaps(network) if frozen else network, device)
     if recipe.fit.compile:
         model = compiled(model, device)
     read_every = 1 if device.type == "cpu" else READ_EVERY
@@ -114,6 +120,23 @@ def fit(
                     f"train accuracy {100 * accuracy:.1f} %  {rate}  {left_s / 60:.1f} min left"
                 )
     return network.eval()
+
+
+class OverMaps(nn.Module):
+    """A network whose frozen trunk has seen the images before: maps in, logits out."""
+
+    def __init__(self, network: LongTailClassifier) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, maps_BChw: Tensor, labels_B: Tensor | None = None) -> Tensor:
+        """The logits, see `LongTailClassifier.forward`."""
+        return self.network.logits_of_maps(maps_BChw, labels_B)
+
+    def train(self, mode: bool = True) -> OverMaps:
+        super().train(mode)
+        self.network.trunk.eval()
+        return self
 
 
 def check_start(recipe: Recipe, data: Dataset, run: Run) -> None:

@@ -15,6 +15,7 @@ from models.classifier import LongTailClassifier
 from training.config import Recipe
 from training.data import Dataset, Images, LabelledImages
 from training.data.augment import Augment
+from training.features import LabelledMaps
 from training.provenance import code_digest
 from training.run import RunError, load_tensors, save_tensors
 
@@ -38,7 +39,8 @@ def predict_logits(
     indices = torch.arange(len(part)).split(batch_size) if len(part) else ()
     logits_NK = torch.empty(len(part), len(network.rescale.scale))  # filled in place: it may be most of the memory
     for index_B, (images_BHWC, _) in zip(indices, part.batches(indices, network.mean.device, augment), strict=True):
-        logits_BK = network(images_BHWC).float()
+        # What a trunk has seen before comes as its maps.
+        logits_BK = (network.logits_of_maps if isinstance(part, LabelledMaps) else network)(images_BHWC).float()
         logits_NK[index_B] = (network.rescale.undo(logits_BK) if trained else logits_BK).cpu()
     return logits_NK
 
@@ -110,7 +112,8 @@ class TrainedLogits:
         if self.path is None or not isinstance(part, LabelledImages):
             return ""
         network = self.network
-        found = hashlib.sha256(f"{code_digest()} {torch.__version__} {network.mean.device.type}".encode())
+        kind = type(part).__name__
+        found = hashlib.sha256(f"{code_digest()} {kind} {torch.__version__} {network.mean.device.type}".encode())
         trained = (tensor for name, tensor in network.state_dict().items() if not name.startswith(FOUND_LATER))
         for tensor in itertools.chain(trained, (network.mean, network.std), (part.images,)):
             found.update(tensor.detach().cpu().contiguous().numpy().data)

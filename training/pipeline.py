@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from models.backbones import build_backbone
 from models.bundle import Bundle, Precision
 from training.calibrate import calibrate
 from training.config import Recipe, parse_recipe
@@ -20,6 +21,7 @@ from training.data import Dataset, load_dataset
 from training.distill import Teacher, load_teachers
 from training.distributed import ALONE, Group, process_group
 from training.evaluate import evaluate
+from training.features import with_maps
 from training.fit import check_start, fit
 from training.priors import balanced_twice, given_prior, logit_prior
 from training.report import page
@@ -27,6 +29,7 @@ from training.results import teachers_in
 from training.run import (
     Run,
     RunError,
+    build_network,
     check_data,
     is_trained,
     load_finished,
@@ -53,6 +56,8 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
             console.quiet |= not group.leads
             if recipe.distill.weight and recipe.distill.set is None:
                 load_teachers(recipe)  # what is wrong with it is said before images are read
+            if recipe.model.weights is not None:
+                console.print(_origin(recipe))
             run.make()
             if group.leads:
                 stack.enter_context(run.claimed())
@@ -68,6 +73,7 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
             if (doubt := balanced_twice(logit_prior(recipe, counts_K), counts_K)) is not None:
                 console.print(f"warning: {doubt}")
             began = time.perf_counter()
+            data = mapped(recipe, data, device, console)
             fit_run(run, recipe, data, console, device, group)
             console.print(f"trained in {time.perf_counter() - began:.0f} s")
         if not group.leads:
@@ -77,6 +83,18 @@ def train(recipe: Recipe, run: Run, console: Console) -> Bundle | None:
         return export_run(run, run.bundle, console)
 
 
+def _origin(recipe: Recipe) -> str:
+    """A sentence about the weights that training starts from. Raises RunError if they cannot be had."""
+    try:
+        build_backbone(recipe.model.backbone, recipe.model.weights, recipe.data.input_size)
+    except ValueError as error:
+        raise RunError(f"{error}; or train without pretrained weights: camcal train photos-from-scratch") from None
+    held = ", which stay as they are" if recipe.fit.mode == "frozen" else ""
+    return (
+        f"starting from pretrained weights of {recipe.model.backbone} ({Path(recipe.model.weights or '').name}){held}"
+    )
+
+
 def fit_run(
     run: Run, recipe: Recipe, data: Dataset, console: Console, device: torch.device, group: Group = ALONE
 ) -> None:
@@ -84,6 +102,7 @@ def fit_run(
     images.
     """
     teacher = _teacher_of(run, recipe, data, console, device, group) if recipe.distill.weight else None
+    data = mapped(recipe, data, device, console)
     if teacher and recipe.fit.compile:
         teacher.compile()
     fit(recipe, data, run, console, device, group, teacher)
@@ -115,6 +134,13 @@ def _teacher_of(
     return Teacher(recipe.model_copy(update={"distill": named}), data, device)
 
 
+def mapped(recipe: Recipe, data: Dataset, device: torch.device, console: Console) -> Dataset:
+    """The data with the maps of the recipe's trunk where it is frozen, see `with_maps`."""
+    if recipe.fit.mode != "frozen":
+        return data
+    return with_maps(data, build_network(recipe, len(data.classes)).to(device), recipe, console)
+
+
 def load(recipe: Recipe, console: Console) -> Dataset:
     """The recipe's data; a prior in the recipe that does not fit its classes is refused here, before any work."""
     with console.status("reading images"):
@@ -141,7 +167,7 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
         raise RunError(
             f"{run.path} has no second training: give its `camcal train` again, with --set calibrate.refit=true"
         )
-    data = data or load(recipe, console)
+    data = with_maps(data or load(recipe, console), network.to(default_device()), recipe, console)
     check_data(run, meta, data)
     again = None
     if recipe.calibrate.refit:
@@ -172,9 +198,9 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
 def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, Any]:
     """Judge the calibrated network on the test part; writes `report.json`, and `report.html` to look at."""
     network, recipe, meta = load_network(run.network)
-    data = data or load(recipe, console)
-    check_data(run, meta, data)
     device = default_device()
+    data = with_maps(data or load(recipe, console), network.to(device), recipe, console)
+    check_data(run, meta, data)
     before = load_network(run.before_refit)[0].to(device) if recipe.calibrate.refit else None
     with console.status("evaluating"):
         fitted = meta["calibration"]

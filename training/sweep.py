@@ -66,6 +66,9 @@ class TableFile(_Strict):
     row: list[TableRow] = Field(min_length=1)
 
 
+_LATER = (("data", "interpolation", "bilinear"), ("model", "neck", 0), ("fit", "mode", "all"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One row with one seed."""
@@ -80,6 +83,8 @@ class Job:
         fields = {key: value for key, value in self.recipe.deciding().items() if key not in ("name", "calibrate")}
         # A key that came later and is not used moves no folder.
         fields["distill"] = {key: value for key, value in fields["distill"].items() if value is not None}
+        for section, key, unused in _LATER:
+            fields[section] = {k: v for k, v in fields[section].items() if (k, v) != (key, unused)}
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
         return f"{self.recipe.name}-s{self.recipe.seed}-{digest[:12]}"
 

@@ -133,7 +133,7 @@ class RandomCrop:
         box = (left * shrunk[0], top * shrunk[1], right * shrunk[0], bottom * shrunk[1])
         image.load()  # Pillow turns a TIFF by itself then
         turn = turn_of(image)
-        resized = to_rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=box)
+        resized = to_rgb(image).resize((size, size), self.preprocessing.resampling, box=box)
         return np.asarray(resized if turn is None else resized.transpose(turn))
 
     def box(self, width: int, height: int, draw: int) -> tuple[float, float, float, float]:

