@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
@@ -23,6 +22,7 @@ from service.legend import MIN_SIZE
 from service.session import Session
 from service.settings import Settings
 from tests.service.conftest import ClientFactory, TestClient, encoded, picture, png
+from tests.service.test_live import wait_for
 from tests.service.test_predict import RAW, problem
 
 
@@ -133,7 +133,7 @@ def test_unknown_or_malformed_id(client: TestClient, id: str) -> None:
 def test_expired_id(client_factory: ClientFactory) -> None:
     client = client_factory(cam_ttl_s=0.05)
     url = predict(client)["cam"]["url"]
-    time.sleep(0.06)
+    wait_for(lambda: client.get(url).status_code == 404)
     assert "its life of 0.05 s is over, or newer ones took its room" in problem(client.get(url), 404, "not-found")
 
 

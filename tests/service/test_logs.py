@@ -62,7 +62,7 @@ def test_json_lines_carry_the_request_id(
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_server_in_json(bundle: Bundle, workers: str) -> None:
     settings = {"CAMCAL_LOG_FORMAT": "json", "CAMCAL_ACCESS_LOG": "true", "CAMCAL_DRAIN_S": "0"}
-    with process(bundle, CAMCAL_WORKERS=workers, **settings) as (child, url):
+    with process(bundle, ("-m", "service"), CAMCAL_WORKERS=workers, **settings) as (child, url):
         httpx.post(f"{url}/predict", content=png(), headers=RAW | {"X-Request-Id": "one"})
         child.terminate()
         assert child.stderr is not None
@@ -121,11 +121,13 @@ def test_whatever_is_written_to_standard_error_is_json(bundle: Bundle, workers: 
     assert any(record["logger"] == "asyncio" and "in a thread" in record["exception"] for record in records)
 
 
-def serve(*arguments: str, program: tuple[str, str] = ("-m", "service"), **environment: str) -> tuple[int, list[Any]]:
+def serve(
+    *arguments: str, program: tuple[str, str] = ("-m", "service"), environment: dict[str, str] | None = None
+) -> tuple[int, list[Any]]:
     """Exit code and records of a service that ends by itself."""
     command = [sys.executable, *program, "serve", "--port", "0", *arguments]
-    environment = {"CAMCAL_LOG_FORMAT": "json", **environment}
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment)
+    chosen = {"CAMCAL_LOG_FORMAT": "json", **(environment or {})}
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=chosen)
     return ended.returncode, [json.loads(line) for line in ended.stderr.splitlines()]
 
 
@@ -141,7 +143,7 @@ def serve(*arguments: str, program: tuple[str, str] = ("-m", "service"), **envir
     ],
 )
 def test_a_start_that_fails_in_json(arguments: list[str], environment: dict[str, str], said: str) -> None:
-    code, records = serve(*arguments, **environment)
+    code, records = serve(*arguments, environment=environment)
     assert code == 2
     (record,) = records
     assert record["message"].startswith(said) and record["level"] == "critical"

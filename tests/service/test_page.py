@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from models.bundle import MANIFEST_FILE, Bundle
@@ -21,7 +22,7 @@ from service.session import Session
 from service.settings import Settings
 from tests.service.browser import Tab, browser, find_chromium
 from tests.service.conftest import encoded, picture, png
-from tests.service.test_live import running
+from tests.service.test_live import running, wait_for
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome found: apt-get install chromium")
@@ -366,7 +367,7 @@ def test_a_heatmap_whose_life_is_over_is_made_again(chromium: Tab, session: Sess
         shown(chromium, f"{url}/", photo)
         picture_of(chromium)
         before = chromium.run("document.querySelector('#open').href")
-        time.sleep(1.6)
+        wait_for(lambda: httpx.get(before).status_code == 404)
         chromium.set("#colormap", "magma")
         chromium.click("#classes li:nth-child(3) button")
         chromium.wait(f"!document.querySelector('#open').href.startsWith({json.dumps(before.partition('?')[0])})")
@@ -374,8 +375,8 @@ def test_a_heatmap_whose_life_is_over_is_made_again(chromium: Tab, session: Sess
         pressed = "document.querySelector('#classes [aria-pressed=true] .name').innerText"
         assert chromium.run(pressed) == chromium.run(NAMES)[2]
         chromium.call("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
-        time.sleep(1.6)
         before = chromium.run("document.querySelector('#open').href")
+        wait_for(lambda: httpx.get(before).status_code == 404)
         chromium.run("document.querySelector('#classes li:nth-child(4) button').focus()")
         chromium.set("#colormap", "viridis")
         chromium.wait(f"!document.querySelector('#open').href.startsWith({json.dumps(before.partition('?')[0])})")
@@ -399,7 +400,8 @@ def test_a_class_chosen_while_heatmaps_are_made_again_stays(chromium: Tab, sessi
     with serve(session, cam_ttl_s=1.5) as url:
         shown(chromium, f"{url}/", photo)
         picture_of(chromium)
-        time.sleep(1.6)
+        before = chromium.run("document.querySelector('#open').href")
+        wait_for(lambda: httpx.get(before).status_code == 404)
         chromium.run(SLOW_ANSWERS)
         chromium.set("#colormap", "magma")
         chromium.wait("document.querySelector('#result').hasAttribute('aria-busy')")
