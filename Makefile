@@ -43,7 +43,7 @@ RUN ?= runs/caltech100
 HEATMAPS = TQDM_DISABLE=1 PYTHONPATH=.venv-bench/heatmaps .venv-dev/bin/python -m tests.benchmarks.heatmaps
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz soak bench-training bench-serving bench-heatmaps heatmap-gallery pictures format openapi results lock clean
+.PHONY: help serve test fuzz soak sbom bench-training bench-serving bench-heatmaps heatmap-gallery pictures format openapi results lock clean
 
 help: ## List these tasks
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -84,6 +84,12 @@ lock: .venv-lock/.ready ## Pin what pyproject.toml asks for (UPGRADE=1 for the n
 	$(COMPILE) --extra gpu --group build --output-file requirements/gpu.txt
 	$(COMPILE) --extra cpu --extra train --extra weights --extra dev --group build --output-file requirements/dev.txt
 	$(subst pyproject.toml,--group lock,$(COMPILE)) --output-file requirements/uv.txt
+	$(subst pyproject.toml,--group sbom,$(COMPILE)) --output-file requirements/sbom.txt
+
+sbom: .venv-sbom/.ready ## Write a software bill of materials for each lock into dist/ (CycloneDX)
+	@mkdir -p dist
+	for lock in serve gpu dev; do PYTHONWARNINGS=ignore .venv-sbom/bin/cyclonedx-py requirements --pyproject pyproject.toml \
+		--output-reproducible --output-file dist/sbom-$$lock.json requirements/$$lock.txt || exit 1; done
 
 bench-serving: .venv/.ready .venv-dev/.ready ## Measure camcal beside other servers, for 35 minutes (see ARGS="--help")
 	.venv-dev/bin/python -m tests.benchmarks.serving $(ARGS)
@@ -98,7 +104,7 @@ pictures: .venv-dev/.ready ## Draw the service's pictures in docs/images anew (n
 	.venv-dev/bin/python -m tests.benchmarks.pictures models/pretrained/caltech100
 
 clean: ## Remove the virtual environments, caches and build leftovers
-	rm -rf .venv .venv-dev .venv-lock .venv-bench build dist camcal.egg-info
+	rm -rf .venv .venv-dev .venv-lock .venv-sbom .venv-bench build dist camcal.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find models training service tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -120,6 +126,11 @@ clean: ## Remove the virtual environments, caches and build leftovers
 
 .venv-bench/fuzz/.ready: tests/fuzz/requirements.txt .venv-dev/.ready
 	.venv-dev/bin/$(PIP_INSTALL) --no-deps --require-hashes --upgrade --target .venv-bench/fuzz -r $<
+	@touch $@
+
+.venv-sbom/.ready: requirements/sbom.txt
+	@echo "camcal: setting up .venv-sbom"
+	$(call environment,.venv-sbom,sbom)
 	@touch $@
 
 .venv-lock/.ready: requirements/uv.txt

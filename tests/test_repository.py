@@ -104,7 +104,7 @@ def test_lock_pins_what_pyproject_asks_for(lock: str) -> None:
         assert version in requirement.specifier, f"{requirement.name}=={version} is not {requirement}; run make lock"
 
 
-@pytest.mark.parametrize("lock", [*LOCKS, "uv"])
+@pytest.mark.parametrize("lock", [*LOCKS, "uv", "sbom"])
 def test_every_pin_has_a_hash(lock: str) -> None:
     # An entry is one logical line: the pin, then its hashes behind backslashes.
     entries = [line for line in lock_text(lock).replace("\\\n", " ").splitlines() if line and line.lstrip()[0] != "#"]
@@ -125,7 +125,7 @@ def test_lock_names_the_extras_that_packages_ask_for() -> None:
                     assert requirement.extras <= {*found}, f"{name} asks for {requirement}; run make lock"
 
 
-@pytest.mark.parametrize("lock", [*LOCKS, "uv"])
+@pytest.mark.parametrize("lock", [*LOCKS, "uv", "sbom"])
 def test_lock_names_no_index_and_no_place(lock: str) -> None:
     # Neither an address nor a path can be written without a slash.
     assert [line for line in lock_text(lock).splitlines() if "/" in line or "--index" in line or "--find" in line] == []
@@ -211,6 +211,25 @@ def test_every_metric_is_documented() -> None:
 
 def test_every_setting_is_documented() -> None:
     assert documented(r"CAMCAL_\w+") == {f"CAMCAL_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    text = (ROOT / "docs/security.md").read_text()
+    named = {name for row in re.findall(r"^\|.*\|$", text, re.MULTILINE) for name in re.findall(r"`(test_\w+)`", row)}
+    sources = [file.read_text() for file in (ROOT / "tests").rglob("test_*.py")]
+    exist = {name for source in sources for name in re.findall(r"^(?:async )?def (test_\w+)", source, re.MULTILINE)}
+    assert len(named) > 30
+    assert named <= exist
+
+
+def test_limits_have_their_defaults() -> None:
+    rows = re.findall(r"^\| `CAMCAL_(\w+)` \| (.+?) \|", (ROOT / "docs/security.md").read_text(), re.MULTILINE)
+    assert len(rows) > 10
+    for name, shown in rows:
+        default = Settings.model_fields[name.lower()].default
+        number, _, unit = shown.partition(" ")
+        value = None if shown == "–" else float(number) * {"": 1, "MiB": 2**20, "GiB": 2**30}[unit]
+        assert value == default, name
 
 
 def test_image_installs_each_lock_with_its_hashes() -> None:
