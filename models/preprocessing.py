@@ -1,4 +1,4 @@
-"""The one path from an opened picture to the pixels a network sees, shared by training and serving."""
+"""How a picture of any size becomes a network's input, the same in training and serving."""
 
 from __future__ import annotations
 
@@ -10,44 +10,6 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Rgb = tuple[float, float, float]
-
-_UPRIGHT = {  # EXIF orientation → what turns the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """A picture as people see it: its first frame, turned by its EXIF orientation, on white, RGB."""
-    image.load()  # Pillow turns a TIFF by itself then
-    turn, rgb = turn_of(image), to_rgb(image)
-    return rgb if turn is None else rgb.transpose(turn)
-
-
-def turn_of(image: Image.Image) -> Image.Transpose | None:
-    """What turns a picture upright; None where it is so already."""
-    try:
-        return _UPRIGHT.get(image.getexif().get(0x0112, 1))
-    except Exception:  # a damaged EXIF block is no reason to refuse a whole picture
-        return None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit grey scaled to 8 bits, transparency laid on white."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    image.load()
-    if image.has_transparency_data:
-        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-        white = Image.new("RGB", rgba.size, "white")
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return white
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 class Preprocessing(BaseModel):

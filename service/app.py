@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 
 from service import errors
 from service.inference_protocol import InferenceRequest
+from service.mailbox import Mailbox
 from service.metrics import Metrics
 from service.middleware import AdmissionMiddleware, RequestMiddleware
 from service.model import Model
@@ -30,7 +31,12 @@ _DESCRIPTION = (
 )
 
 
-def create_app(settings: Settings | None = None, *sessions: Session, siblings: Siblings | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None,
+    *sessions: Session,
+    siblings: Siblings | None = None,
+    decoder: Mailbox | None = None,
+) -> FastAPI:
     """The service as an ASGI app.
 
     Args:
@@ -38,6 +44,7 @@ def create_app(settings: Settings | None = None, *sessions: Session, siblings: S
         sessions: a loaded model, once a device; by default the lifespan loads `settings.bundle`, which may raise
             BundleError or DeviceError.
         siblings: the other workers, if this process is one of several.
+        decoder: the mailbox of the `DecoderProcess` that they share.
     """
     settings = settings or Settings()
     app = FastAPI(
@@ -61,6 +68,7 @@ def create_app(settings: Settings | None = None, *sessions: Session, siblings: S
     app.state.settings = settings
     app.state.sessions = sessions
     app.state.siblings = siblings
+    app.state.decoder = decoder
     app.state.metrics = Metrics()
     app.state.rates = RateLimits(settings.rate_burst_s, siblings.count if siblings else 1)
     app.state.openapi = None
@@ -83,7 +91,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     sessions = app.state.sessions or await asyncio.to_thread(load_sessions, settings)
     app.state.sessions = ()  # the model is the runtime's alone, which a reload frees
     siblings: Siblings | None = app.state.siblings
-    app.state.runtime = runtime = Runtime(settings, Model(tuple(sessions)), app.state.metrics, siblings)
+    app.state.runtime = runtime = Runtime(
+        settings, Model(tuple(sessions)), app.state.metrics, siblings, app.state.decoder
+    )
     del sessions
     hush = siblings.serve(runtime.answer) if siblings else None
     watch = asyncio.create_task(runtime.watch()) if settings.watch else None

@@ -14,6 +14,7 @@ from starlette.types import Scope
 from service.admission import QueueFullError
 from service.batching import ClosedError, DeadlineError, InferenceError
 from service.decoding import ImageTooLargeError, UndecodableImageError, UnsupportedFormatError
+from service.large import DecoderError
 from service.metrics import Metrics
 from service.rates import RateLimitError
 from service.settings import sentence
@@ -107,6 +108,8 @@ def problem_of(error: Exception) -> Problem:
         case MemoryError():
             message = "there was not enough memory for this request; try again later"
             return Problem("out-of-memory", message, {"Retry-After": "1"})
+        case DecoderError():
+            return Problem("not-ready", f"{error}; try again", {"Retry-After": "1"})
         case RequestValidationError():
             return _invalid(error)
         case HTTPException():
@@ -137,6 +140,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         RateLimitError,
         DeadlineError,
         ClosedError,
+        DecoderError,
         InferenceError,
         MemoryError,
         RequestValidationError,

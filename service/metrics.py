@@ -42,9 +42,12 @@ class Metrics:
         )
         for reason in ("queue_full", "queue_bytes", "client_full", "client_bytes", "rate_limited"):
             self.rejected.labels(reason)
-        for reason in ("deadline", "not_ready", "memory"):
+        for reason in ("large_images", "deadline", "not_ready", "memory"):
             self.rejected.labels(reason)
 
+        self.large_images = Counter(
+            "camcal_large_images_total", "Images decoded by the process for large ones", registry=registry
+        )
         self.batch_size = Histogram("camcal_batch_size", "Images in a run", buckets=_BATCH_SIZES, registry=registry)
         self.batch_padding = Counter("camcal_batch_padding_total", "Empty images added to runs", registry=registry)
         self.queue_depth = Gauge("camcal_queue_depth", "Requests that wait for the model", registry=registry)

@@ -17,11 +17,12 @@ from models.bundle import Bundle, BundleError, Manifest
 from service.address import client_address
 from service.admission import Admission
 from service.batching import Batcher, BatchReport, DeadlineError
-from service.budget import Budget
 from service.cpus import usable_cpus, yield_to_event_loop
 from service.deadline import until
 from service.decoding import Limits
 from service.errors import Problem
+from service.large import DecoderProcess, LargeImages
+from service.mailbox import Mailbox
 from service.metrics import Metrics
 from service.model import Model, load_model, stamp
 from service.session import DeviceError
@@ -48,15 +49,28 @@ class Runtime:
         model: what to serve first.
         metrics: where to count.
         siblings: the other workers, if this process is one of several.
+        decoder: what leads to the process that decodes large images, if another process has started it.
     """
 
-    def __init__(self, settings: Settings, model: Model, metrics: Metrics, siblings: Siblings | None = None):
+    def __init__(
+        self,
+        settings: Settings,
+        model: Model,
+        metrics: Metrics,
+        siblings: Siblings | None = None,
+        decoder: Mailbox | None = None,
+    ):
         first = model.sessions[0]
         # Fixed for good: what a reload loads must fit this batcher, whatever CPUs the process is left by then.
         self.settings = settings.model_copy(update={"intra_threads": first.threads, "max_batch": first.max_batch})
         self.model = model
         self.metrics = metrics
-        self.limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
+        self.limits = Limits(
+            max_bytes=settings.max_bytes,
+            max_pixels=settings.max_pixels,
+            large_bytes=settings.large_bytes,
+            decode_cpu_s=settings.decode_cpu_s,
+        )
         self.draining = False
         self._failures = 0
         self._reloading = asyncio.Lock()
@@ -68,9 +82,15 @@ class Runtime:
             patient=PATIENT,
         )
         self.batcher = Batcher(lanes=len(model.runs), max_batch=model.sessions[0].max_batch, on_batch=self._count_batch)
-        self.threads = ThreadPoolExecutor(
-            settings.decode_threads or usable_cpus(), thread_name_prefix="decode", initializer=yield_to_event_loop
-        )
+        threads = settings.decode_threads or usable_cpus()
+        self.threads = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=yield_to_event_loop)
+        self.ordinary_bytes = settings.decode_bytes // threads
+        self._decoder = None
+        if decoder is None:
+            loop = asyncio.get_running_loop()
+            self._decoder = DecoderProcess(loop.add_reader, loop.remove_reader)
+            decoder = self._decoder.mailbox
+        self.large = LargeImages(decoder, self.limits, settings.queue_bytes // 4)
         self.drawings = Admission(
             queue_limit=settings.queue_limit,
             queue_bytes=0,
@@ -81,7 +101,6 @@ class Runtime:
         # One thread of its own: many large heatmaps must not hold up decoding, for which the model waits.
         self.render = ThreadPoolExecutor(1, thread_name_prefix="render", initializer=yield_to_event_loop)
         memory = MemoryStore(settings.cam_max_bytes, lambda reason: metrics.store_evictions.labels(reason).inc())
-        self.decoding = Budget(settings.decode_bytes)
         self.worker = siblings.index if siblings else 0
         self.own_store = memory
         self.store: MapStore = SharedStore(memory, siblings) if siblings else memory
@@ -135,6 +154,8 @@ class Runtime:
         await self.batcher.close()
         self.threads.shutdown()
         self.render.shutdown()
+        if self._decoder:
+            self._decoder.close()
         await self.store.close()
 
     async def in_thread(

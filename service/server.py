@@ -21,6 +21,7 @@ from service import logs
 from service.app import create_app
 from service.listening import ListenError, Listeners, accept
 from service.logs import Seldom
+from service.mailbox import Mailbox
 from service.protocol import guarded
 from service.runtime import running
 from service.session import Session
@@ -291,21 +292,30 @@ def serve(settings: Settings, sessions: list[Session], listeners: Listeners) -> 
         sys.exit(BROKEN)
 
 
-def work(settings: Settings, sessions: list[Session], siblings: Siblings, channel: socket.socket) -> None:
-    """As `serve`, as the worker of a supervisor at the other end of `channel`."""
-    config, app = _prepare(settings, sessions, siblings)
+def work(
+    settings: Settings,
+    sessions: list[Session],
+    siblings: Siblings,
+    channel: socket.socket,
+    decoder: Mailbox,
+) -> None:
+    """As `serve`, as the worker of a supervisor at the other end of `channel`, with whose `decoder` it decodes."""
+    config, app = _prepare(settings, sessions, siblings, decoder)
     Worker(config, app, channel).run()
 
 
 def _prepare(
-    settings: Settings, sessions: list[Session], siblings: Siblings | None = None
+    settings: Settings,
+    sessions: list[Session],
+    siblings: Siblings | None = None,
+    decoder: Mailbox | None = None,
 ) -> tuple[uvicorn.Config, FastAPI]:
     logs.configure(settings.log_format)
     if siblings is None or siblings.index == 0:  # the others would say the same
         manifest = sessions[0].bundle.manifest
         log.info("model %s %s, %d classes", manifest.name, manifest.version, len(manifest.classes))
         log.info("device %s, %s", sessions[0].provider, "API key required" if settings.api_key else "no API key")
-    app = create_app(settings, *sessions, siblings=siblings)
+    app = create_app(settings, *sessions, siblings=siblings, decoder=decoder)
     sessions.clear()
     config = uvicorn.Config(
         app,

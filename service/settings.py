@@ -54,7 +54,13 @@ class Settings(BaseSettings):
     intra_threads: int | None = Field(None, ge=1, le=1024, description="CPUs that the model may use; by default all.")
     decode_threads: int | None = Field(None, ge=1, le=1024, description="Threads that decode; by default one per CPU.")
 
-    decode_bytes: int = Field(512 * 2**20, ge=1, description="Memory for decoding; a picture that needs it all waits.")
+    decode_bytes: int = Field(
+        512 * 2**20, ge=1, description="Memory for decoding ordinary images, shared by the threads that decode."
+    )
+    large_bytes: int = Field(
+        512 * 2**20, ge=1, description="Memory for one larger image, decoded by a process of its own; more: 413."
+    )
+    decode_cpu_s: float = Field(2.0, gt=0, le=3600, description="CPU time for decoding one image; more: 413.")
 
     queue_limit: int = Field(256, ge=1, description="Requests that may wait; one more is answered 429.")
     queue_s: float = Field(0.5, gt=0, description="With 64 requests waiting: longest expected wait, else 429.")

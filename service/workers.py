@@ -24,6 +24,7 @@ from multiprocessing.process import BaseProcess
 
 from service import logs, server
 from service.cpus import take_share
+from service.large import DecoderProcess
 from service.listening import Listeners, accept
 from service.mailbox import Mailbox
 from service.server import CONNECTION, DRAIN, FAILED, RELOAD, SERVING, SPREAD, STOP, work
@@ -77,6 +78,7 @@ class Supervisor:
         self._workers: dict[int, _Worker] = {}
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._turns = itertools.count()
+        self._decoder = DecoderProcess(self._watch, self._selector.unregister)
         self._accepting = self._opened = self._stopping = False
         self._signals = self._failures = 0
         self._failure: str | None = None
@@ -95,6 +97,7 @@ class Supervisor:
             stack.enter_context(self._selector)
             for mailbox in self._mailboxes:
                 stack.callback(mailbox.close)
+            stack.callback(self._decoder.close)
             stack.callback(self._kill)
             stack.enter_context(self._signals_heard())
             # What is loaded now is shared by all: collections must not write to it.
@@ -122,6 +125,9 @@ class Supervisor:
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
         self._timers.append((time.monotonic() + seconds, act))
 
+    def _watch(self, descriptor: int, act: Callable[[], None]) -> None:
+        self._selector.register(descriptor, selectors.EVENT_READ, act)
+
     # Workers.
 
     def _start(self, index: int) -> None:
@@ -129,7 +135,8 @@ class Supervisor:
         with theirs:
             siblings = Siblings(mailboxes=self._mailboxes, index=index)
             held = [ours, *self._listeners.sockets, *(worker.channel for worker in self._workers.values())]
-            process = self._fork.Process(target=_work, args=(self._settings, siblings, theirs, held))
+            decoder = self._decoder.mailbox
+            process = self._fork.Process(target=_work, args=(self._settings, siblings, theirs, decoder, held))
             # Until the worker ignores them, it would write its own signals to the supervisor's.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             try:
@@ -365,7 +372,13 @@ class Supervisor:
         return bool(poll.poll(0))
 
 
-def _work(settings: Settings, siblings: Siblings, channel: socket.socket, held: list[socket.socket]) -> None:
+def _work(
+    settings: Settings,
+    siblings: Siblings,
+    channel: socket.socket,
+    decoder: Mailbox,
+    held: list[socket.socket],
+) -> None:
     """The life of a worker. `held` are the supervisor's own sockets, which must end with it."""
     signal.set_wakeup_fd(-1)
     for number in _SIGNALS:
@@ -390,7 +403,7 @@ def _work(settings: Settings, siblings: Siblings, channel: socket.socket, held: 
         channel.sendall(FAILED + " ".join(str(error).split()).encode() + b"\n")
         sys.exit(2)
     try:
-        work(share, sessions, siblings, channel)
+        work(share, sessions, siblings, channel, decoder)
     except Exception:
         log.exception("worker %d failed", siblings.index)
         sys.exit(1)

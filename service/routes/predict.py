@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,7 +20,7 @@ from service.admission import Ticket
 from service.batching import Answer
 from service.body import FIELD, read_upload
 from service.deadline import TimeoutMs, latest
-from service.decoding import Data, Decoded, Hold, NoRoomError, decode
+from service.decoding import Data, Decoded, LargeImageError, decode
 from service.errors import bad_parameter
 from service.explanation import explain
 from service.metrics import server_timing
@@ -163,12 +162,7 @@ async def answer_image(
     """
     arrived = time.perf_counter()
 
-    def decode_timed(hold: Hold) -> tuple[Decoded, float]:
-        started = time.perf_counter()
-        decoded = decode(read(), model.manifest.preprocessing, runtime.limits, picture=wanted.cam, hold=hold)
-        return decoded, started
-
-    decoded, decode_started = await _with_memory(runtime, decode_timed, deadline, held)
+    decoded, decode_started = await _decoded(runtime, model, read, wanted, deadline, held)
     decode_s = time.perf_counter() - decode_started
     top_k = model.ranker.maps_needed(wanted.top_k, wanted.prior, wanted.cam, bool(wanted.cam_classes))
     answer = await runtime.batcher.submit(
@@ -190,20 +184,23 @@ async def answer_image(
     return body, stages
 
 
-async def _with_memory(runtime: Runtime, work: Callable[[Hold], T], deadline: float, held: Ticket) -> T:
-    """Run `work` in a decode thread. If there is no memory for it, wait outside of the thread and run it again."""
-    budget = runtime.decoding
+async def _decoded(
+    runtime: Runtime, model: Model, read: Callable[[], Data], wanted: Wanted, deadline: float, held: Ticket
+) -> tuple[Decoded, float]:
+    """The image that `read` gives, and when its decoding began: in a thread, or if it is large in another process."""
+    rule = model.manifest.preprocessing
+
+    def decode_ordinary() -> tuple[Decoded, float]:
+        started = time.perf_counter()
+        ordinary = runtime.ordinary_bytes
+        return decode(read(), rule, runtime.limits, picture=wanted.cam, ordinary_bytes=ordinary), started
+
     try:
-        return await runtime.in_thread(lambda: work(budget.hold), deadline=deadline, after=held.keep())
-    except NoRoomError as error:
-        nbytes = error.nbytes
-    give_back, drop = await budget.wait(nbytes, deadline), held.keep()
-
-    def after() -> None:
-        give_back()
-        drop()
-
-    return await runtime.in_thread(lambda: work(lambda _: nullcontext()), deadline=deadline, after=after)
+        return await runtime.in_thread(decode_ordinary, deadline=deadline, after=held.keep())
+    except LargeImageError as error:
+        large, started = error, time.perf_counter()
+    runtime.metrics.large_images.inc()
+    return await runtime.large.decode(large, rule, picture=wanted.cam, deadline=deadline), started
 
 
 async def _compose(runtime: Runtime, model: Model, answer: Answer, decoded: Decoded, wanted: Wanted) -> bytes:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from models.preprocessing import Preprocessing, upright
+from models.pictures import read_file
+from models.preprocessing import Preprocessing
 from service.cpus import usable_cpus
 from training.data.dataset import DataError, path_below
 
@@ -92,9 +92,8 @@ def decode(samples: Samples, preprocessing: Preprocessing) -> tuple[NDArray[np.u
     def read(index: int) -> str | None:
         path = samples[index][0]
         try:
-            with Image.open(path) as image:
-                images[index] = preprocessing.apply(upright(image))
-        except Exception as error:  # damaged files make Pillow raise nearly anything
+            images[index] = read_file(path).pixels(preprocessing)
+        except (OSError, ValueError) as error:
             return f"{path}: {error}"
         return None
 

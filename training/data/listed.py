@@ -13,10 +13,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from models.preprocessing import Preprocessing, to_rgb, turn_of, upright
+from models.headers import read_header
+from models.pictures import read_file, read_picture
+from models.preprocessing import Preprocessing
 from service.cpus import usable_cpus
 from training.config import AugmentConfig
 from training.data.augment import Augment
@@ -93,11 +94,10 @@ class ListedImages:
     def _read(self, position: int, crop: RandomCrop | None, draw: int) -> Pixels:
         path = self.root / self.names[position]
         try:
-            with Image.open(path) as image:
-                if crop is not None:
-                    return crop(image, draw)
-                return self.preprocessing.apply(upright(image))
-        except Exception as error:  # damaged files make Pillow raise nearly anything
+            if crop is not None:
+                return crop(path.read_bytes(), draw)
+            return read_file(path).pixels(self.preprocessing)
+        except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {error}") from None
 
     def _finish(
@@ -121,20 +121,23 @@ class RandomCrop:
     preprocessing: Preprocessing
     seed: int
 
-    def __call__(self, image: Image.Image, draw: int) -> Pixels:
-        """Open image to pixels, S×S×3; seed and number of the draw decide the crop, whatever thread makes it."""
-        size = self.preprocessing.input_size
-        left, top, right, bottom = self.box(*image.size, draw)
+    def __call__(self, data: bytes, draw: int) -> Pixels:
+        """Image file to pixels, S×S×3; seed and number of the draw decide the crop, whatever thread makes it.
+
+        Raises:
+            ValueError: if the file is no image that serving would accept.
+        """
+        header, size = read_header(data), self.preprocessing.input_size
+        left, top, right, bottom = self.box(*header.upright, draw)
         # Decode no more than is needed: a JPEG at 1/2, 1/4 or 1/8, as long as the crop keeps `size` pixels a side.
-        scale = min(1.0, size / max(1.0, min(right - left, bottom - top)))
-        full_width, full_height = image.size
-        image.draft("RGB", (math.ceil(full_width * scale), math.ceil(full_height * scale)))
-        shrunk = image.size[0] / full_width, image.size[1] / full_height
-        box = (left * shrunk[0], top * shrunk[1], right * shrunk[0], bottom * shrunk[1])
-        image.load()  # Pillow turns a TIFF by itself then
-        turn = turn_of(image)
-        resized = to_rgb(image).resize((size, size), self.preprocessing.resampling, box=box)
-        return np.asarray(resized if turn is None else resized.transpose(turn))
+        room = min(right - left, bottom - top) / size if header.format == "JPEG" else 1
+        picture = read_picture(data, header, next((factor for factor in (8, 4, 2) if room >= factor), 1))
+        # Only now is it known how a picture in another format is turned.
+        width, height = header.upright if header.format == "JPEG" else picture.rgb.size
+        across, down = picture.rgb.width / width, picture.rgb.height / height
+        left, top, right, bottom = self.box(width, height, draw)
+        box = (left * across, top * down, right * across, bottom * down)
+        return np.asarray(picture.resized((size, size), box, self.preprocessing.resampling))
 
     def box(self, width: int, height: int, draw: int) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the crop in a picture of this size."""

@@ -5,8 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from models.headers import Header
+from models.pictures import Picture, read_picture
 from models.preprocessing import Preprocessing
 from training.config import AugmentConfig, RecipeError, load_recipe
+from training.data import listed
 from training.data.augment import Augment
 from training.data.dataset import DataError
 from training.data.listed import ListedImages, RandomCrop, class_names, load, read_list
@@ -109,13 +112,19 @@ def test_a_crop_that_cannot_fit_becomes_the_part_that_serving_sees() -> None:
     assert crop.box(60, 90, 0) == PREPROCESSING.box(60, 90)
 
 
-def test_decoding_at_reduced_scale_shows_the_same_picture(tmp_path: Path) -> None:
+def test_decoding_at_reduced_scale_shows_the_same_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _photograph(tmp_path / "large.jpg", 0, (1200, 900))
     with Image.open(tmp_path / "large.jpg") as image:
         expected = PREPROCESSING.apply(image.convert("RGB"))
-    with Image.open(tmp_path / "large.jpg") as image:
-        pixels = RandomCrop(AugmentConfig(), PREPROCESSING, 0)(image, 0)
-        assert image.size < (1200, 900)
+    shrinks: list[int] = []
+
+    def read(data: bytes, header: Header, shrink: int) -> Picture:
+        shrinks.append(shrink)
+        return read_picture(data, header, shrink)
+
+    monkeypatch.setattr(listed, "read_picture", read)
+    pixels = RandomCrop(AugmentConfig(), PREPROCESSING, 0)((tmp_path / "large.jpg").read_bytes(), 0)
+    assert shrinks == [8]
     assert np.abs(pixels.astype(int) - expected).mean() < 3
 
 
