@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -136,9 +137,10 @@ def measure(port: int, image: bytes, seconds: float) -> tuple[float, float, Coun
 
 
 @contextmanager
-def served() -> Iterator[int]:
+def served(checkout: Path | None = None) -> Iterator[int]:
+    """The port of the service of a checkout; by default of the working directory."""
     command = [sys.executable, "-m", "service", "serve", "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, cwd=checkout, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         lines = iter(server.stderr.readline, "")
         port = next(int(found[1]) for line in lines if (found := re.search(r"http://127.0.0.1:(\d+)", line)))
