@@ -1,4 +1,4 @@
-"""A model on disk: a folder with `model.onnx`, `report.json` and the `manifest.json` that vouches for both.
+"""A model on disk: a folder with `model.onnx`, `report.json`, `canary.json`, and `manifest.json` with their checksums.
 
 The graph takes `images` (uint8, N×H×W×3, RGB) and `top_k` (int64 scalar) and returns the arrays of `OUTPUTS`.
 Nothing here needs torch or onnx: the service loads bundles with it.
@@ -7,8 +7,7 @@ Nothing here needs torch or onnx: the service loads bundles with it.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from models.canary import CANARY_FILE, MAX_CANARY_BYTES, Canary
+from models.onnx_files import external_files
 from models.preprocessing import Preprocessing
+from models.untrusted import BundleError as BundleError
+from models.untrusted import checksum, illegible, parse_json, read
 
 SCHEMA_VERSION = 1
 MODEL_FILE = "model.onnx"
@@ -26,19 +29,27 @@ MANIFEST_FILE = "manifest.json"
 INPUTS = ("images", "top_k")
 OUTPUTS = ("logits", "calibrated_logits", "probabilities", "calibrated_probabilities", "top_classes", "maps")
 
+MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_REPORT_BYTES = 64 * 2**20
+MAX_MODEL_BYTES = 2 * 2**30  # ONNX cannot hold more in one file
+MAX_FILES = 32
+MAX_CLASSES = 65_536
+SMALLEST, LARGEST = 1e-6, 1e6  # of anything fitted: beyond, products leave float32
+
 Group = Literal["many", "medium", "few"]
 GROUPS: tuple[Group, ...] = ("many", "medium", "few")
 Prior = Literal["balanced", "train", "given"]
 Precision = Literal["fp32", "fp16", "int8"]
 
 
-class BundleError(ValueError):
-    """A folder that is not a bundle, or no longer the bundle that its manifest describes."""
-
-
 def group_of(train_count: int) -> Group:
     """The usual split by training images: many above 100, few below 20, medium between."""
     return "many" if train_count > 100 else "few" if train_count < 20 else "medium"
+
+
+Side = Annotated[int, Field(ge=1, le=4096)]
+Fitted = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Positive = Annotated[float, Field(ge=SMALLEST, le=LARGEST)]
 
 
 class _Strict(BaseModel):
@@ -48,9 +59,16 @@ class _Strict(BaseModel):
 class ClassInfo(_Strict):
     """One class: its name, how many training images it had, and the group this puts it in."""
 
-    name: str = Field(min_length=1)
-    train_count: int = Field(ge=1)
+    name: str = Field(min_length=1, max_length=1000)
+    train_count: int = Field(ge=1, le=10**12)
     group: Group
+
+    @field_validator("name")
+    @classmethod
+    def _legible(cls, name: str) -> str:
+        if found := illegible(name):
+            raise ValueError(f"the class name {ascii(name)[:100]} holds {found}; control characters are not allowed")
+        return name
 
 
 class Calibration(_Strict):
@@ -64,18 +82,20 @@ class Calibration(_Strict):
         one that was `given`. T of the balanced prior where there is none.
     """
 
-    scalar: float = Field(gt=0)
-    omega: list[float]
-    beta: list[float]
-    weight_norms: list[float]
-    temperature: float = Field(gt=0)
-    prior_temperatures: dict[Prior, Annotated[float, Field(gt=0)]] = {}
+    scalar: Positive
+    omega: list[Fitted]
+    beta: list[Fitted]
+    weight_norms: list[Fitted]
+    temperature: Positive
+    prior_temperatures: dict[Prior, Positive] = {}
 
     @field_validator("omega")
     @classmethod
     def _positive(cls, omega: list[float]) -> list[float]:
-        if min(omega, default=1.0) <= 0:
-            raise ValueError("every omega must be positive: a negative one turns a class's map upside down")
+        if min(omega, default=1.0) < SMALLEST:
+            raise ValueError(
+                f"every omega must be positive, {SMALLEST:g} or more: a negative one turns a class's map upside down"
+            )
         return omega
 
 
@@ -90,17 +110,17 @@ class Manifest(_Strict):
     schema_version: Literal[1]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    created: str
-    classes: list[ClassInfo] = Field(min_length=2)
+    created: str = Field(max_length=64)
+    classes: list[ClassInfo] = Field(min_length=2, max_length=MAX_CLASSES)
     preprocessing: Preprocessing
     calibration: Calibration
-    grid: tuple[int, int]
-    map_shift: float = 0.0
+    grid: tuple[Side, Side]
+    map_shift: float = Field(0.0, ge=-4096, le=4096)
     precision: Precision = "fp32"  # of the trunk; CAMC, head and maps are always fp32
     figures: dict[str, Any]
     recipe: dict[str, Any]
     prior: list[float] | None = None
-    files: dict[str, str]
+    files: dict[str, str] = Field(max_length=MAX_FILES)
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
@@ -115,8 +135,8 @@ class Manifest(_Strict):
         if missing := {MODEL_FILE, REPORT_FILE} - self.files.keys():
             raise ValueError(f"files does not list {', '.join(sorted(missing))}")
         for name in self.files:
-            if Path(name).name != name or name in ("", ".", ".."):
-                raise ValueError(f"files lists {name!r}, which is not a plain file name")
+            if Path(name).name != name or name in ("", ".", "..", MANIFEST_FILE) or len(name) > 255:
+                raise ValueError(f"files lists {name[:100]!r}, which is not a plain file name")
         if len({c.name for c in self.classes}) != len(self.classes):
             raise ValueError("class names are not unique")
         return self
@@ -133,38 +153,80 @@ class Manifest(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A verified bundle. Make one with `Bundle.load`."""
+    """A verified bundle. Make one with `Bundle.load`.
+
+    canary: None where the bundle has none.
+    digest: the SHA-256 of the manifest: of all that the bundle is.
+    """
 
     path: Path
     manifest: Manifest
     report: dict[str, Any]
+    canary: Canary | None
+    digest: str
+    max_model_bytes: int
 
     @property
     def model_path(self) -> Path:
         return self.path / MODEL_FILE
 
     @classmethod
-    def load(cls, path: Path | str) -> Bundle:
-        """Read and verify the bundle in folder `path`.
+    def load(cls, path: Path | str, *, max_model_bytes: int = MAX_MODEL_BYTES, digest: str | None = None) -> Bundle:
+        """Read and verify the bundle in folder `path`, whoever made it.
+
+        Args:
+            path: the folder.
+            max_model_bytes: the largest file of the model.
+            digest: of the bundle that is wanted; any by default.
 
         Raises:
-            BundleError: if the folder or a file is missing, a checksum differs, the manifest's schema version is
-                unknown or its fields do not fit together, or the graph reads weights from an unlisted file.
+            BundleError: if the folder or a file is missing or too large, a checksum differs, the manifest's schema
+                version is unknown or its fields do not fit together, or the graph reads weights from an unlisted file.
         """
         path = Path(path)
-        if not path.is_dir():
-            raise BundleError(
-                f"no bundle at {path}: expected a folder with {MANIFEST_FILE}, {MODEL_FILE}, {REPORT_FILE}"
-            )
-        manifest = _read_manifest(path)
-        for name, expected in manifest.files.items():
-            _verify(path, name, expected)
-        unlisted = set(_external_data((path / MODEL_FILE).read_bytes())) - manifest.files.keys()
-        if unlisted:
-            raise BundleError(
-                f"{MODEL_FILE} reads weights from {sorted(unlisted)[0]!r}, which the manifest does not list"
-            )
-        return cls(path=path, manifest=manifest, report=_read_json(path, REPORT_FILE))
+        _require_folder(path)
+        data = read(path, MANIFEST_FILE, MAX_MANIFEST_BYTES)
+        found = hashlib.sha256(data).hexdigest()
+        if digest not in (None, found):
+            raise BundleError(f"{path} changed while it was loaded")
+        manifest = _parse_manifest(data, path / MANIFEST_FILE)
+        report = _read_listed(path, manifest, REPORT_FILE, MAX_REPORT_BYTES)
+        bundle = cls(
+            path=path,
+            manifest=manifest,
+            report=parse_json(report, path / REPORT_FILE, strict=False),
+            canary=_read_canary(path, manifest),
+            digest=found,
+            max_model_bytes=max_model_bytes,
+        )
+        bundle._verify_weights()
+        return bundle
+
+    def read_model(self) -> bytes:
+        """The graph, again verified: it is what `load` has seen. Raises BundleError if it is not."""
+        return _read_listed(self.path, self.manifest, MODEL_FILE, self.max_model_bytes)
+
+    def verify_unchanged(self) -> None:
+        """Raises BundleError if the folder no longer holds what was loaded; of graph and report, the manifest tells."""
+        if manifest_checksum(self.path) != self.digest:
+            raise BundleError(f"{self.path} changed while it was loaded")
+        self._verify_others()
+
+    def _verify_weights(self) -> None:
+        try:
+            outside = external_files(self.read_model())
+        except ValueError as error:
+            if isinstance(error, BundleError):
+                raise
+            raise BundleError(f"{MODEL_FILE} is not a readable ONNX file: {error}") from None
+        if unlisted := outside - self.manifest.files.keys():
+            name = min(unlisted)
+            raise BundleError(f"{MODEL_FILE} reads weights from {name[:255]!r}, which the manifest does not list")
+        self._verify_others()
+
+    def _verify_others(self) -> None:
+        for name in self.manifest.files.keys() - {MODEL_FILE, REPORT_FILE, CANARY_FILE}:
+            _matching(self.path / name, checksum(self.path, name, self.max_model_bytes), self.manifest.files[name])
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -173,7 +235,19 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     A prior that was not given is left out.
     """
     absent = {"prior"} if manifest.prior is None else set()
-    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1, exclude=absent) + "\n")
+    partial = folder / (MANIFEST_FILE + ".partial")
+    partial.write_text(manifest.model_dump_json(indent=1, exclude=absent) + "\n")
+    os.replace(partial, folder / MANIFEST_FILE)
+
+
+def write_bundle(folder: Path, manifest: Manifest, canary: Canary) -> None:
+    """Write canary and manifest beside graph and report; the manifest is given the canary's checksum."""
+    data = canary.model_dump_json().encode() + b"\n"
+    partial = folder / (CANARY_FILE + ".partial")
+    partial.write_bytes(data)
+    os.replace(partial, folder / CANARY_FILE)
+    files = manifest.files | {CANARY_FILE: hashlib.sha256(data).hexdigest()}
+    write_manifest(folder, manifest.model_copy(update={"files": files}))
 
 
 def sha256(path: Path) -> str:
@@ -182,100 +256,49 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads((folder / name).read_bytes())
-    except FileNotFoundError:
-        raise BundleError(f"{folder} is not a bundle: {name} is missing") from None
-    except (ValueError, OSError) as error:
-        raise BundleError(f"{folder / name} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise BundleError(f"{folder / name} must hold a JSON object")
-    return value
+def manifest_checksum(folder: Path) -> str:
+    """The SHA-256 of the manifest, which names that of every other file. Raises BundleError if it cannot be read."""
+    _require_folder(folder)
+    return checksum(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    raw = _read_json(folder, MANIFEST_FILE)
+def _require_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise BundleError(f"no bundle at {path}: expected a folder with {MANIFEST_FILE}, {MODEL_FILE}, {REPORT_FILE}")
+
+
+def _parse_manifest(data: bytes, shown: Path) -> Manifest:
+    raw = parse_json(data, shown, strict=True)
     if (version := raw.get("schema_version")) != SCHEMA_VERSION:
-        raise BundleError(
-            f"{folder / MANIFEST_FILE} has schema version {version!r}; this camcal reads {SCHEMA_VERSION}"
-        )
+        raise BundleError(f"{shown} has schema version {version!r:.20}; this camcal reads {SCHEMA_VERSION}")
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise BundleError(f"{folder / MANIFEST_FILE}: {where}: {first['msg']}") from None
+        raise BundleError(f"{shown}: {where}: {first['msg']}") from None
 
 
-def _verify(folder: Path, name: str, expected: str) -> None:
-    file = folder / name
-    if not file.is_file():
-        raise BundleError(f"{folder} is incomplete: {name} is missing")
-    if (found := sha256(file)) != expected:
-        raise BundleError(f"{file} was changed: its sha256 is {found[:12]}…, the manifest says {expected[:12]}…")
+def _read_listed(folder: Path, manifest: Manifest, name: str, max_bytes: int) -> bytes:
+    data = read(folder, name, max_bytes)
+    _matching(folder / name, hashlib.sha256(data).hexdigest(), manifest.files[name])
+    return data
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The length-delimited fields of one protobuf message: (field number, bytes)."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while at < len(message):
-        key = varint()
-        match key & 7:
-            case 0:
-                varint()
-            case 1:
-                at += 8
-            case 2:
-                size = varint()
-                if at + size > len(message):
-                    raise IndexError
-                yield key >> 3, message[at : at + size]
-                at += size
-            case 5:
-                at += 4
-            case kind:
-                raise ValueError(f"protobuf wire type {kind}")
-
-
-# Which fields of onnx.proto lead to a tensor: message → {field number: message it holds}.
-_TENSOR_PATHS: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 25: "function"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "function": {7: "node"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
-    "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {13: "external"},
-}
-
-
-def _external_data(model: bytes) -> Iterator[str]:
-    """The file names from which an ONNX model would read weights (TensorProto.external_data, key `location`)."""
-
-    def walk(kind: str, message: memoryview) -> Iterator[str]:
-        if kind == "external":
-            entry = {number: bytes(value).decode() for number, value in _fields(message)}
-            if entry.get(1) == "location":
-                yield entry.get(2, "")
-            return
-        for number, value in _fields(message):
-            if child := _TENSOR_PATHS[kind].get(number):
-                yield from walk(child, value)
-
+def _read_canary(folder: Path, manifest: Manifest) -> Canary | None:
+    if CANARY_FILE not in manifest.files:
+        return None
+    data = _read_listed(folder, manifest, CANARY_FILE, MAX_CANARY_BYTES)
     try:
-        yield from walk("model", memoryview(model))
-    except (IndexError, ValueError):
-        raise BundleError(f"{MODEL_FILE} is not a readable ONNX file") from None
+        canary = Canary.model_validate(parse_json(data, folder / CANARY_FILE, strict=True))
+        canary.check_shapes(len(manifest.classes), manifest.grid)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{folder / CANARY_FILE}: {where}: {first['msg']}") from None
+    return canary
+
+
+def _matching(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise BundleError(f"{path} was changed: its sha256 is {found[:12]}…, the manifest says {expected[:12]}…")

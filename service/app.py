@@ -11,16 +11,18 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 
 from service import errors
+from service.background import in_background
 from service.inference_protocol import InferenceRequest
 from service.mailbox import Mailbox
 from service.metrics import Metrics
 from service.middleware import AdmissionMiddleware, RequestMiddleware
-from service.model import Model
+from service.model import Model, load_proven
+from service.proofs import Proofs
 from service.rates import RateLimits
 from service.routes import batch, cam, health, metrics, model, page, predict, v2
 from service.runtime import Runtime
 from service.schemas import ProblemDetails
-from service.session import Session, load_sessions
+from service.session import Session
 from service.settings import Settings
 from service.siblings import Siblings
 
@@ -88,9 +90,10 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
-    sessions = app.state.sessions or await asyncio.to_thread(load_sessions, settings)
-    app.state.sessions = ()  # the model is the runtime's alone, which a reload frees
     siblings: Siblings | None = app.state.siblings
+    proofs = siblings.proofs if siblings else Proofs()
+    sessions = app.state.sessions or await in_background(lambda: load_proven(settings, proofs))
+    app.state.sessions = ()  # the model is the runtime's alone, which a reload frees
     app.state.runtime = runtime = Runtime(
         settings, Model(tuple(sessions)), app.state.metrics, siblings, app.state.decoder
     )

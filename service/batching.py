@@ -17,6 +17,8 @@ from service.session import Outputs, Run
 
 log = logging.getLogger("camcal")
 
+Judged = tuple[Outputs, dict[int, str]]  # and what is wrong with the answers of some rows
+
 
 class DeadlineError(TimeoutError):
     """The request's deadline passed before the model could take it; no work was done."""
@@ -27,7 +29,7 @@ class ClosedError(RuntimeError):
 
 
 class InferenceError(RuntimeError):
-    """The model failed on the batch that held this image."""
+    """The model failed on the batch that held this image, or its answer on the image cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +44,12 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport:
-    """One finished run of the model: how many images, how long it took, and whether it failed."""
+    """One finished run of the model: how many images, how long it took, whether it failed, how many useless answers."""
 
     size: int
     inference_s: float
     failed: bool = False
+    useless: int = 0
 
 
 @dataclass(eq=False, kw_only=True)
@@ -163,7 +166,7 @@ class Batcher:
         images, top_k = [entry.image for entry in batch], max(entry.top_k for entry in batch)
         alone = not self._waiting and len(self._free) == len(self._threads) - 1
         run = batch[0].runs[lane]
-        work = asyncio.get_running_loop().run_in_executor(self._threads[lane], run, images, top_k, alone)
+        work = asyncio.get_running_loop().run_in_executor(self._threads[lane], _run, run, images, top_k, alone)
         work.add_done_callback(lambda done: self._finish(batch, lane, started, done))
 
     def _take(self, share: int) -> list[_Entry]:
@@ -179,13 +182,19 @@ class Batcher:
                     break
         return batch
 
-    def _finish(self, batch: list[_Entry], lane: int, started: float, work: asyncio.Future[Outputs]) -> None:
+    def _finish(self, batch: list[_Entry], lane: int, started: float, work: asyncio.Future[Judged]) -> None:
         inference_s = time.perf_counter() - started
         self._free.append(lane)
         self._pump()  # first: the lane should not wait for what follows
-        error = work.exception()
+        error, faults = work.exception(), dict[int, str]()
         if error:
             log.error("the model failed on a batch of %d", len(batch), exc_info=error)
+        else:
+            outputs, faults = work.result()
+        if faults:
+            log.error(
+                "the model's answers on %d of %d images: %s", len(faults), len(batch), next(iter(faults.values()))
+            )
         for row, entry in enumerate(batch):
             if entry.future.done():  # its client went while the model was at work
                 continue
@@ -193,11 +202,20 @@ class Batcher:
                 failure = InferenceError("the model failed on this batch")
                 failure.__cause__ = error
                 entry.future.set_exception(failure)
+            elif row in faults:
+                entry.future.set_exception(InferenceError(faults[row]))
             else:
                 queue_s = started - entry.arrived
-                answer = Answer(outputs=work.result(), row=row, queue_s=queue_s, inference_s=inference_s)
+                answer = Answer(outputs=outputs, row=row, queue_s=queue_s, inference_s=inference_s)
                 entry.future.set_result(answer)
-        self._on_batch(BatchReport(size=len(batch), inference_s=inference_s, failed=error is not None))
+        self._on_batch(
+            BatchReport(size=len(batch), inference_s=inference_s, failed=error is not None, useless=len(faults))
+        )
+
+
+def _run(run: Run, images: Sequence[NDArray[np.uint8]], top_k: int, alone: bool) -> Judged:
+    outputs = run(images, top_k, alone)
+    return outputs, outputs.faults()
 
 
 def _expire(entry: _Entry) -> None:

@@ -75,13 +75,14 @@ def serve(
             listeners = stack.enter_context(Listeners(settings))  # before the model, which takes a while to load
             if settings.otel:
                 import_module("opentelemetry.sdk")
-            from service.session import load_sessions
+            from service.model import load_proven
+            from service.proofs import Proofs
 
             if settings.workers > 1:
                 from service.workers import Supervisor
 
                 return Supervisor(settings, listeners).run()
-            sessions = load_sessions(settings)
+            sessions = load_proven(settings, Proofs())
         from service.server import serve as run
 
         with spoken_errors((ListenError,)):
@@ -148,6 +149,16 @@ def inspect(
 
         loaded = Bundle.load(bundle)
     typer.echo(loaded.manifest.model_dump_json(indent=2) if as_json else _summary(loaded))
+
+
+@app.command("add-canary")
+def add_canary(bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")]) -> None:
+    """Record a bundle's answers on test images, for services to compare; `train` and `export` do so by themselves."""
+    with spoken_errors():
+        from service.canary import add_canary as add
+
+        changed = add(bundle)
+    typer.echo(f"{changed.path}: {_canary(changed)}")
 
 
 @app.command(hidden=True)
@@ -229,9 +240,16 @@ def _summary(bundle: Bundle) -> str:
         f"beta {min(calibration.beta):.4g} to {max(calibration.beta):.4g}",
         *(f"  {name:<28} {value}" for name, value in _flat("", manifest.figures)),
         *_believed(bundle.report.get("by_predicted_group", {}).get("calibrated", {})),
+        f"canary         {_canary(bundle)}",
         f"files          {len(manifest.files)}, all checksums right",
     ]
     return "\n".join(lines)
+
+
+def _canary(bundle: Bundle) -> str:
+    if bundle.canary is None:
+        return f"none: `camcal add-canary {bundle.path}` records the answers that a service then compares"
+    return f"answers on {len(bundle.canary.top_classes)} test images, which a service compares at start and reload"
 
 
 def _believed(found: dict[str, Any]) -> Iterator[str]:

@@ -54,6 +54,15 @@ class Metrics:
         self.queue_bytes = Gauge("camcal_queue_bytes", "Bytes of request bodies in memory", registry=registry)
         self.queue_limit = Gauge("camcal_queue_limit", "Requests that may wait", registry=registry)
 
+        self.failures = Counter(
+            "camcal_model_failures_total",
+            "Runs of the model that failed or gave useless answers, and faults after a run",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in ("error", "answer", "after"):
+            self.failures.labels(reason)
+
         self.model_info = Gauge(
             "camcal_model_info", "The model served", ["name", "version", "provider", "classes"], registry=registry
         )

@@ -92,7 +92,11 @@ def _run(
     shown = max(top_k, 2)  # a heatmap wants the runner-up too
     pixels = np.stack([item.pixels for _, item in images])
     outputs = session.run(pixels, ranker.maps_needed(shown, prior, draw is not None))
+    faults = outputs.faults()
     for row, (path, item) in enumerate(images):
+        if row in faults:
+            yield FilePrediction(path=path, rows=[], error=f"the model failed on it: {faults[row]}")
+            continue
         ranking = ranker.rank(outputs, row, shown, prior)
         rows = ranker.rows(ranking)
         heatmap = None

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, FastAPI, Request
 
-from models.bundle import Bundle, BundleError, Manifest
+from models.bundle import BundleError, Manifest, manifest_checksum
+from models.canary import canary_images
 from service.address import client_address
 from service.admission import Admission
+from service.background import in_background
 from service.batching import Batcher, BatchReport, DeadlineError
 from service.cpus import usable_cpus, yield_to_event_loop
 from service.deadline import until
@@ -25,6 +28,7 @@ from service.large import DecoderProcess, LargeImages
 from service.mailbox import Mailbox
 from service.metrics import Metrics
 from service.model import Model, load_model, stamp
+from service.proofs import Proofs
 from service.session import DeviceError
 from service.settings import Settings
 from service.siblings import SharedStore, Siblings
@@ -35,7 +39,8 @@ log = logging.getLogger("camcal")
 
 T = TypeVar("T")
 
-FAILURES = 5  # batches in a row that fail: the model is broken, as after an error of the GPU that only a restart mends
+FAILURES = 5  # in a row: the model is broken, as after an error of the GPU that only a restart mends
+LATE_S = 5.0  # for a reload to end after the trial of its bundle was ended
 PATIENT = 64  # requests that may wait for as long as it takes: a few dozen clients are no overload for a slow model
 
 
@@ -73,7 +78,10 @@ class Runtime:
         )
         self.draining = False
         self._failures = 0
+        self._checking: asyncio.Future[None] | None = None
+        self._proofs = siblings.proofs if siblings else Proofs()
         self._reloading = asyncio.Lock()
+        self._reload_waits = False
         self.admission = Admission(
             queue_limit=settings.queue_limit,
             queue_bytes=settings.queue_bytes,
@@ -114,9 +122,9 @@ class Runtime:
     @property
     def broken(self) -> str | None:
         """Why only a restart helps, or a new bundle; None while the model answers."""
-        if self._failures < FAILURES:
+        if self._failures < FAILURES or (self._checking is not None and not self._checking.done()):
             return None
-        return f"the model failed on the last {self._failures} batches; the log says why"
+        return f"the model failed {self._failures} times in a row; the log says why"
 
     @property
     def unready(self) -> str | None:
@@ -126,12 +134,17 @@ class Runtime:
     async def reload(self) -> None:
         """Serve the bundle that is now in the folder; if it is bad, the log says why and the old one stays.
 
-        Requests that have begun end with the model they began with.
+        Requests that have begun end with the model they began with. While one reload goes on, only one other waits: it
+        will find whatever is there by then.
         """
+        if self._reload_waits:
+            return
+        self._reload_waits = True
         async with self._reloading:
+            self._reload_waits = False
             old = self.model.label
             try:
-                model = await asyncio.to_thread(load_model, self.settings)
+                model = await in_background(lambda: load_model(self.settings, self._proofs))
                 if len(model.runs) != len(self.model.runs):
                     raise DeviceError(f"the device is now {model.sessions[0].provider}; restart to serve there")
                 self.model = model
@@ -151,6 +164,10 @@ class Runtime:
     async def close(self) -> None:
         """Answer what waits, then give everything back."""
         self.draining = True
+        self._proofs.close()
+        self._reload_waits = True  # nobody needs another
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._reloading.acquire(), LATE_S)  # the end of a reload
         await self.batcher.close()
         self.threads.shutdown()
         self.render.shutdown()
@@ -219,25 +236,55 @@ class Runtime:
     async def watch(self, period_s: float = 1.0) -> None:
         """Reload whenever the files of the bundle's folder have changed, and then stayed the same for a period."""
         folder = self.settings.bundle
-        seen = await asyncio.to_thread(stamp, folder)
-        loaded = seen if await asyncio.to_thread(self._is_served) else ()  # it may have changed since it was loaded
+        seen = await in_background(lambda: stamp(folder))
+        loaded = seen if await in_background(self._is_served) else ()  # it may have changed since it was loaded
         while True:
             await asyncio.sleep(period_s)
-            now = await asyncio.to_thread(stamp, folder)
+            now = await in_background(lambda: stamp(folder))
             if now == seen and now != loaded:
                 loaded = now
-                await self.reload()
+                await asyncio.shield(self.reload())
             seen = now
 
     def _is_served(self) -> bool:
         """Whether the bundle in the folder is the one that is served."""
         try:
-            return Bundle.load(self.settings.bundle).manifest == self.manifest
-        except (BundleError, OSError):  # another one is just being put there
+            return manifest_checksum(self.settings.bundle) == self.model.digest
+        except BundleError:  # another one is just being put there
             return False
 
+    @contextlib.contextmanager
+    def concluding(self) -> Iterator[None]:
+        """What turns a model's answer into a response: a fault in it is a failure, its end shows that all is well."""
+        try:
+            yield
+        except Exception:
+            self._count_failure("after")
+            raise
+        self._failures = 0
+
+    def _count_failure(self, reason: str) -> None:
+        self._failures += 1
+        self.metrics.failures.labels(reason).inc()
+        if self._failures == FAILURES:
+            self._checking = asyncio.ensure_future(self._check_model())  # kept, or it might vanish before its end
+
+    async def _check_model(self) -> None:
+        """Tell a model that is broken from a client who found an image that it cannot take."""
+        model = self.model
+        image = canary_images(model.manifest.preprocessing.input_size, 1)[0]
+        with contextlib.suppress(Exception):  # each is counted, and the batcher logs those of the model
+            answer = await self.batcher.submit(model.runs, image, 1)
+            with self.concluding():
+                ranker = model.ranker
+                ranking = ranker.rank(answer.outputs, answer.row, 1, "balanced")
+                ranker.rows(ranking)
+                ranker.maps(answer.outputs, answer.row, ranking.classes)
+            log.warning("after %d failures in a row the model answers a test image: it serves on", FAILURES)
+
     def _count_batch(self, report: BatchReport) -> None:
-        self._failures = self._failures + 1 if report.failed else 0
+        if report.failed or report.useless:
+            self._count_failure("error" if report.failed else "answer")
         self.metrics.batch_size.observe(report.size)
         self.metrics.batch_padding.inc(self.model.sessions[0].bucket(report.size) - report.size)
 

@@ -141,6 +141,13 @@ class ModelDescription(BaseModel):
     )
 
 
+class ShownReport(BaseModel):
+    """What of a bundle's report is passed on to clients; anything else in it is ignored."""
+
+    reliability: dict[str, list[ReliabilityBin]] | None = None
+    by_predicted_group: dict[str, dict[str, GroupCalibration | None]] | None = None
+
+
 class Alive(BaseModel):
     status: str = "alive"
 

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from models.bundle import INPUTS, OUTPUTS, Bundle, BundleError
+from models import answers
+from models.bundle import INPUTS, OUTPUTS, REPORT_FILE, Bundle, BundleError
 from service.cpus import usable_cpus
+from service.schemas import ShownReport
 from service.settings import Device, Settings
 
 log = logging.getLogger("camcal")
@@ -42,6 +45,10 @@ class Outputs:
     calibrated_probabilities: NDArray[np.float32]  # N×K
     top_classes: NDArray[np.int64]  # N×k
     maps: NDArray[np.float32]  # N×k×h×w
+
+    def faults(self) -> dict[int, str]:
+        """Why the answer on an image cannot be used, by its row; empty where all can."""
+        return answers.faults(vars(self))
 
 
 Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]  # N of H×W×3, or one N×H×W×3
@@ -81,13 +88,16 @@ class Session:
     ):
         self.bundle = bundle
         threads = threads or usable_cpus()
-        self._session, self.fallback = _open(bundle, device, threads, gpu)
+        model = bundle.read_model()
+        self._session, self.fallback = _open(bundle, model, device, threads, gpu)
         self.provider: str = self._session.get_providers()[0]
         on_cpu = self.provider == CPU
         self.threads = threads
         self._pad = not on_cpu if pad is None else pad
         self.lanes = min(threads, MAX_LANES) if on_cpu and not self._pad else 1
-        self._narrow = _create(bundle, threads // self.lanes, [CPU], alone=False) if self.lanes > 1 else self._session
+        self._narrow = self._session
+        if self.lanes > 1:
+            self._narrow = _create(bundle, model, threads // self.lanes, [CPU], alone=False)
         self.max_batch = max_batch = max_batch or (8 if on_cpu else 32)
         powers = (1 << power for power in range(max_batch.bit_length()))
         self._buckets: list[int] = sorted({*(powers if self._pad else range(1, max_batch)), max_batch})
@@ -116,6 +126,15 @@ class Session:
                 self.run(batch, 1)
                 # All at once, so that memory has its height before the first request.
                 list(threads.map(self.run, [batch] * lanes, [1] * lanes, [False] * lanes))
+
+    def prove(self) -> None:
+        """Raises BundleError if the answers here are not usable, or not those that the graph gave when it was made."""
+        for alone in (True, False) if self.lanes > 1 else (True,):
+            answers.prove(
+                lambda images, top_k, alone=alone: vars(self.run(images, top_k, alone)),  # type: ignore[misc]
+                self.bundle.manifest,
+                self.bundle.canary,
+            )
 
     def run(self, images: Images, top_k: int, alone: bool = True) -> Outputs:
         """Run N images (uint8, H×W×3 each, N ≤ `max_batch`) and return the maps of the `top_k` best classes.
@@ -179,14 +198,21 @@ class _Bound:
         return arrays
 
 
-def load_sessions(settings: Settings) -> list[Session]:
-    """The bundle of `settings`, verified, loaded and warmed up, once for each of `settings.sessions`.
+def load_sessions(settings: Settings, *, digest: str | None = None) -> list[Session]:
+    """The bundle of `settings`, verified, loaded, warmed up and proven, once for each of `settings.sessions`.
+
+    A graph that never ends would never end here: a service first has `service.proofs` try the bundle.
+
+    Args:
+        settings: of the service.
+        digest: of the bundle that is wanted; any by default.
 
     Raises:
-        BundleError: if the folder is not a bundle that this service can run, or changed while it was loaded.
+        BundleError: if the folder is not a bundle that this service can run, answers wrongly, or changed while it was
+            loaded.
         DeviceError: if the device that was asked for cannot be used.
     """
-    bundle = Bundle.load(settings.bundle)
+    bundle = Bundle.load(settings.bundle, max_model_bytes=settings.max_model_bytes, digest=digest)
     threads = settings.intra_threads or max(1, usable_cpus() // settings.sessions)
     sessions = [
         Session(bundle, device=settings.device, threads=threads, max_batch=settings.max_batch, gpu=gpu)
@@ -194,9 +220,19 @@ def load_sessions(settings: Settings) -> list[Session]:
     ]
     for session in sessions:
         session.warm_up()
-    if Bundle.load(settings.bundle).manifest != bundle.manifest:  # or one's graph might go with another's classes
-        raise BundleError(f"{settings.bundle} changed while it was loaded")
+        session.prove()
+    _check_report(bundle)
+    bundle.verify_unchanged()
     return sessions
+
+
+def _check_report(bundle: Bundle) -> None:
+    try:
+        ShownReport.model_validate(bundle.report)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{bundle.path / REPORT_FILE}: {where}: {first['msg']}") from None
 
 
 def load_session(settings: Settings) -> Session:
@@ -204,17 +240,20 @@ def load_session(settings: Settings) -> Session:
     return load_sessions(settings.model_copy(update={"sessions": 1}))[0]
 
 
-def _open(bundle: Bundle, device: Device, threads: int, gpu: int) -> tuple[ort.InferenceSession, str | None]:
+def _open(
+    bundle: Bundle, model: bytes, device: Device, threads: int, gpu: int
+) -> tuple[ort.InferenceSession, str | None]:
     """The session, and why it is on the CPU although `auto` found an ONNX Runtime built for CUDA."""
     built_for_cuda = CUDA in ort.get_available_providers()
     if device == "cuda" and not built_for_cuda:
         raise DeviceError("device is cuda, but this ONNX Runtime is built without CUDA: install the extra `gpu`")
     if device == "cpu" or not built_for_cuda:
-        return _create(bundle, threads, [CPU]), None
+        return _create(bundle, model, threads, [CPU]), None
     ort.preload_dlls()
     # HEURISTIC: the default EXHAUSTIVE search costs about 0.6 s at each new batch size.
-    cuda = (CUDA, {"cudnn_conv_algo_search": "HEURISTIC", "device_id": str(gpu)})
-    session = _create(bundle, threads, [cuda, CPU])
+    # TF32 has a mantissa of 10 bits: maps would no longer sum to their logits within 1e-4.
+    cuda = (CUDA, {"cudnn_conv_algo_search": "HEURISTIC", "device_id": str(gpu), "use_tf32": "0"})
+    session = _create(bundle, model, threads, [cuda, CPU])
     if session.get_providers()[0] == CUDA:
         return session, None
     reason = "ONNX Runtime is built for CUDA but could not start it: check the driver and the CUDA libraries"
@@ -232,7 +271,7 @@ def _register_arena() -> None:
 
 
 def _create(
-    bundle: Bundle, threads: int, providers: list[str | tuple[str, dict[str, str]]], *, alone: bool = True
+    bundle: Bundle, model: bytes, threads: int, providers: list[str | tuple[str, dict[str, str]]], *, alone: bool = True
 ) -> ort.InferenceSession:
     options = ort.SessionOptions()
     # ONNX Runtime would take the host's CPU count, 6.6× slower in a limited container (microsoft/onnxruntime#29510).
@@ -248,7 +287,11 @@ def _create(
     if providers == [CPU]:
         _register_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
     try:
-        return ort.InferenceSession(str(bundle.model_path), options, providers=providers)
+        # From the bytes that were verified: the file may be replaced at any time.
+        session = ort.InferenceSession(model, options, providers=providers)
     except Exception as error:  # ONNX Runtime raises its own classes, which share no public base
         raise BundleError(f"ONNX Runtime cannot load {bundle.model_path.name}: {error}") from None
+    session._model_bytes = b""  # or it would keep them, which only its change of providers needs
+    return session

@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import models
+from models.bundle import MAX_MODEL_BYTES
 from service.address import parse_proxies
 from service.multipart import ENVELOPE_BYTES
 from service.stores import MAX_OWNERS
@@ -50,6 +51,11 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=1, le=MAX_OWNERS, description="Processes that serve; each has its share of the CPUs.")
     device: Device = Field("auto", description="`cuda` fails without CUDA; `auto` falls back to the CPU and says so.")
     sessions: int = Field(1, ge=1, le=64, description="Copies of the model behind the queue, each on its own GPU.")
+    load_timeout_s: float = Field(
+        25.0, gt=0, le=3600, description="Longest time that a trial of a bundle in a process of its own may take."
+    )
+    load_bytes: int = Field(2 * 2**30, ge=2**26, description="Memory that the trial of a bundle may take.")
+    max_model_bytes: int = Field(MAX_MODEL_BYTES, ge=1, description="Largest model file of a bundle.")
     max_batch: int | None = Field(None, ge=1, le=1024, description="Images in one run; by default 32, 8 on a CPU.")
     intra_threads: int | None = Field(None, ge=1, le=1024, description="CPUs that the model may use; by default all.")
     decode_threads: int | None = Field(None, ge=1, le=1024, description="Threads that decode; by default one per CPU.")

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.mailbox import Mailbox
+from service.proofs import Proofs
 from service.stores import MapStore, owner
 
 Answer = Callable[[str], Awaitable[bytes]]
@@ -21,11 +22,13 @@ _LENGTH = 8  # bytes
 class Siblings:
     """The place of one worker among all. Worker i answers what comes to `mailboxes[i]`.
 
-    A question is a line; the answer is its length and as many bytes, none for what is not known.
+    A question is a line; the answer is its length and as many bytes, none for what is not known. `proofs` are common
+    to all.
     """
 
     mailboxes: tuple[Mailbox, ...]
     index: int
+    proofs: Proofs = field(default_factory=Proofs)
 
     @property
     def count(self) -> int:

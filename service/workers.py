@@ -27,8 +27,9 @@ from service.cpus import take_share
 from service.large import DecoderProcess
 from service.listening import Listeners, accept
 from service.mailbox import Mailbox
+from service.model import load_proven
+from service.proofs import Proofs
 from service.server import CONNECTION, DRAIN, FAILED, RELOAD, SERVING, SPREAD, STOP, work
-from service.session import load_sessions
 from service.settings import Settings
 from service.siblings import Siblings
 
@@ -72,6 +73,7 @@ class Supervisor:
     def __init__(self, settings: Settings, listeners: Listeners):
         self._settings = settings
         self._listeners = listeners
+        self._proofs = Proofs()
         self._fork = multiprocessing.get_context("fork")
         self._selector = selectors.DefaultSelector()
         self._mailboxes = tuple(Mailbox() for _ in range(settings.workers))
@@ -133,7 +135,7 @@ class Supervisor:
     def _start(self, index: int) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            siblings = Siblings(mailboxes=self._mailboxes, index=index)
+            siblings = Siblings(mailboxes=self._mailboxes, index=index, proofs=self._proofs)
             held = [ours, *self._listeners.sockets, *(worker.channel for worker in self._workers.values())]
             decoder = self._decoder.mailbox
             process = self._fork.Process(target=_work, args=(self._settings, siblings, theirs, decoder, held))
@@ -364,6 +366,9 @@ class Supervisor:
         self._accept(False)
         self._listeners.close()
         self._tell(STOP)
+        for worker in self._workers.values():
+            if not worker.served:  # it still loads its model, and has no connection
+                worker.process.kill()
 
     def _connections_wait(self) -> bool:
         poll = select.poll()
@@ -398,7 +403,7 @@ def _work(
         }
     )
     try:
-        sessions = load_sessions(share)
+        sessions = load_proven(share, siblings.proofs)
     except (ValueError, OSError) as error:
         channel.sendall(FAILED + " ".join(str(error).split()).encode() + b"\n")
         sys.exit(2)

@@ -17,6 +17,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from models import answers
 from models.bundle import (
     INPUTS,
     MANIFEST_FILE,
@@ -24,14 +25,16 @@ from models.bundle import (
     OUTPUTS,
     REPORT_FILE,
     Bundle,
+    BundleError,
     Calibration,
     ClassInfo,
     Manifest,
     Precision,
     group_of,
     sha256,
-    write_manifest,
+    write_bundle,
 )
+from models.canary import CANARY_FILE, Canary
 from models.classifier import LongTailClassifier, ServedClassifier, can_fold, fold_branches
 from training.config import Recipe
 from training.data import Dataset
@@ -143,10 +146,28 @@ def _check_parity(served: ServedClassifier, path: Path, images: torch.Tensor, to
 def _check_replaceable(folder: Path) -> None:
     """Raises ExportError unless the folder is missing or empty, or holds a bundle and nothing else."""
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    foreign = there - {MANIFEST_FILE, MODEL_FILE, REPORT_FILE}
+    foreign = there - {MANIFEST_FILE, MODEL_FILE, REPORT_FILE, CANARY_FILE}
     if foreign or (there and MANIFEST_FILE not in there):
         other = min(foreign or there)
         raise ExportError(f"{folder} holds {other}, which is no part of a bundle of ours; choose another folder")
+
+
+def _record(graph: Path, manifest: Manifest) -> Canary:
+    """What the graph answers here on images that need no file, for services to compare.
+
+    Raises:
+        ExportError: if it is nothing that a service would give.
+    """
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+
+    def run(images: NDArray[np.uint8], top_k: int) -> answers.Answers:
+        found = session.run(list(OUTPUTS), dict(zip(INPUTS, (images, np.array(top_k)), strict=True)))
+        return dict(zip(OUTPUTS, found, strict=True))
+
+    try:
+        return answers.record(run, manifest)
+    except BundleError as error:
+        raise ExportError(str(error)) from None
 
 
 def _folded(network: LongTailClassifier) -> LongTailClassifier:
@@ -233,7 +254,7 @@ def export_bundle(
         prior=None if recipe.calibrate.prior is None else given_prior(recipe.calibrate.prior, classes).tolist(),
         files=files,
     )
-    write_manifest(partial, manifest)
+    write_bundle(partial, manifest, _record(graph, manifest))
     Bundle.load(partial)
     if folder.exists():
         shutil.rmtree(folder)

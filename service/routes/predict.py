@@ -170,7 +170,8 @@ async def answer_image(
     )
 
     post_started = time.perf_counter()
-    body = await _compose(runtime, model, answer, decoded, wanted)
+    with runtime.concluding():
+        body = await _compose(runtime, model, answer, decoded, wanted)
     stages = {
         "decode": decode_s,
         "queue": decode_started - arrived + answer.queue_s,

@@ -95,7 +95,10 @@ def test_a_manifest_with_a_wrong_field(copy: Path, change: dict[str, Any], messa
         ("omega", [1.0] * 9, "calibration.omega has 9 values for 10 classes"),
         ("omega", [-1.0] + [1.0] * 9, "omega must be positive"),
         ("temperature", 0, "temperature"),
-        ("beta", [float("nan")] * 10, "beta"),
+        ("beta", [float("nan")] * 10, "NaN is not a finite number"),
+        ("beta", [1e38] * 10, r"calibration.beta.0: Input should be less than or equal to 1000000"),
+        ("scalar", 1e-300, "calibration.scalar: Input should be greater than or equal to 0.000001"),
+        ("temperature", 10**30, "is too large a number"),
     ],
 )
 def test_a_calibration_that_cannot_be(copy: Path, field: str, value: Any, message: str) -> None:

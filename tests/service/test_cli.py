@@ -20,6 +20,7 @@ from service.app import openapi as document
 from service.cli import app
 from service.settings import Settings
 from service.sheet import TILE
+from tests.service import hostile
 from tests.service.conftest import TestClient, png
 
 ROOT = Path(__file__).parents[2]
@@ -217,7 +218,19 @@ def test_module_runs() -> None:
 
 def test_missing_onnxruntime_is_one_sentence(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "service.session", raising=False)
+    for module in ("service.session", "service.model"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     result = run("serve", "--bundle", bundle.path)
     assert result.exit_code == 2
     assert "pip install 'camcal[cpu]'" in result.stderr
+
+
+def test_add_canary(bundle: Bundle, tmp_path: Path) -> None:
+    folder = hostile.make(bundle.path, tmp_path / "bundle", hostile.reseal)
+    assert f"none: `camcal add-canary {folder}`" in run("inspect", folder).stdout
+    added = run("add-canary", folder)
+    assert added.exit_code == 0 and "answers on 4 test images" in added.stdout
+    assert Bundle.load(folder).canary == bundle.canary
+    assert "answers on 4 test images" in run("inspect", folder).stdout
+    refused = run("add-canary", hostile.make(bundle.path, tmp_path / "other", hostile.not_finite))
+    assert refused.exit_code == 2 and "logits is not finite" in refused.stderr

@@ -511,9 +511,7 @@ def test_sighup_before_the_service_is_up_does_no_harm(bundle: Bundle) -> None:
 
 
 def test_sigterm_while_the_model_is_loaded_ends_at_once(bundle: Bundle) -> None:
-    program = (
-        "import time; from service import cli, session; session.load_sessions = lambda _: time.sleep(30); cli.app()"
-    )
+    program = "import time; from service import cli, model; model.load_proven = lambda *_: time.sleep(30); cli.app()"
     command = [sys.executable, "-c", program, "serve", "--bundle", str(bundle.path), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT) as child:
         try:

@@ -19,10 +19,11 @@ import onnx
 import pytest
 from onnx import helper
 
-from models.bundle import MODEL_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
+from models.bundle import MODEL_FILE, REPORT_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
 from service import runtime, session
 from service.app import create_app
 from service.model import Model
+from service.proofs import Proofs
 from service.settings import Settings
 from tests.service.conftest import TestClient, png
 from tests.service.test_live import metric, process, running, wait_for
@@ -46,7 +47,7 @@ def other(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     onnx.save(graph, folder / MODEL_FILE)
     told = bundle.manifest.model_dump() | {"version": "doubled"}
     told["calibration"]["omega"] = [omega / 2 for omega in told["calibration"]["omega"]]
-    told["files"] = {name: sha256(folder / name) for name in told["files"]}
+    told["files"] = {name: sha256(folder / name) for name in (MODEL_FILE, REPORT_FILE)}
     write_manifest(folder, Manifest.model_validate(told))
     return Bundle.load(folder)
 
@@ -192,8 +193,8 @@ def test_bundle_that_changes_while_it_is_loaded(
     folder = current(bundle.path)
     verified = Bundle.load
 
-    def then_replaced(path: Path | str) -> Bundle:
-        found = verified(path)
+    def then_replaced(path: Path | str, **options: Any) -> Bundle:
+        found = verified(path, **options)
         current(other.path)
         return found
 
@@ -233,7 +234,7 @@ def test_reload_to_another_device_is_refused(
     with TestClient(app) as client:
         before = app.state.runtime.model
 
-        def padded(settings: Settings) -> Model:  # as on a GPU: one lane
+        def padded(settings: Settings, proofs: Proofs) -> Model:  # as on a GPU: one lane
             return Model((session.Session(bundle, device="cpu", pad=True, max_batch=settings.max_batch),))
 
         monkeypatch.setattr(runtime, "load_model", padded)

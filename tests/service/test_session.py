@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from models.bundle import MODEL_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
+from models.bundle import MODEL_FILE, REPORT_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
 from service.session import DeviceError, Images, Outputs, Session, load_session, load_sessions
 from service.settings import Settings
 
@@ -22,7 +22,7 @@ def images(count: int, size: int, seed: int = 0) -> NDArray[np.uint8]:
 def changed(bundle: Bundle, folder: Path, **changes: object) -> Bundle:
     """A copy of `bundle` with other values in its manifest."""
     shutil.copytree(bundle.path, folder)
-    files = {name: sha256(folder / name) for name in bundle.manifest.files}
+    files = {name: sha256(folder / name) for name in (MODEL_FILE, REPORT_FILE)}
     manifest = Manifest.model_validate(bundle.manifest.model_dump() | {"files": files} | changes)
     write_manifest(folder, manifest)
     return Bundle.load(folder)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.preprocessing import Preprocessing
+from models.untrusted import illegible
 from training.data.augment import Augment
 
 
@@ -128,6 +129,8 @@ class Dataset:
     def __post_init__(self) -> None:
         if twice := [name for name, count in Counter(self.classes).items() if count > 1 or not name.strip()]:
             raise DataError(f"two classes are named {twice[0]!r}" if twice[0].strip() else "a class has no name")
+        if bad := next(filter(illegible, self.classes), None):  # no bundle could have it
+            raise DataError(f"the class name {ascii(bad)} holds the control character {illegible(bad)}; rename it")
         names = (name for part in (self.train, self.holdout, self.test) for name in part.names)
         for name in itertools.chain(self.classes, names):
             if not _is_text(name):

@@ -60,7 +60,14 @@ def test_a_class_without_training_images_is_named() -> None:
         _dataset(_part(0), _part(1))
 
 
-@pytest.mark.parametrize(("names", "message"), [(["a", "a"], "two classes are named 'a'"), (["a", " "], "has no name")])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "a"], "two classes are named 'a'"),
+        (["a", " "], "has no name"),
+        (["a", "b\x1b[0m"], "holds the control character U\\+001B"),
+    ],
+)
 def test_classes_have_names_of_their_own(names: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         replace(_dataset(_part(0, 1), _part(1)), classes=names)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from service.background import in_background
+
+
+def test_result_and_error_come_back() -> None:
+    def fail() -> int:
+        raise ArithmeticError("boom")
+
+    assert asyncio.run(in_background(threading.get_ident)) != threading.get_ident()
+    with pytest.raises(ArithmeticError, match="boom"):
+        asyncio.run(in_background(fail))
+
+
+def test_work_without_end_does_not_hold_up_the_end() -> None:
+    code = (
+        "import asyncio, threading\n"
+        "from service.background import in_background\n"
+        "async def main():\n"
+        "    task = asyncio.ensure_future(in_background(threading.Event().wait))\n"
+        "    await asyncio.sleep(0)\n"
+        "    task.cancel()\n"
+        "asyncio.run(main())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=60)
+    assert ended.returncode == 0

@@ -1,0 +1,123 @@
+"""Hostile bundles on the real process, under load: each is refused in a sentence, and the service goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from models.bundle import Bundle
+from tests.service import hostile
+from tests.service.conftest import png
+from tests.service.test_live import metric, process, wait_for
+from tests.service.test_predict import RAW
+from tests.service.test_reload import load, predict
+
+TIMEOUT_S = "8"  # of a trial: enough for the small bundle on a busy machine
+REFUSED_S = 30.0
+
+
+@pytest.fixture
+def current(tmp_path: Path, bundle: Bundle) -> Callable[[Path], Path]:
+    """Points the folder `current` at a bundle, in one step, and gives the folder."""
+
+    def point(target: Path) -> Path:
+        (tmp_path / "next").symlink_to(target)
+        os.replace(tmp_path / "next", tmp_path / "current")
+        return tmp_path / "current"
+
+    return point
+
+
+def wait_long(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def end_quickly(child: subprocess.Popen[str]) -> str:
+    """SIGTERM, with a drain of a second; what the process has said since it was up."""
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=15)
+    assert child.returncode == 0
+    return said
+
+
+def test_hostile_bundles_under_load(bundle: Bundle, tmp_path: Path, current: Callable[[Path], Path]) -> None:
+    folder = current(bundle.path)
+    with process(folder, CAMCAL_LOAD_TIMEOUT_S=TIMEOUT_S, CAMCAL_DRAIN_S="1") as (child, url):
+
+        def ask(client: httpx.Client, number: int) -> bool:
+            assert predict(client, number % 4)["model"]["version"] == bundle.manifest.version
+            return False
+
+        with load(url, ask, clients=3) as clients:
+            for number, (name, (spoil, _)) in enumerate(hostile.HOSTILE.items(), 1):
+                current(hostile.make(bundle.path, tmp_path / name, spoil))
+                child.send_signal(signal.SIGHUP)
+                wait_long(lambda: metric(url, 'camcal_reloads_total{result="failed"}') == number, REFUSED_S)  # noqa: B023
+                current(bundle.path)
+                child.send_signal(signal.SIGHUP)
+                wait_long(lambda: metric(url, 'camcal_reloads_total{result="done"}') == number)  # noqa: B023
+        assert all(future.result() > 0 for future in clients)
+        assert metric(url, 'camcal_requests_total{code="5') == 0
+        refusals = [line for line in end_quickly(child).splitlines() if "was not reloaded" in line]
+    assert len(refusals) == len(hostile.HOSTILE)
+    for line, (_, said) in zip(refusals, hostile.HOSTILE.values(), strict=True):
+        assert re.search(said, line), line
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sigterm_while_a_bundle_is_tried(
+    bundle: Bundle, tmp_path: Path, current: Callable[[Path], Path], workers: str
+) -> None:
+    endless = hostile.make(bundle.path, tmp_path / "endless", hostile.endless_graph)
+    with process(current(bundle.path), CAMCAL_DRAIN_S="1", CAMCAL_WORKERS=workers) as (child, url):
+        current(endless)
+        child.send_signal(signal.SIGHUP)
+        wait_long(lambda: bool(trials(endless.parent / "current")))
+        assert httpx.post(f"{url}/predict", content=png(), headers=RAW, timeout=15).status_code == 200
+        end_quickly(child)
+    wait_for(lambda: not trials(endless.parent / "current"))
+
+
+def test_workers_give_up_once_and_go_on(bundle: Bundle, tmp_path: Path, current: Callable[[Path], Path]) -> None:
+    endless = hostile.make(bundle.path, tmp_path / "endless", hostile.endless_graph)
+    folder = current(bundle.path)
+    with process(folder, CAMCAL_LOAD_TIMEOUT_S=TIMEOUT_S, CAMCAL_DRAIN_S="1", CAMCAL_WORKERS="2") as (child, url):
+        current(endless)
+        child.send_signal(signal.SIGHUP)
+        wait_long(lambda: metric(url, 'camcal_reloads_total{result="failed"') == 2, REFUSED_S)
+        current(bundle.path)
+        child.send_signal(signal.SIGHUP)
+        wait_long(lambda: metric(url, 'camcal_reloads_total{result="done"') == 2)
+        end_quickly(child)
+
+
+def test_start_on_an_endless_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    endless = hostile.make(bundle.path, tmp_path / "endless", hostile.endless_graph)
+    command = [sys.executable, "-m", "service", "serve", "--bundle", str(endless), "--port", "0"]
+    environment = os.environ | {"CAMCAL_LOAD_TIMEOUT_S": "2"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr == "error: the bundle was not loaded and tried within 2 s (CAMCAL_LOAD_TIMEOUT_S)\n"
+    with subprocess.Popen(command) as child:
+        wait_long(lambda: bool(trials(endless)))
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) == 143
+    wait_for(lambda: not trials(endless))
+
+
+def trials(folder: Path) -> list[str]:
+    """The processes that try the bundle in `folder`."""
+    found = subprocess.run(["pgrep", "-f", f"service.probe.*{folder}"], capture_output=True, text=True)
+    return found.stdout.split()
