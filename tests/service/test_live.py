@@ -257,10 +257,10 @@ def test_body_below_the_least_rate(live: Live, session: Session, monkeypatch: py
 
 
 def test_body_at_the_least_rate_may_take_long(live: Live, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body, "PAUSE_S", 1.0)
-    with connect(live(session, min_body_rate=100_000)) as connection:
-        connection.sendall(head(400_000) + bytes(100_000))
-        for _ in range(30):  # 3 s, at ten times 10,000 bytes a second
+    monkeypatch.setattr(body, "PAUSE_S", 3.0)
+    with connect(live(session, min_body_rate=10_000)) as connection:
+        connection.sendall(head(500_000) + bytes(100_000))
+        for _ in range(40):  # longer than a pause, at ten times that rate: a busy machine may stop us for a while
             time.sleep(0.1)
             connection.sendall(bytes(10_000))
         assert connection.recv(10_000).startswith(b"HTTP/1.1 415 ")

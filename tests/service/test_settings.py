@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import SecretStr
 
+from service.multipart import ENVELOPE_BYTES
 from service.settings import DEFAULT_BUNDLE, SettingsError, load_settings
 
 
@@ -52,3 +53,11 @@ def test_unusable_key_is_not_shown() -> None:
     with pytest.raises(SettingsError, match="^CAMCAL_API_KEY: it should") as caught:
         load_settings(api_key=[12345])
     assert "12345" not in str(caught.value)
+
+
+def test_workers_share_the_bytes_of_the_queue() -> None:
+    settings = load_settings(queue_bytes=2**28, max_bytes=20_000_000)
+    assert [settings.queue_bytes_of(workers) for workers in (1, 2, 4)] == [2**28, 2**27, 2**26]
+    image = 20_000_000 + ENVELOPE_BYTES
+    assert image <= settings.queue_bytes_of(16) * settings.client_share < image + 1  # one image always has room
+    assert load_settings(queue_bytes=1000).queue_bytes_of(2) == 1000
