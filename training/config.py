@@ -219,7 +219,8 @@ class FitConfig(_Section):
 
     mode: `all` trains the whole network. `frozen` keeps the trunk as its pretrained weights have it and trains what
         follows, on maps of the images as they are and, with augment.flip, mirrored: they are computed once and kept,
-        see `training.features`.
+        see `training.features`. `head-then-all` does the one for head_epochs, at head_lr, and then the other.
+    trunk_lr: the share of the learning rate at which the trunk learns.
     milestones: instead of the cosine, the epochs from which on the rate is a tenth of what it was before.
     batch_size: of all processes together.
     sampler: how often a class is seen; see `training.samplers`.
@@ -239,7 +240,10 @@ class FitConfig(_Section):
     sampler: Literal["instance", "class_balanced", "square_root", "progressive"] = "instance"
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     compile: bool = False
-    mode: Literal["all", "frozen"] = "all"
+    mode: Literal["all", "frozen", "head-then-all"] = "all"
+    head_epochs: int = Field(default=8, ge=1)
+    head_lr: float = Field(default=0.03, gt=0)
+    trunk_lr: float = Field(default=1.0, gt=0, le=1)
 
     @model_validator(mode="after")
     def _milestones_are_met(self) -> FitConfig:
@@ -397,6 +401,8 @@ class Recipe(_Section):
             )
         if self.fit.mode == "frozen":
             self._freezes_well()
+        if self.fit.mode == "head-then-all":
+            self.head_first()
         if self.data.source == "list" and self.augment.area[1] > 1:
             raise ValueError(
                 f"augment.area must be at most 1 with data.source = 'list', where crops are cut from the file, got "
@@ -423,11 +429,11 @@ class Recipe(_Section):
 
     def _freezes_well(self) -> None:
         if self.model.weights is None:
-            raise ValueError("fit.mode = 'frozen' needs pretrained weights, such as model.weights = 'pip'")
+            raise ValueError("a trunk can be frozen with pretrained weights alone, such as model.weights = 'pip'")
         if self.data.source == "list":
-            raise ValueError("fit.mode = 'frozen' holds images in memory and is not for data.source = 'list'")
+            raise ValueError("a frozen trunk needs all images in memory, which data.source = 'list' does not hold")
         if self.distill.weight:
-            raise ValueError("fit.mode = 'frozen' learns from no teacher: set distill.weight to 0")
+            raise ValueError("behind a frozen trunk nothing learns from a teacher: set distill.weight to 0")
         drawn = self.augment.model_dump(exclude={"flip"})
         plain = AugmentConfig().model_dump()
         if changed := [key for key, value in drawn.items() if key != "fill" and value != plain[key]]:
@@ -435,6 +441,13 @@ class Recipe(_Section):
                 f"fit.mode = 'frozen' sees each image as it is and, with augment.flip, mirrored; leave "
                 f"augment.{changed[0]} out, or take fit.mode = 'all'"
             )
+
+    def head_first(self) -> Recipe:
+        """The recipe of the first part of `fit.mode = "head-then-all"`: what follows the trunk, trained alone."""
+        raw = self.model_dump(mode="json", exclude={"augment", "fit"}, exclude_unset=True)
+        fit = {"mode": "frozen", "epochs": self.fit.head_epochs, "lr": self.fit.head_lr, "warmup_epochs": 0}
+        kept = self.fit.model_dump(include={"batch_size", "momentum", "weight_decay", "precision"})
+        return Recipe.model_validate(raw | {"augment": {"flip": self.augment.flip}, "fit": kept | fit})
 
     def teaching(self) -> list[Recipe]:
         """The recipes of the networks that `distill.set` has trained first; none without.

@@ -32,10 +32,12 @@ class Descent:
     """
 
     def __init__(self, network: nn.Module, config: FitConfig, device: torch.device) -> None:
-        trained = [p for p in network.parameters() if p.requires_grad]
+        trained = [p for name, p in network.named_parameters() if p.requires_grad and not _slower(name, config)]
+        trunk = [p for name, p in network.named_parameters() if p.requires_grad and _slower(name, config)]
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in trained if p.ndim > 0], "weight_decay": config.weight_decay},
-            {"params": [p for p in trained if p.ndim == 0], "weight_decay": 0.0},
+            {"params": [p for p in trained if p.ndim > 0], "weight_decay": config.weight_decay, "share": 1.0},
+            {"params": [p for p in trained if p.ndim == 0], "weight_decay": 0.0, "share": 1.0},
+            {"params": trunk, "weight_decay": config.weight_decay, "share": config.trunk_lr},
         ]
         self.optimizer = SGD(
             [g for g in groups if g["params"]], lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0
@@ -45,7 +47,7 @@ class Descent:
     def step(self, loss: Tensor, rate: float) -> None:
         """Move the weights against the gradient of a loss, at a learning rate."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -71,3 +73,8 @@ class Descent:
 
     def _parameters(self) -> list[tuple[int, Tensor]]:
         return list(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
+
+
+def _slower(name: str, config: FitConfig) -> bool:
+    """Whether a parameter of this name is of the trunk, where that learns at another rate."""
+    return config.trunk_lr != 1 and name.startswith("trunk.")

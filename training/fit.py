@@ -51,8 +51,11 @@ def fit(
     device: torch.device,
     group: Group = ALONE,
     teacher: Teacher | None = None,
+    begun: LongTailClassifier | None = None,
 ) -> LongTailClassifier:
     """Train to the recipe's last epoch, continuing from the run's checkpoint where there is one.
+
+    Where there is none, training starts from the weights of `begun`, or else from those of the recipe.
 
     Each process of a group calls this and takes its part of every batch; the leading one writes the checkpoints.
 
@@ -61,6 +64,8 @@ def fit(
             diverges or turns the head's scalar over.
     """
     network = build_network(recipe, len(data.classes), data.preprocessing)
+    if begun is not None:
+        network.load_state_dict(begun.state_dict())
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
     network.marc.requires_grad_(False)
     frozen = recipe.fit.mode == "frozen"

@@ -105,10 +105,29 @@ def fit_run(
     data = mapped(recipe, data, device, console)
     if teacher and recipe.fit.compile:
         teacher.compile()
-    fit(recipe, data, run, console, device, group, teacher)
+    _fit(recipe, data, run, console, device, group, teacher)
     if recipe.calibrate.refit:
         console.print(f"training again, on all {len(data.train) + len(data.holdout)} images")
-        fit(recipe, data.whole(), run.refit, console, device, group, teacher)
+        _fit(recipe, data.whole(), run.refit, console, device, group, teacher)
+
+
+def _fit(
+    recipe: Recipe,
+    data: Dataset,
+    run: Run,
+    console: Console,
+    device: torch.device,
+    group: Group,
+    teacher: Teacher | None,
+) -> None:
+    """One training; with `fit.mode = "head-then-all"` that of the head comes first, in a folder of its own."""
+    begun = None
+    if recipe.fit.mode == "head-then-all" and not run.checkpoint.is_file():
+        first = recipe.head_first()
+        console.print(f"training neck and head first, {first.fit.epochs} epochs")
+        begun = fit(first, mapped(first, data, device, console), run.head, console, device, group).cpu()
+        console.print(f"training the whole network, {recipe.fit.epochs} epochs")
+    fit(recipe, data, run, console, device, group, teacher, begun)
 
 
 def _teacher_of(

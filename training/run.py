@@ -61,6 +61,11 @@ class Run:
         """The folder of the second training."""
         return Run(self.path / "refit")
 
+    @property
+    def head(self) -> Run:
+        """The folder of the first part of a training that learns the head before the whole network."""
+        return Run(self.path / "head")
+
     def teachers(self, count: int = 1) -> list[Run]:
         """The folders of the networks that were trained first, for this run to learn from."""
         return [Run(self.path / ("teacher" if i == 1 else f"teacher-{i}")) for i in range(1, count + 1)]

@@ -66,7 +66,8 @@ class TableFile(_Strict):
     row: list[TableRow] = Field(min_length=1)
 
 
-_LATER = (("data", "interpolation", "bilinear"), ("model", "neck", 0), ("fit", "mode", "all"))
+_HEAD = (("fit", "head_epochs", 8), ("fit", "head_lr", 0.03), ("fit", "trunk_lr", 1.0))
+_LATER = (("data", "interpolation", "bilinear"), ("model", "neck", 0), ("fit", "mode", "all"), *_HEAD)
 
 
 @dataclass(frozen=True, kw_only=True)

