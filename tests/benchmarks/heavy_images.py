@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import multiprocessing
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -28,6 +29,7 @@ from PIL import Image
 
 from service.settings import DEFAULT_BUNDLE
 from tests.benchmarks.attacks import measure, photograph, served
+from tests.benchmarks.serving.load import Load, Outcome
 from tests.service.crafted import CASES
 from tests.service.crafted.gif import frame, gif
 from tests.service.crafted.png import RGBA, png
@@ -78,22 +80,23 @@ async def loops(url: str, images: list[bytes], seconds: float) -> Counter[int]:
     return sum(await asyncio.gather(*(loop(url, data, end) for data in images)), Counter[int]())
 
 
-def attack(url: str, data: bytes, seconds: float, answers: multiprocessing.Queue[Counter[int]]) -> None:
-    answers.put(asyncio.run(loops(url, [data] * ATTACKERS, seconds)))
-
-
 @contextmanager
-def attacked(url: str, data: bytes, seconds: float) -> Iterator[Counter[int]]:
+def attacked(port: int, name: str, seconds: float) -> Iterator[Counter[int]]:
     """With attackers for `seconds`, whose answers are counted when they have ended."""
-    context = multiprocessing.get_context("spawn")
-    queue: multiprocessing.Queue[Counter[int]] = context.Queue()
-    process = context.Process(target=attack, args=(url, data, seconds, queue))
-    process.start()
-    counted = Counter[int]()
-    time.sleep(2)  # for the attackers to be at work
-    yield counted
-    counted += queue.get()
-    process.join()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / name).write_bytes(CASES[name]())
+        load = Load(port=port, path="/predict", photos=Path(folder), clients=ATTACKERS, seconds=seconds)
+        # A client that does little else than copy bytes: it shares the cores with the service.
+        command = [sys.executable, "-m", "tests.benchmarks.serving.load"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            process.stdin.write(load.model_dump_json())
+            process.stdin.close()
+            counted = Counter[int]()
+            time.sleep(2)  # for the attackers to be at work
+            yield counted
+            assert process.stdout is not None
+            counted.update(status for _, _, status in Outcome.model_validate_json(process.stdout.read()).records)
 
 
 def latency(seconds: float, rounds: int, checkout: Path) -> None:
@@ -102,12 +105,11 @@ def latency(seconds: float, rounds: int, checkout: Path) -> None:
     image = photograph()
     for name in NAMES:
         quiet, loud, others, attackers = [], [], Counter[int](), Counter[int]()
-        data = CASES[name]()
         with served(checkout) as port:
             measure(port, image, 2)
             for _ in range(rounds):
                 quiet.append(measure(port, image, seconds)[:2])
-                with attacked(f"http://127.0.0.1:{port}", data, seconds + 4) as counted:
+                with attacked(port, name, seconds + 3) as counted:
                     *times, statuses = measure(port, image, seconds)
                 loud.append(times)
                 others += statuses
