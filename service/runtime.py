@@ -8,7 +8,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, TypeVar
 
@@ -32,6 +32,7 @@ from service.proofs import Proofs
 from service.session import DeviceError
 from service.settings import Settings
 from service.siblings import SharedStore, Siblings
+from service.soundness import Soundness
 from service.stores import MapStore
 from service.stores.memory import MemoryStore
 
@@ -39,7 +40,6 @@ log = logging.getLogger("camcal")
 
 T = TypeVar("T")
 
-FAILURES = 5  # in a row: the model is broken, as after an error of the GPU that only a restart mends
 LATE_S = 5.0  # for a reload to end after the trial of its bundle was ended
 PATIENT = 64  # requests that may wait for as long as it takes: a few dozen clients are no overload for a slow model
 
@@ -77,8 +77,7 @@ class Runtime:
             decode_cpu_s=settings.decode_cpu_s,
         )
         self.draining = False
-        self._failures = 0
-        self._checking: asyncio.Future[None] | None = None
+        self.soundness = Soundness(metrics, self._try_model)
         self._proofs = siblings.proofs if siblings else Proofs()
         self._reloading = asyncio.Lock()
         self._reload_waits = False
@@ -122,9 +121,7 @@ class Runtime:
     @property
     def broken(self) -> str | None:
         """Why only a restart helps, or a new bundle; None while the model answers."""
-        if self._failures < FAILURES or (self._checking is not None and not self._checking.done()):
-            return None
-        return f"the model failed {self._failures} times in a row; the log says why"
+        return self.soundness.broken
 
     @property
     def unready(self) -> str | None:
@@ -148,7 +145,7 @@ class Runtime:
                 if len(model.runs) != len(self.model.runs):
                     raise DeviceError(f"the device is now {model.sessions[0].provider}; restart to serve there")
                 self.model = model
-                self._failures = 0
+                self.soundness.reset()
             except Exception as error:  # whatever a bad bundle can cause must not end a service that works
                 log.error("the bundle was not reloaded, %s stays: %s", old, error)
                 self.metrics.reloads.labels("failed").inc()
@@ -253,38 +250,19 @@ class Runtime:
         except BundleError:  # another one is just being put there
             return False
 
-    @contextlib.contextmanager
-    def concluding(self) -> Iterator[None]:
-        """What turns a model's answer into a response: a fault in it is a failure, its end shows that all is well."""
-        try:
-            yield
-        except Exception:
-            self._count_failure("after")
-            raise
-        self._failures = 0
-
-    def _count_failure(self, reason: str) -> None:
-        self._failures += 1
-        self.metrics.failures.labels(reason).inc()
-        if self._failures == FAILURES:
-            self._checking = asyncio.ensure_future(self._check_model())  # kept, or it might vanish before its end
-
-    async def _check_model(self) -> None:
-        """Tell a model that is broken from a client who found an image that it cannot take."""
-        model = self.model
+    async def _try_model(self) -> None:
+        """Answer a test image from end to end; raises what a request would meet."""
+        model, ranker = self.model, self.model.ranker
         image = canary_images(model.manifest.preprocessing.input_size, 1)[0]
-        with contextlib.suppress(Exception):  # each is counted, and the batcher logs those of the model
-            answer = await self.batcher.submit(model.runs, image, 1)
-            with self.concluding():
-                ranker = model.ranker
-                ranking = ranker.rank(answer.outputs, answer.row, 1, "balanced")
-                ranker.rows(ranking)
-                ranker.maps(answer.outputs, answer.row, ranking.classes)
-            log.warning("after %d failures in a row the model answers a test image: it serves on", FAILURES)
+        answer = await self.batcher.submit(model.runs, image, 1)
+        with self.soundness.concluding():
+            ranking = ranker.rank(answer.outputs, answer.row, 1, "balanced")
+            ranker.rows(ranking)
+            ranker.maps(answer.outputs, answer.row, ranking.classes)
 
     def _count_batch(self, report: BatchReport) -> None:
         if report.failed or report.useless:
-            self._count_failure("error" if report.failed else "answer")
+            self.soundness.fail("error" if report.failed else "answer")
         self.metrics.batch_size.observe(report.size)
         self.metrics.batch_padding.inc(self.model.sessions[0].bucket(report.size) - report.size)
 

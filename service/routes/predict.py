@@ -170,7 +170,7 @@ async def answer_image(
     )
 
     post_started = time.perf_counter()
-    with runtime.concluding():
+    with runtime.soundness.concluding():
         body = await _compose(runtime, model, answer, decoded, wanted)
     stages = {
         "decode": decode_s,

@@ -200,7 +200,7 @@ async def infer(
             _observe(runtime, model, answer)
         return compose(inference, model.manifest, _rows(answers, top_k))
 
-    with runtime.concluding():
+    with runtime.soundness.concluding():
         content, json_bytes = await runtime.in_thread(finish)
     slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
     headers = {"Server-Timing": server_timing({"queue": slowest.queue_s, "inference": slowest.inference_s})}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +62,6 @@ def model(data: bytes) -> None:
     """`model.onnx` with the right checksum; it is read before ONNX Runtime sees it."""
     folder = _bundle()
     told = json.loads((BUNDLE / MANIFEST_FILE).read_bytes())
-    (folder / MODEL_FILE).unlink()
     (folder / MODEL_FILE).write_bytes(data)
     told["files"][MODEL_FILE] = sha256(folder / MODEL_FILE)
     (folder / MANIFEST_FILE).write_text(json.dumps(told))
@@ -77,12 +77,11 @@ def _load(folder: Path) -> None:
 
 @cache
 def _bundle() -> Path:
-    """A folder whose files are links to those of a sound bundle, to be written over."""
+    """A copy of a sound bundle, to be written over."""
     held = tempfile.TemporaryDirectory(prefix="camcal-fuzz-")
     _held.append(held)
     for file in BUNDLE.iterdir():
-        (Path(held.name) / file.name).symlink_to(file)
-    (Path(held.name) / MANIFEST_FILE).unlink()
+        shutil.copy(file, held.name)
     return Path(held.name)
 
 

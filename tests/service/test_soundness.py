@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from models.bundle import Bundle
-from service import runtime
 from service.app import create_app
 from service.decoding import Limits
 from service.offline import predict_files
 from service.prediction import Ranker
 from service.session import Session, load_session
 from service.settings import Settings
+from service.soundness import FAILURES
 from tests.service import hostile
 from tests.service.conftest import ClientFactory, TestClient, encoded, png
 from tests.service.test_live import wait_for
@@ -63,7 +63,7 @@ def test_images_that_a_model_cannot_take_do_not_end_the_service(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever finds such an image must not be able to take the service down with it."""
-    for _ in range(3 * runtime.FAILURES):
+    for _ in range(3 * FAILURES):
         assert client.post("/predict", content=WHITE, headers=RAW).status_code == 500
     wait_for(lambda: client.get("/health/ready").status_code == 200)
     assert client.get("/health/live").status_code == 200
@@ -79,10 +79,10 @@ def test_faults_after_the_run_count_towards_unreadiness(session: Session, monkey
     app = create_app(Settings(bundle=session.bundle.path, max_batch=session.max_batch), session)
     with TestClient(app, raise_server_exceptions=False) as client:
         monkeypatch.setattr(Ranker, "rank", broken)
-        for count in range(runtime.FAILURES):
+        for count in range(FAILURES):
             assert client.get("/health/ready").status_code == 200, count
             problem(client.post("/predict", content=png(), headers=RAW), 500, "internal")
-        wait_for(lambda: f'{{reason="after"}} {runtime.FAILURES + 1}.0' in metrics(client))
+        wait_for(lambda: f'{{reason="after"}} {FAILURES + 1}.0' in metrics(client))
         wait_for(lambda: client.get("/health/ready").status_code == 503)
         assert client.get("/health/live").status_code == 503
         monkeypatch.setattr(Ranker, "rank", rank)
