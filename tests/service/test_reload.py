@@ -253,3 +253,23 @@ def test_reload_frees_the_first_model(bundle: Bundle) -> None:
         client.portal.call(app.state.runtime.reload)
         gc.collect()
         assert first() is None
+
+
+def test_reloads_that_wait_are_one(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, begun = threading.Event(), list[Settings]()
+    app = create_app(Settings(bundle=bundle.path, max_batch=1))
+    with TestClient(app) as client:
+
+        def slowly(settings: Settings, proofs: Proofs) -> Model:
+            begun.append(settings)
+            assert gate.wait(60)
+            return Model((session.Session(bundle, max_batch=1),))
+
+        monkeypatch.setattr(runtime, "load_model", slowly)
+        assert client.portal is not None
+        reloads = [client.portal.start_task_soon(app.state.runtime.reload) for _ in range(5)]
+        wait_for(lambda: len(begun) == 1 and sum(reload.done() for reload in reloads) == 3)
+        gate.set()
+        for reload in reloads:
+            reload.result(60)
+        assert len(begun) == 2
