@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import orjson
@@ -11,19 +12,24 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 
 from service import errors
+from service.access import Attempts
 from service.background import in_background
 from service.inference_protocol import InferenceRequest
+from service.keys import Keyring
 from service.mailbox import Mailbox
 from service.metrics import Metrics
+from service.metrics_port import metrics_port
 from service.middleware import AdmissionMiddleware, RequestMiddleware
 from service.model import Model, load_proven
 from service.proofs import Proofs
 from service.rates import RateLimits
-from service.routes import batch, cam, health, metrics, model, page, predict, v2
+from service.routes import batch, cam, health, model, page, predict, v2
+from service.routes import metrics as metrics_route
 from service.runtime import Runtime
 from service.schemas import ProblemDetails
+from service.security import Cors, Hosts, SecurityHeaders
 from service.session import Session
-from service.settings import Settings
+from service.settings import Settings, SettingsError, load_settings
 from service.siblings import Siblings
 
 API_VERSION = "1.0.0"
@@ -38,6 +44,7 @@ def create_app(
     *sessions: Session,
     siblings: Siblings | None = None,
     decoder: Mailbox | None = None,
+    metrics: Sequence[socket.socket] = (),
 ) -> FastAPI:
     """The service as an ASGI app.
 
@@ -47,8 +54,9 @@ def create_app(
             BundleError or DeviceError.
         siblings: the other workers, if this process is one of several.
         decoder: the mailbox of the `DecoderProcess` that they share.
+        metrics: bound sockets on which to serve /metrics alone, if CAMCAL_METRICS_PORT is set.
     """
-    settings = settings or Settings()
+    settings = settings or load_settings()
     app = FastAPI(
         title="camcal",
         version=API_VERSION,
@@ -71,20 +79,43 @@ def create_app(
     app.state.sessions = sessions
     app.state.siblings = siblings
     app.state.decoder = decoder
+    app.state.metrics_sockets = metrics
     app.state.metrics = Metrics()
+    app.state.keys = keyring(settings)
+    app.state.attempts = Attempts(settings.key_attempts)
     app.state.rates = RateLimits(settings.rate_burst_s, siblings.count if siblings else 1)
     app.state.openapi = None
     app.state.scrape = None
-    modules = (predict, batch, v2, cam, model, health, metrics, page)
-    routes = [route for module in modules for route in module.router.routes]
-    queued = [route for module in modules[:3] for route in module.router.routes]
+    modules = (predict, batch, v2, cam, model, health, page)
+    routers = [module.router for module in modules]
+    if settings.metrics_port is None:
+        routers.append(metrics_route.router)
+    routes = [route for router in routers for route in router.routes]
+    queued = [route for router in routers[:3] for route in router.routes]
     app.add_middleware(AdmissionMiddleware, metrics=app.state.metrics, routes=routes, queued=queued)
-    app.add_middleware(RequestMiddleware, metrics=app.state.metrics, access_log=settings.access_log)
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins)
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=app.state.metrics,
+        headers=SecurityHeaders(public="*" in settings.cors_origins),
+        hosts=Hosts(settings.allowed_hosts),
+        access_log=settings.access_log,
+    )
     errors.install(app, app.state.metrics)
-    for module in (predict, batch, cam, model, health, metrics, page, v2):
-        app.include_router(module.router)
+    for router in routers:
+        app.include_router(router)
     app.add_api_route("/openapi.json", _openapi_json, include_in_schema=False)
     return app
+
+
+def keyring(settings: Settings) -> Keyring:
+    """The keys that `settings` name. Raises SettingsError if the file cannot be used."""
+    main = settings.api_key
+    try:
+        return Keyring(None if main is None else main.get_secret_value(), settings.api_keys_file)
+    except ValueError as error:
+        raise SettingsError(f"CAMCAL_API_KEYS_FILE is {str(settings.api_keys_file)!r}: {error}") from None
 
 
 @asynccontextmanager
@@ -99,11 +130,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     )
     del sessions
     hush = siblings.serve(runtime.answer) if siblings else None
-    watch = asyncio.create_task(runtime.watch()) if settings.watch else None
+    watches = [asyncio.create_task(app.state.keys.watch())]
+    if settings.watch:
+        watches.append(asyncio.create_task(runtime.watch()))
     try:
-        yield
+        async with metrics_port(app, app.state.metrics_sockets):
+            yield
     finally:
-        if watch:
+        for watch in watches:
             watch.cancel()
         await runtime.close()
         if hush:

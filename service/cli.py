@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperCommand
 
 from service import logs
+from service.printable import printable, printable_lines
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -32,6 +33,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+keys = typer.Typer(help="API keys for CAMCAL_API_KEYS_FILE.", no_args_is_help=True)
+app.add_typer(keys, name="key")
 
 BundleOption = Annotated[Path | None, typer.Option(help="Folder of the bundle; by default CAMCAL_BUNDLE's.")]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
@@ -128,7 +132,7 @@ def predict(
             for answer in _progress(answers, len(files)):
                 if answer.error is not None:
                     failed += 1
-                    typer.echo(f"{answer.path}: {answer.error}", err=True)
+                    typer.echo(printable(f"{answer.path}: {answer.error}"), err=True)
                     continue
                 write(answer)
                 if cams and answer.heatmap:
@@ -148,7 +152,27 @@ def inspect(
         from models.bundle import Bundle
 
         loaded = Bundle.load(bundle)
-    typer.echo(loaded.manifest.model_dump_json(indent=2) if as_json else _summary(loaded))
+    text = loaded.manifest.model_dump_json(indent=2) if as_json else "\n".join(map(printable, _summary(loaded)))
+    typer.echo(printable_lines(text))
+
+
+@keys.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Whose key it is: letters, digits, _ and -.")],
+    routes: Annotated[
+        str | None, typer.Option(help="What it opens, of predict,cam,model,v2,metrics [predict,cam,model,v2].")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests a second that it may send; by default any.")] = None,
+) -> None:
+    """Make an API key. It is shown once, on standard error; the line for the keys file goes to standard output."""
+    with spoken_errors():
+        from service.keys import USUAL, new_key
+
+        wanted = USUAL if routes is None else [route.strip() for route in routes.split(",")]
+        key, line = new_key(name, wanted, rate)
+    typer.echo(f"The API key of {name}, which is shown only now:\n{key}", err=True)
+    typer.echo("The line for the file that CAMCAL_API_KEYS_FILE names:", err=True)
+    typer.echo(line)
 
 
 @app.command("add-canary")
@@ -196,7 +220,7 @@ def fail(message: str) -> NoReturn:
     if logs.in_json():
         logs.log.critical(message)
     else:
-        typer.echo(f"error: {message}", err=True)
+        typer.echo(printable(f"error: {message}"), err=True)
     raise typer.Exit(2)
 
 
@@ -222,14 +246,14 @@ def _progress(answers: Iterator[FilePrediction], total: int) -> Iterator[FilePre
     return iter(track(answers, "predicting", total=total, console=Console(stderr=True), transient=True))
 
 
-def _summary(bundle: Bundle) -> str:
+def _summary(bundle: Bundle) -> list[str]:
     from models.bundle import GROUPS
 
     manifest = bundle.manifest
     groups = [info.group for info in manifest.classes]
     counts = sorted(info.train_count for info in manifest.classes)
     rule, calibration = manifest.preprocessing, manifest.calibration
-    lines = [
+    return [
         f"{manifest.name} {manifest.version}, made {manifest.created}",
         f"classes        {len(groups)}: " + ", ".join(f"{groups.count(group)} {group}" for group in GROUPS),
         f"training       {sum(counts)} images with those held out, {counts[0]} to {counts[-1]} a class",
@@ -243,7 +267,6 @@ def _summary(bundle: Bundle) -> str:
         f"canary         {_canary(bundle)}",
         f"files          {len(manifest.files)}, all checksums right",
     ]
-    return "\n".join(lines)
 
 
 def _canary(bundle: Bundle) -> str:

@@ -25,6 +25,7 @@ PROBLEM_JSON = "application/problem+json"
 KINDS: dict[str, tuple[int, str]] = {
     "malformed-request": (400, "The request is malformed"),
     "unauthorized": (401, "The API key is missing or wrong"),
+    "forbidden": (403, "Not allowed"),
     "not-found": (404, "There is nothing here"),
     "method-not-allowed": (405, "The method is not allowed"),
     "body-timeout": (408, "The request body came too slowly"),
@@ -32,8 +33,10 @@ KINDS: dict[str, tuple[int, str]] = {
     "unsupported-format": (415, "The format is not accepted"),
     "undecodable-image": (422, "The image cannot be decoded"),
     "invalid-parameter": (422, "A parameter is not valid"),
+    "unknown-host": (421, "The host is unknown"),
     "queue-full": (429, "The queue is full"),
     "rate-limited": (429, "Too many requests"),
+    "too-many-attempts": (429, "Too many wrong API keys"),
     "client-gone": (499, "The client has gone"),
     "internal": (500, "The service failed"),
     "not-ready": (503, "The service is not ready"),

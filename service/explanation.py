@@ -35,6 +35,7 @@ class Explanation:
     picture: bytes  # JPEG of what the network saw
     maps: NDArray[np.float32]  # k×h×w, plain
     shift: float = 0.0  # of the maps, see `service.heatmap.View`
+    owner: str | None = None  # the name of the API key that made it
 
     def score(self, place: int, calibrated: bool, versus: int | None = None) -> float:
         """The logit that the map at `place` explains, or by how much it exceeds that of the class at `versus`."""
@@ -117,6 +118,7 @@ def explain(
     classes: list[int],
     decoded: Decoded,
     expires_at: float,
+    owner: str | None = None,
 ) -> Explanation:
     """What is to be kept of image `row` of a batch for the heatmaps of `classes`, whose maps the batch must hold."""
     manifest = ranker.manifest
@@ -132,4 +134,5 @@ def explain(
         picture=decoded.picture,
         maps=ranker.maps(outputs, row, classes),
         shift=manifest.map_shift,
+        owner=owner,
     )

@@ -24,6 +24,7 @@ _NO_SYN = [(0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0
 
 _PORT = "choose another with --port or CAMCAL_PORT"
 _HOST = "choose another with --host or CAMCAL_HOST"
+_METRICS = "choose another with CAMCAL_METRICS_PORT"
 _UDS = "choose another with --uds or CAMCAL_UDS"
 
 
@@ -34,6 +35,8 @@ class ListenError(ValueError):
 class Listeners:
     """The bound sockets of `settings`: one Unix socket, or one for each address of the host.
 
+    `metrics` has those of CAMCAL_METRICS_PORT.
+
     Raises:
         ListenError: if the address cannot be bound.
     """
@@ -42,6 +45,13 @@ class Listeners:
         self._host, self._port, self._path = settings.host, settings.port, settings.uds
         self.sockets = _bind_host(self._host, self._port) if self._path is None else [_bind_path(self._path)]
         self._file = _file(self._path) if self._path else None
+        self.metrics: list[socket.socket] = []
+        if settings.metrics_port is not None:
+            try:
+                self.metrics = _bind_host(self._host, settings.metrics_port)
+            except ListenError as error:
+                self.close()
+                raise ListenError(str(error).replace(_PORT, _METRICS)) from None
 
     def __enter__(self) -> Listeners:
         return self
@@ -74,9 +84,10 @@ class Listeners:
 
     def close(self) -> None:
         """Close the sockets, and remove the file of a Unix socket."""
-        for listener in self.sockets:
+        for listener in (*self.sockets, *self.metrics):
             listener.close()
         self.sockets = []
+        self.metrics = []
         self._remove()
 
     def _remove(self) -> None:

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 import orjson
 
 from service import stderr
+from service.printable import printable
 
 if TYPE_CHECKING:
     from service.settings import LogFormat
 
 log = logging.getLogger("camcal")
+
+MODEL = "camcal.model"  # in a request's scope: the version that answers it
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the request being answered
 
@@ -37,9 +40,20 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         try:
-            return orjson.dumps(line, default=str).decode()
+            text = orjson.dumps(line, default=str).decode()
         except TypeError:  # a lone surrogate, as in the name of a file that is not UTF-8
-            return json.dumps(line, default=str)
+            text = json.dumps(line, default=str)
+        return printable(text)
+
+
+class TextFormatter(logging.Formatter):
+    """The message and the trace. Lines after the first are indented, so that none of them can pass for a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.exc_info:
+            text += f"\n{self.formatException(record.exc_info)}"
+        return "\n  ".join(map(printable, text.split("\n")))
 
 
 _stream: TextIO | None = None  # standard error itself, where all that others write there becomes JSON
@@ -48,7 +62,7 @@ _stream: TextIO | None = None  # standard error itself, where all that others wr
 def configure(format: LogFormat) -> None:
     """Send every record to standard error in `format`."""
     handler = logging.StreamHandler(_stream or sys.stderr)
-    handler.setFormatter(JsonFormatter() if format == "json" else logging.Formatter("%(message)s"))
+    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
 
 

@@ -48,6 +48,12 @@ class Metrics:
         self.large_images = Counter(
             "camcal_large_images_total", "Images decoded by the process for large ones", registry=registry
         )
+        self.unauthorized = Counter(
+            "camcal_unauthorized_total", "Requests refused for their API key", ["reason"], registry=registry
+        )
+        for reason in ("missing", "wrong", "wait", "route"):
+            self.unauthorized.labels(reason)
+
         self.batch_size = Histogram("camcal_batch_size", "Images in a run", buckets=_BATCH_SIZES, registry=registry)
         self.batch_padding = Counter("camcal_batch_padding_total", "Empty images added to runs", registry=registry)
         self.queue_depth = Gauge("camcal_queue_depth", "Requests that wait for the model", registry=registry)
@@ -90,11 +96,11 @@ class Metrics:
         self.store_failures = Counter(
             "camcal_cam_store_failures_total", "Faults of the store", ["operation"], registry=registry
         )
-        for reason in ("expired", "full"):
+        for reason in ("expired", "full", "deleted"):
             self.store_evictions.labels(reason)
         for result in ("hit", "miss"):
             self.store_reads.labels(result)
-        for operation in ("put", "get"):
+        for operation in ("put", "get", "delete"):
             self.store_failures.labels(operation)
 
         self.predictions = Counter(

@@ -14,13 +14,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.address import client_address
+from service.access import owner_of
+from service.address import client_address, exact_address
 from service.admission import QueueFullError
-from service.errors import problem_of, refused
-from service.logs import request_id
+from service.errors import Problem, problem_of, refused
+from service.logs import MODEL, request_id
 from service.metrics import Metrics
 from service.rates import RateLimitError, limit
 from service.runtime import Runtime, running
+from service.security import Hosts, SecurityHeaders
 
 log = logging.getLogger("camcal")
 access = logging.getLogger("camcal.access")
@@ -31,11 +33,23 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestMiddleware:
-    """ASGI middleware; the outermost."""
+    """ASGI middleware; the outermost.
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, access_log: bool = False):
+    Args:
+        app: the rest.
+        metrics: count every request.
+        headers: of every answer.
+        hosts: by which the service may be called.
+        access_log: whether each request is logged.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, headers: SecurityHeaders, hosts: Hosts, access_log: bool = False
+    ):
         self.app = app
         self.metrics = metrics
+        self.headers = headers
+        self.hosts = hosts
         self.access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,18 +59,21 @@ class RequestMiddleware:
         method = scope["method"]
         if method == "HEAD":  # what GET answers; uvicorn leaves the body out
             scope = {**scope, "method": "GET"}
-        exchange = _Exchange(scope, method, send)
+        exchange = _Exchange(scope, method, receive, send, self.headers)
         request_id.set(exchange.id)  # for the log; the context is this request's own
         trace.get_current_span().set_attribute("camcal.request_id", exchange.id)
         try:
             with self.metrics.in_flight.track_inprogress():
-                await self._answer(scope, receive, exchange)
+                await self._answer(scope, exchange.receive if self.access_log else receive, exchange)
         finally:
             self._record(exchange)
 
     async def _answer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
         try:
+            self.hosts.check(scope)
             await self.app(scope, receive, exchange.send)
+        except Problem as problem:
+            await problem.response(scope)(scope, receive, exchange.send)
         except Exception as error:  # the last resort: the client gets a problem, the log gets the trace
             log.exception("request %s failed", exchange.id)
             if exchange.code is None:
@@ -77,6 +94,11 @@ class RequestMiddleware:
                 "route": exchange.route,
                 "code": int(code),
                 "duration_s": round(seconds, 6),
+                "key": owner_of(exchange.scope),
+                "address": exact_address(exchange.scope),
+                "bytes_in": exchange.bytes_in,
+                "bytes_out": exchange.bytes_out,
+                "model": exchange.scope.get(MODEL),
             }
             access.info(orjson.dumps(line).decode(), extra={"fields": line})
 
@@ -84,12 +106,15 @@ class RequestMiddleware:
 class _Exchange:
     """One request and what was answered."""
 
-    def __init__(self, scope: Scope, method: str, send: Send):
+    def __init__(self, scope: Scope, method: str, receive: Receive, send: Send, headers: SecurityHeaders):
         self.scope = scope
         self.method = method
         self.started = time.perf_counter()
         self.code: int | None = None
+        self.bytes_in = self.bytes_out = 0  # of bodies
+        self._receive = receive
         self._send = send
+        self._headers = headers
         given = Headers(scope=scope).get("x-request-id", "")
         self.id = given if _REQUEST_ID.fullmatch(given) else f"{getrandbits(128):032x}"
 
@@ -101,13 +126,21 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.code = message["status"]
+            self._headers.add(message)
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self.id
-            headers["X-Content-Type-Options"] = "nosniff"
             runtime = running(self.scope["app"]) if "app" in self.scope else None
             if runtime and runtime.draining:
                 headers["Connection"] = "close"  # let clients that keep connections find another replica
+        else:
+            self.bytes_out += len(message.get("body", b""))
         await self._send(message)
+
+    async def receive(self) -> Message:
+        """As the server's, with the bytes counted."""
+        message = await self._receive()
+        self.bytes_in += len(message.get("body", b""))
+        return message
 
 
 class AdmissionMiddleware:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.offline import FilePrediction
+from service.printable import printable
 
 COLUMNS = (
     "class_id",
@@ -76,8 +77,8 @@ def _table() -> Iterator[Write]:
     def write(answer: FilePrediction) -> None:
         for rank, row in enumerate(answer.rows):
             shares = (f"{row[name]:.1%}" for name in ("probability", "calibrated_probability"))
-            name = str(answer.path) if rank == 0 else ""
-            table.add_row(name, row["label"], row["group"], str(row["train_count"]), *shares)
+            name = printable(str(answer.path)) if rank == 0 else ""
+            table.add_row(name, printable(row["label"]), row["group"], str(row["train_count"]), *shares)
 
     yield write
     if table.row_count:

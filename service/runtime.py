@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ from service.model import Model, load_model, stamp
 from service.proofs import Proofs
 from service.session import DeviceError
 from service.settings import Settings
-from service.siblings import SharedStore, Siblings
+from service.siblings import DELETE, SharedStore, Siblings
 from service.soundness import Soundness
 from service.stores import MapStore
 from service.stores.memory import MemoryStore
@@ -225,9 +224,11 @@ class Runtime:
             return await unless_gone(request, self.in_thread(work, self.render))
 
     async def answer(self, question: str) -> bytes:
-        """What another worker wants to know: `metrics`, or the heatmap of an id."""
+        """What another worker wants: `metrics`, the heatmap of an id, or `delete` and an id."""
         if question == "metrics":
             return await asyncio.to_thread(self.metrics.render)
+        if question.startswith(DELETE):
+            return b"1" if await self.own_store.delete(question.removeprefix(DELETE)) else b""
         return await self.own_store.get(question) or b""
 
     async def watch(self, period_s: float = 1.0) -> None:
@@ -297,23 +298,7 @@ async def get_runtime(request: Request) -> Runtime:
     raise Problem("not-ready", "the model is not loaded")
 
 
-async def check_key(request: Request) -> None:
-    """Raises Problem 401 when the service has a key and the request does not carry it.
-
-    It reads the headers itself: FastAPI's security classes would cost every request two more rounds of dependencies.
-    """
-    settings: Settings = request.app.state.settings
-    if settings.api_key is None:
-        return
-    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
-    given = credentials if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-    if not secrets.compare_digest(given.encode(), settings.api_key.get_secret_value().encode()):
-        message = "send the API key as `Authorization: Bearer <key>` or `X-API-Key: <key>`"
-        raise Problem("unauthorized", message, {"WWW-Authenticate": "Bearer", "Connection": "close"})
-
-
 Running = Annotated[Runtime, Depends(get_runtime)]
-Key = Depends(check_key)
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

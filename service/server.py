@@ -285,7 +285,7 @@ def serve(settings: Settings, sessions: list[Session], listeners: Listeners) -> 
         SystemExit: with code `BROKEN`, if the model fails on every batch.
     """
     allow_open_files()
-    config, app = _prepare(settings, sessions)
+    config, app = _prepare(settings, sessions, listeners.metrics)
     server = DrainingServer(config, app, listeners, settings.drain_s)
     server.run()
     if server.broken:
@@ -298,15 +298,20 @@ def work(
     siblings: Siblings,
     channel: socket.socket,
     decoder: Mailbox,
+    metrics: list[socket.socket],
 ) -> None:
-    """As `serve`, as the worker of a supervisor at the other end of `channel`, with whose `decoder` it decodes."""
-    config, app = _prepare(settings, sessions, siblings, decoder)
+    """As `serve`, as the worker of a supervisor at the other end of `channel`, with whose `decoder` it decodes.
+
+    `metrics` are the sockets for /metrics, of which the first worker takes care.
+    """
+    config, app = _prepare(settings, sessions, metrics if siblings.index == 0 else [], siblings, decoder)
     Worker(config, app, channel).run()
 
 
 def _prepare(
     settings: Settings,
     sessions: list[Session],
+    metrics: list[socket.socket],
     siblings: Siblings | None = None,
     decoder: Mailbox | None = None,
 ) -> tuple[uvicorn.Config, FastAPI]:
@@ -314,8 +319,8 @@ def _prepare(
     if siblings is None or siblings.index == 0:  # the others would say the same
         manifest = sessions[0].bundle.manifest
         log.info("model %s %s, %d classes", manifest.name, manifest.version, len(manifest.classes))
-        log.info("device %s, %s", sessions[0].provider, "API key required" if settings.api_key else "no API key")
-    app = create_app(settings, *sessions, siblings=siblings, decoder=decoder)
+        log.info("device %s, %s", sessions[0].provider, "API key required" if settings.has_keys else "no API key")
+    app = create_app(settings, *sessions, siblings=siblings, decoder=decoder, metrics=metrics)
     sessions.clear()
     config = uvicorn.Config(
         app,

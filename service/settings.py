@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
 from models.bundle import MAX_MODEL_BYTES
+from service import environment
 from service.address import parse_proxies
+from service.environment import PREFIX as PREFIX
+from service.environment import SettingsError as SettingsError
+from service.environment import variable
+from service.keys import check_strength, read_keys
 from service.multipart import ENVELOPE_BYTES
 from service.stores import MAX_OWNERS
 
-PREFIX = "CAMCAL_"
 DEFAULT_BUNDLE = Path(models.__file__).parent / "pretrained" / "caltech100"
 
 Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["text", "json"]
 
+# An empty one of these is an error: it would open a door that was meant to be shut.
+GUARDS = ("api_key", "api_keys_file", "allowed_hosts")
 
-class SettingsError(ValueError):
-    """An environment variable or option with a value that cannot be used; the message is one sentence."""
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]")
 
 
 class Settings(BaseSettings):
@@ -42,7 +49,19 @@ class Settings(BaseSettings):
         "", description="Addresses and networks whose X-Forwarded-For is believed: 10.0.0.0/8,::1; or `unix`."
     )
     api_key: SecretStr | None = Field(
-        None, description="Key that predictions, /cam and /model ask for; none by default."
+        None, description="API key for all routes that need one; at least 16 characters. None by default."
+    )
+    api_keys_file: Path | None = Field(None, description="TOML file of named API keys; read again when it changes.")
+    key_attempts: int = Field(10, ge=0, description="Wrong API keys an address may send before it has to wait; 0: any.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins of other web pages that may call the API, separated by commas; `*` for all."
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Accepted Host headers, separated by commas, such as `*.example.org`; by default any."
+    )
+    metrics_need_key: bool = Field(False, description="/metrics needs a key with the route group `metrics`.")
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Port for /metrics alone; the other port then has none."
     )
     access_log: bool = Field(False, description="One JSON line per request on standard error.")
     log_format: LogFormat = Field("text", description="`json`: every line on standard error is a JSON object.")
@@ -119,10 +138,49 @@ class Settings(BaseSettings):
 
     @field_validator("api_key")
     @classmethod
-    def _fits_into_a_header(cls, key: SecretStr | None) -> SecretStr | None:
-        if key is not None and not re.fullmatch("[!-~]+", key.get_secret_value()):
-            raise ValueError("Input should have no spaces and only ASCII characters: clients send others in two ways")
+    def _is_strong(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None:
+            check_strength(key.get_secret_value())
         return key
+
+    @field_validator("api_keys_file")
+    @classmethod
+    def _holds_keys(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            read_keys(path)
+        return path
+
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, given: object) -> object:
+        return tuple(part.strip() for part in given.split(",")) if isinstance(given, str) else given
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if origins != ("*",) and not all(map(_ORIGIN.fullmatch, origins)):
+            raise ValueError("Input should be origins such as https://app.example.org, without a path, or `*` alone")
+        return origins
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(_HOST.fullmatch, hosts)):
+            raise ValueError("Input should be host names without a port, such as api.example.org or *.example.org")
+        return tuple(host.lower() for host in hosts)
+
+    @model_validator(mode="after")
+    def _has_a_key_for_metrics(self) -> Self:
+        if self.metrics_need_key and not self.has_keys:
+            raise ValueError("CAMCAL_METRICS_NEED_KEY is true, but there is no key: set CAMCAL_API_KEYS_FILE")
+        if self.metrics_port is not None and self.metrics_port == self.port:
+            raise ValueError(f"CAMCAL_METRICS_PORT is {self.port}, as CAMCAL_PORT is; choose another")
+        return self
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether requests need an API key."""
+        return self.api_key is not None or self.api_keys_file is not None
 
     @property
     def answer_s(self) -> float:
@@ -140,19 +198,36 @@ class Settings(BaseSettings):
         return max(1, self.queue_bytes // workers, min(self.queue_bytes, image))
 
 
+# Those that CAMCAL_X_FILE may bring.
+SECRETS = tuple(name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation))
+
+
 def load_settings(**overrides: Any) -> Settings:
     """The settings from the environment; `overrides` that are not None win.
 
     Raises:
-        SettingsError: naming the first variable whose value cannot be used, and what is accepted.
+        SettingsError: naming the first variable that is misspelt or whose value cannot be used, and what is accepted.
     """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    secrets = environment.read(os.environ, fields=Settings.model_fields, secrets=SECRETS, guards=GUARDS)
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+        return Settings(**{**secrets, **given})
     except ValidationError as error:
-        first = error.errors()[0]
-        field = str(first["loc"][0])
-        shown = "" if field == "api_key" else f" is {str(first['input'])!r}"
-        raise SettingsError(f"{PREFIX}{field.upper()}{shown}: {sentence(first['msg'])}") from None
+        raise SettingsError(_said(error)) from None
+
+
+def _said(error: ValidationError) -> str:
+    """The first fault, without the value of a secret."""
+    first = error.errors()[0]
+    message = sentence(first["msg"])
+    if not first["loc"]:
+        return message
+    field, value = str(first["loc"][0]), str(first["input"])
+    if field == "port" and value.startswith("tcp://"):
+        message += (
+            "; Kubernetes sets it for a Service named camcal: set enableServiceLinks: false in the pod, or CAMCAL_PORT"
+        )
+    return f"{variable(field)}: {message}" if field in SECRETS else f"{variable(field)} is {value!r}: {message}"
 
 
 def sentence(message: str) -> str:

@@ -16,6 +16,7 @@ Answer = Callable[[str], Awaitable[bytes]]
 
 ANSWER_S = 2.0  # for an answer: a worker that hangs must not make the others hang
 _LENGTH = 8  # bytes
+DELETE = "delete "  # and an id: the question that is a request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,13 @@ class SharedStore:
         if index == self._siblings.index:
             return await self._own.get(key)
         return await self._siblings.ask(index, key) or None if index < self._siblings.count else None
+
+    async def delete(self, key: str) -> bool:
+        """Forget the value, in whichever worker has it."""
+        index = owner(key)
+        if index == self._siblings.index:
+            return await self._own.delete(key)
+        return index < self._siblings.count and bool(await self._siblings.ask(index, DELETE + key))
 
     async def close(self) -> None:
         """Forget what this worker keeps."""

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 
 from service import logs, server
+from service.app import keyring
 from service.cpus import take_share
 from service.large import DecoderProcess
 from service.listening import Listeners, accept
@@ -137,8 +138,8 @@ class Supervisor:
         with theirs:
             siblings = Siblings(mailboxes=self._mailboxes, index=index, proofs=self._proofs)
             held = [ours, *self._listeners.sockets, *(worker.channel for worker in self._workers.values())]
-            decoder = self._decoder.mailbox
-            process = self._fork.Process(target=_work, args=(self._settings, siblings, theirs, decoder, held))
+            shared = self._decoder.mailbox, self._listeners.metrics
+            process = self._fork.Process(target=_work, args=(self._settings, siblings, theirs, *shared, held))
             # Until the worker ignores them, it would write its own signals to the supervisor's.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             try:
@@ -382,6 +383,7 @@ def _work(
     siblings: Siblings,
     channel: socket.socket,
     decoder: Mailbox,
+    metrics: list[socket.socket],
     held: list[socket.socket],
 ) -> None:
     """The life of a worker. `held` are the supervisor's own sockets, which must end with it."""
@@ -403,12 +405,13 @@ def _work(
         }
     )
     try:
+        keyring(share)  # whose file may have changed since the supervisor looked
         sessions = load_proven(share, siblings.proofs)
     except (ValueError, OSError) as error:
         channel.sendall(FAILED + " ".join(str(error).split()).encode() + b"\n")
         sys.exit(2)
     try:
-        work(share, sessions, siblings, channel, decoder)
+        work(share, sessions, siblings, channel, decoder, metrics)
     except Exception:
         log.exception("worker %d failed", siblings.index)
         sys.exit(1)

@@ -10,6 +10,7 @@ from typing import Annotated
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
+from service.access import needs
 from service.address import client_address
 from service.admission import Ticket
 from service.body import FIELD, FORM, check_size, images_of_form, read_body, require_form
@@ -20,7 +21,7 @@ from service.rates import charge_images
 from service.routes.documented import problems
 from service.routes.fields import form_schema
 from service.routes.predict import PredictOptions, answer_image, checked
-from service.runtime import Key, Running, log, unless_gone
+from service.runtime import Running, log, unless_gone
 from service.schemas import PredictionBatch
 
 router = APIRouter()
@@ -41,9 +42,9 @@ _BODY = {"required": True, "content": {FORM: {"schema": _FORM}}}
 
 @router.post(
     "/predict/batch",
-    dependencies=[Key],
+    dependencies=[needs("predict")],
     response_model=PredictionBatch,
-    responses=problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
+    responses=problems(400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra={"requestBody": _BODY},
     summary="Classify several images",
 )

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.access import needs, owner_of
 from service.colormaps import Colormap
 from service.errors import Problem, bad_parameter
 from service.explanation import Explanation
@@ -21,7 +22,7 @@ from service.legend import MIN_SIZE
 from service.metrics import server_timing
 from service.prediction import is_index
 from service.routes.documented import binary, header, problems
-from service.runtime import Key, Running, Runtime, log
+from service.runtime import Running, Runtime, log
 from service.schemas import Contributions
 from service.stores import is_id
 
@@ -79,12 +80,12 @@ class CamOptions(BaseModel):
 
 @router.get(
     "/cam/{id}",
-    dependencies=[Key],
+    dependencies=[needs("cam")],
     response_model=Contributions,
     responses={
         200: {"description": "The heatmap, in the `format` asked for.", "headers": _HEADERS, "content": _BINARY},
         304: {"description": "The copy whose ETag came in If-None-Match is still good."},
-        **problems(401, 404, 422, 429, 500, 503),
+        **problems(401, 403, 404, 422, 429, 500, 503),
     },
     summary="Draw a heatmap",
 )
@@ -96,7 +97,7 @@ async def cam(
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """A picture of where the evidence is; `json` and `npy` hold the signed contributions that sum to the score."""
-    explanation = await _find(runtime, id)
+    explanation = await _find(runtime, id, owner_of(request.scope))
     # Of the model that made it, which a reload may have replaced by one with fewer classes.
     classes = max(len(runtime.manifest.classes), 1 + max(explanation.classes))
     place, versus = _places(explanation, options, classes)
@@ -116,7 +117,30 @@ async def cam(
     return Response(body, headers=headers, media_type=_MEDIA_TYPES[options.format])
 
 
-async def _find(runtime: Runtime, id: str) -> Explanation:
+@router.delete(
+    "/cam/{id}",
+    dependencies=[needs("cam")],
+    status_code=204,
+    response_class=Response,
+    responses=problems(401, 403, 404, 422, 429, 500, 503),
+    summary="Remove a heatmap",
+)
+async def remove(request: Request, runtime: Running, id: str) -> Response:
+    """Nobody can read it from now on; a copy that a client has kept stays with that client."""
+    await _find(runtime, id, owner_of(request.scope))
+    try:
+        deleted = await runtime.store.delete(id)
+    except Exception as error:  # whatever a store can raise: the client must not believe that it is gone
+        runtime.metrics.store_failures.labels("delete").inc()
+        log.error("a heatmap could not be removed: %s", error)
+        raise Problem("internal", "the heatmap could not be removed; try again") from None
+    if not deleted:  # another request was quicker
+        raise _lost(runtime)
+    return Response(status_code=204)
+
+
+async def _find(runtime: Runtime, id: str, owner: str | None) -> Explanation:
+    """The explanation `id`, if it is the owner's."""
     data = None
     if is_id(id):
         try:
@@ -126,11 +150,16 @@ async def _find(runtime: Runtime, id: str) -> Explanation:
             runtime.metrics.store_failures.labels("get").inc()
     runtime.metrics.store_reads.labels("hit" if data else "miss").inc()
     if data is None:
-        life = (
-            f"its life of {runtime.settings.cam_ttl_s:g} s is over, or newer ones took its room (CAMCAL_CAM_MAX_BYTES)"
-        )
-        raise Problem("not-found", f"no heatmap has this id, or {life}; predict again")
-    return Explanation.unpack(data)
+        raise _lost(runtime)
+    explanation = Explanation.unpack(data)
+    if explanation.owner != owner:  # which is not told, so that nobody learns which ids there are
+        raise _lost(runtime)
+    return explanation
+
+
+def _lost(runtime: Runtime) -> Problem:
+    life = f"its life of {runtime.settings.cam_ttl_s:g} s is over, or newer ones took its room (CAMCAL_CAM_MAX_BYTES)"
+    return Problem("not-found", f"no heatmap has this id, or {life}; predict again")
 
 
 def _places(explanation: Explanation, options: CamOptions, classes: int) -> tuple[int, int | None]:

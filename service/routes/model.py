@@ -6,8 +6,9 @@ import orjson
 from fastapi import APIRouter, Response
 
 from models.bundle import GROUPS, Bundle
+from service.access import needs
 from service.routes.documented import problems
-from service.runtime import Key, Running
+from service.runtime import Running
 from service.schemas import ModelDescription
 
 router = APIRouter()
@@ -15,9 +16,9 @@ router = APIRouter()
 
 @router.get(
     "/model",
-    dependencies=[Key],
+    dependencies=[needs("model")],
     response_model=ModelDescription,
-    responses=problems(401, 500, 503),
+    responses=problems(401, 403, 429, 500, 503),
     summary="Describe the model",
 )
 async def model(runtime: Running) -> Response:

@@ -32,7 +32,11 @@ _POLICY = "; ".join(
         "require-trusted-types-for 'script'",
     )
 )
-_HEADERS = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
 
 
 def _serve(file: Path) -> None:

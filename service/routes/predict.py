@@ -15,6 +15,7 @@ from opentelemetry import trace
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.bundle import Prior
+from service.access import needs, owner_of
 from service.address import client_address
 from service.admission import Ticket
 from service.batching import Answer
@@ -23,13 +24,14 @@ from service.deadline import TimeoutMs, latest
 from service.decoding import Data, Decoded, LargeImageError, decode
 from service.errors import bad_parameter
 from service.explanation import explain
+from service.logs import MODEL
 from service.metrics import server_timing
 from service.model import Model
 from service.multipart import Part
 from service.prediction import Ranking
 from service.routes.documented import binary, header, problems
 from service.routes.fields import form_schema, with_fields
-from service.runtime import Key, Running, Runtime, log, unless_gone
+from service.runtime import Running, Runtime, log, unless_gone
 from service.schemas import Prediction
 from service.stores import new_id
 
@@ -79,13 +81,14 @@ class Wanted:
     logits: Literal["none", "all"]
     prior: Prior
     path: str  # of the app, as the client sees it
+    owner: str | None  # of the heatmaps
 
 
 @router.post(
     "/predict",
-    dependencies=[Key],
+    dependencies=[needs("predict")],
     response_model=Prediction,
-    responses={200: {"headers": _HEADERS}, **problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504)},
+    responses={200: {"headers": _HEADERS}, **problems(400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504)},
     openapi_extra={"requestBody": _BODY},
     summary="Classify one image",
 )
@@ -135,6 +138,7 @@ def checked(request: Request, model: Model, options: PredictOptions, fields: Seq
         message = "cam_classes is given, but cam is false; leave out one of them"
         raise bad_parameter("cam_classes", message, "body" if "cam_classes" in formed else "query")
     ranker = model.ranker
+    request.scope[MODEL] = model.manifest.version
     return Wanted(
         top_k=valid("top_k", ranker.check_top_k, options.top_k),
         cam=options.cam,
@@ -142,6 +146,7 @@ def checked(request: Request, model: Model, options: PredictOptions, fields: Seq
         logits=options.logits,
         prior=valid("prior", ranker.check_prior, options.prior),
         path=request.scope.get("root_path", ""),
+        owner=owner_of(request.scope),
     )
 
 
@@ -230,7 +235,7 @@ async def _keep(
     ttl_s = runtime.settings.cam_ttl_s
     classes = list(dict.fromkeys((*ranking.classes, *wanted.cam_classes)))
     expires_at = time.time() + ttl_s
-    explanation = explain(model.ranker, answer.outputs, answer.row, ranking, classes, decoded, expires_at)
+    explanation = explain(model.ranker, answer.outputs, answer.row, ranking, classes, decoded, expires_at, wanted.owner)
     try:
         await runtime.store.put(key, explanation.pack(), ttl_s)
     except Exception as error:  # whatever a store can raise: the network, the disk, no room

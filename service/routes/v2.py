@@ -13,6 +13,7 @@ from fastapi import APIRouter, Header, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from service.access import needs
 from service.address import client_address
 from service.batching import Answer
 from service.body import read_body
@@ -29,13 +30,14 @@ from service.inference_protocol import (
     output_metadata,
     parse,
 )
+from service.logs import MODEL
 from service.metrics import server_timing
 from service.model import Model
 from service.rates import charge_images
 from service.routes import health
 from service.routes.documented import binary, protocol_errors
 from service.routes.predict import observe
-from service.runtime import Key, Running, Runtime, unless_gone
+from service.runtime import Running, Runtime, unless_gone
 
 NAME = "camcal"
 EXTENSIONS = ["binary_tensor_data"]
@@ -106,7 +108,7 @@ async def server(request: Request) -> ServerMetadata:
     return ServerMetadata(name=NAME, version=request.app.version, extensions=EXTENSIONS)
 
 
-_OF_MODEL: dict[str, Any] = {"dependencies": [Key], "responses": protocol_errors(401, 404, 422, 503)}
+_OF_MODEL: dict[str, Any] = {"dependencies": [needs("v2")], "responses": protocol_errors(401, 403, 404, 422, 429, 503)}
 
 
 @router.get("/models/{name}/ready", summary="Is it ready?", **_OF_MODEL)
@@ -133,11 +135,11 @@ async def metadata(runtime: Running, name: str, version: str | None = None) -> M
 
 
 _INFER: dict[str, Any] = {
-    "dependencies": [Key],
+    "dependencies": [needs("v2")],
     "response_model": InferenceResponse,
     "responses": {
         200: {"content": binary("application/octet-stream")},
-        **protocol_errors(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+        **protocol_errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     },
     "openapi_extra": {
         "requestBody": {
@@ -163,6 +165,7 @@ async def infer(
 ) -> Response:
     """Pixels as the network sees them, in the batches of all other requests. Values are JSON or bytes after it."""
     model, settings, wish = _model(runtime, name, version), runtime.settings, latest(timeout_ms)
+    request.scope[MODEL] = model.manifest.version
     if (coding := request.headers.get("content-encoding", "identity")) != "identity":
         raise Problem("unsupported-format", f"the body is compressed ({coding[:20]}); send it as it is")
     client = client_address(request.scope)

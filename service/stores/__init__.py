@@ -22,6 +22,9 @@ class MapStore(Protocol):
     async def get(self, key: str) -> bytes | None:
         """The value, or None if it is unknown or its life is over."""
 
+    async def delete(self, key: str) -> bool:
+        """Forget the value; False if there was none."""
+
     async def close(self) -> None:
         """Give back what the store holds."""
 

@@ -13,7 +13,7 @@ class MemoryStore:
 
     Args:
         max_bytes: bound on all entries together.
-        on_evict: told of each removal: `expired` or `full`.
+        on_evict: told of each removal: `expired`, `full` or `deleted`.
         clock: seconds that only rise.
     """
 
@@ -48,6 +48,14 @@ class MemoryStore:
         self._drop_expired()
         entry = self._entries.get(key)
         return None if entry is None or entry[0] <= self._clock() else entry[1]
+
+    async def delete(self, key: str) -> bool:
+        """Forget the value; False if it is unknown or its life is over."""
+        self._drop_expired()
+        if key not in self._entries:
+            return False
+        self._drop(key, "deleted")
+        return True
 
     async def close(self) -> None:
         """Forget everything."""

@@ -28,6 +28,8 @@ with warnings.catch_warnings():
 
 ClientFactory = Callable[..., TestClient]
 
+KEY = "0123456789-secret"  # an API key of just enough strength
+
 
 class GatedSession(Session):
     """A real session whose runs, once `close` was called, wait until `open`, and which can be made to fail."""

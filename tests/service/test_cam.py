@@ -125,9 +125,36 @@ def test_head_is_get_without_a_body(client: TestClient, query: str) -> None:
     assert client.head("/cam/" + "a" * 22).status_code == 404
 
 
+def test_delete(client: TestClient) -> None:
+    first, other = predict(client), predict(client, seed=1)
+    url = first["cam"]["url"]
+    removed = client.delete(url)
+    assert (removed.status_code, removed.content) == (204, b"")
+    for method in ("GET", "DELETE"):
+        problem(client.request(method, url), 404, "not-found")
+    assert client.get(other["cam"]["url"]).is_success
+    counted = client.get("/metrics").text
+    assert 'camcal_cam_store_evictions_total{reason="deleted"} 1.0' in counted
+    assert "camcal_cam_store_entries 1.0" in counted
+
+
+def test_store_that_cannot_delete_says_so(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    url = predict(client)["cam"]["url"]
+
+    async def delete(key: str) -> bool:
+        raise ConnectionError("the worker has ended")
+
+    client.app.state.runtime.store.delete = delete  # type: ignore[attr-defined]  # any ASGI app
+    problem(client.delete(url), 500, "internal")
+    assert "a heatmap could not be removed: the worker has ended" in caplog.text
+    assert 'camcal_cam_store_failures_total{operation="delete"} 1.0' in client.get("/metrics").text
+    assert client.get(url).is_success
+
+
 @pytest.mark.parametrize("id", ["abc", "a" * 22, "a" * 23, "..%2F..%2Fetc%2Fpasswd", "%00"])
 def test_unknown_or_malformed_id(client: TestClient, id: str) -> None:
     problem(client.get(f"/cam/{id}"), 404, "not-found")
+    problem(client.delete(f"/cam/{id}"), 404, "not-found")
 
 
 def test_expired_id(client_factory: ClientFactory) -> None:

@@ -18,6 +18,7 @@ from models.bundle import MODEL_FILE, Bundle
 from service.app import create_app
 from service.app import openapi as document
 from service.cli import app
+from service.keys import ApiKey, Keyring
 from service.settings import Settings
 from service.sheet import TILE
 from tests.service import hostile
@@ -121,6 +122,53 @@ def test_grid(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
         width, height = image.size
     assert width > 4 * TILE
     assert TILE < height < 2 * TILE
+
+
+def test_words_of_a_bundle_cannot_steer_a_terminal(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    evil = Path(shutil.copytree(bundle.path, tmp_path / "evil"))
+    manifest = json.loads((evil / "manifest.json").read_text())
+    manifest["figures"] = {"\x1b]0;title\x07\r\nerror: forged": 1}
+    (evil / "manifest.json").write_text(json.dumps(manifest))
+    for arguments in (["predict", folder, "--bundle", evil], ["inspect", evil], ["inspect", evil, "--json"]):
+        result = run(*arguments)
+        assert all(line.isprintable() for line in result.output.split("\n"))
+        assert not re.search("^error: forged", result.output, flags=re.MULTILINE)
+
+
+def test_name_of_a_file_cannot_steer_a_terminal(bundle: Bundle, folder: Path) -> None:
+    image = (folder / "a.png").rename(folder / "a\x1b[2J\nb.png")
+    result = run("predict", image, "--bundle", bundle.path, "--top-k", 3)
+    assert result.exit_code == 0, result.output
+    assert all(line.isprintable() for line in result.stdout.split("\n"))
+    assert "a\\u001b[2J\\u000ab.png" in result.stdout
+    assert len(result.stdout.splitlines()) == 4
+
+
+def test_names_of_files_cannot_forge_an_error(bundle: Bundle, folder: Path) -> None:
+    (folder / "x\nerror: forged\x1b[2J.png").write_bytes(b"nope")
+    result = run("predict", folder, "--bundle", bundle.path)
+    assert result.exit_code == 1 and len(result.stderr.splitlines()) == 2
+    result = run("predict", folder / "no\nerror: forged\x1b[2J.png", "--bundle", bundle.path)
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
+    assert "\x1b" not in result.stderr
+
+
+def test_new_key(tmp_path: Path) -> None:
+    result = run("key", "new", "mobile", "--routes", "predict, cam", "--rate", 5)
+    assert result.exit_code == 0, result.output
+    file = tmp_path / "keys.toml"
+    file.write_text(result.stdout)
+    (key,) = re.findall("camcal_.*", result.stderr)
+    assert key not in result.stdout
+    assert Keyring(path=file).find(key) == ApiKey("mobile", frozenset({"predict", "cam"}), 5.0)
+    assert len(set(re.findall("camcal_.*", run("key", "new", "mobile").stderr)) | {key}) == 2
+
+
+@pytest.mark.parametrize("arguments", [["a b"], ["default"], ["a", "--routes", "cams"], ["a", "--rate", "-1"]])
+def test_key_that_cannot_be_made(arguments: list[str]) -> None:
+    result = run("key", "new", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ") and "camcal_" not in result.stderr
 
 
 def test_bad_image_is_named_and_the_rest_goes_on(bundle: Bundle, folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from models.bundle import Bundle
-from service.logs import JsonFormatter
+from service.logs import JsonFormatter, TextFormatter
 from tests.service.conftest import ClientFactory, GatedSession, png
 from tests.service.test_live import ROOT, process
 from tests.service.test_predict import RAW
@@ -57,6 +57,30 @@ def test_json_lines_carry_the_request_id(
     assert records[-1]["message"] == "2 words"
     assert "request_id" not in records[-1]
     assert max(map(len, lines.getvalue().splitlines())) < 5000  # no pixels
+
+
+EVIL = "label\nforged line \x1b[2J\x9b31m\u2028\u202e"
+
+
+def failed() -> logging.LogRecord:
+    try:
+        raise ValueError(f"of {EVIL}\nTraceback forged")
+    except ValueError:
+        return logging.LogRecord("camcal", logging.ERROR, __file__, 1, "bad %s", (EVIL,), sys.exc_info())
+
+
+def test_text_cannot_be_forged() -> None:
+    first, *rest = TextFormatter().format(failed()).split("\n")
+    assert first == "bad label"
+    assert rest and all(line.startswith("  ") and line.isprintable() for line in rest)
+    assert "  forged line \\u001b[2J\\u009b31m\\u2028\\u202e" in rest
+
+
+def test_json_cannot_be_forged() -> None:
+    text = JsonFormatter().format(failed())
+    assert text.isprintable()
+    assert json.loads(text)["message"] == f"bad {EVIL}"
+    assert "ValueError: of label\nforged line" in json.loads(text)["exception"]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.bundle import Bundle
-from tests.service.conftest import ClientFactory, png
+from tests.service.conftest import KEY, ClientFactory, png
 from tests.service.test_predict import RAW, problem
 
 
@@ -14,7 +14,7 @@ from tests.service.test_predict import RAW, problem
     ["/predict", "/predict/batch", "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"],
 )
 def test_full_queue_is_known_before_anything_else(client_factory: ClientFactory, bundle: Bundle, template: str) -> None:
-    client = client_factory(queue_limit=1, api_key="secret")
+    client = client_factory(queue_limit=1, api_key=KEY)
     path = template.format(name=bundle.manifest.name, version=bundle.manifest.version)
     with client.app.state.runtime.admission.ticket("one") as ticket:  # type: ignore[attr-defined]  # any ASGI app
         ticket.join()

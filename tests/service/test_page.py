@@ -21,7 +21,7 @@ from service.app import create_app
 from service.session import Session
 from service.settings import Settings
 from tests.service.browser import Tab, browser, find_chromium
-from tests.service.conftest import encoded, picture, png
+from tests.service.conftest import KEY, encoded, picture, png
 from tests.service.test_live import running, wait_for
 
 CHROMIUM = find_chromium()
@@ -435,11 +435,11 @@ def test_a_heatmap_that_fails_leaves_no_other_in_its_place(tab: Tab, url: str, p
 
 
 def test_key_is_asked_for(chromium: Tab, session: Session, photo: Path) -> None:
-    with serve(session, api_key="s3cret") as url:
+    with serve(session, api_key=KEY) as url:
         chromium.open(f"{url}/")
         chromium.wait("!document.querySelector('#key-label').hidden")
         assert "send the API key" in chromium.text("#error")
-        chromium.set("#key", "s3cret")
+        chromium.set("#key", KEY)
         chromium.wait("!document.querySelector('#model').hidden")
         chromium.drop("#drop", photo)
         chromium.wait(SHOWN)

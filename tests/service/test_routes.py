@@ -18,7 +18,7 @@ from service.metrics import STAGES, Metrics
 from service.routes.model import describe
 from service.schemas import Contributions, ModelDescription, Prediction
 from service.settings import Settings
-from tests.service.conftest import ClientFactory, GatedSession, TestClient, png
+from tests.service.conftest import KEY, ClientFactory, GatedSession, TestClient, png
 from tests.service.test_live import wait_for
 from tests.service.test_predict import RAW, problem
 
@@ -177,10 +177,12 @@ def test_unknown_path_and_method(client: TestClient) -> None:
     response = client.get("/predict")
     assert problem(response, 405, "method-not-allowed") == "this path accepts POST"
     assert response.headers["allow"] == "POST"
-    for path in ("/cam/" + "a" * 22, "/", "/health/live"):
+    for path in ("/", "/health/live"):
         response = client.delete(path)
         assert problem(response, 405, "method-not-allowed") == "this path accepts GET, HEAD"
         assert response.headers["allow"] == "GET, HEAD"
+    for path in ("/predict", "/cam/" + "a" * 22):
+        problem(client.put(path), 405, "method-not-allowed")
 
 
 @pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/model", "/openapi.json", "/v2", "/nope"])
@@ -193,14 +195,14 @@ def test_head_is_get_without_the_body(client: TestClient, path: str) -> None:
 
 @pytest.mark.parametrize("header", ["Authorization", "X-API-Key"])
 def test_api_key(client_factory: ClientFactory, header: str) -> None:
-    client = client_factory(api_key="s3cret")
+    client = client_factory(api_key=KEY)
     prefix = "Bearer " if header == "Authorization" else ""
     for method, path in (("POST", "/predict"), ("GET", "/cam/" + "a" * 22), ("GET", "/model")):
         for headers in ({}, {header: f"{prefix}wrong"}, {header: f"{prefix}sécret".encode()}):
             response = client.request(method, path, headers=headers)
             problem(response, 401, "unauthorized")
             assert response.headers["www-authenticate"] == "Bearer"
-        assert client.request(method, path, headers={header: f"{prefix}s3cret"}).status_code != 401
+        assert client.request(method, path, headers={header: f"{prefix}{KEY}"}).status_code != 401
     for path in ("/", "/health/ready", "/metrics", "/openapi.json"):
         assert client.get(path).status_code == 200
 
@@ -229,6 +231,20 @@ def test_access_log(client_factory: ClientFactory, caplog: pytest.LogCaptureFixt
     (line,) = [record.message for record in caplog.records if record.name == "camcal.access"]
     entry = json.loads(line)
     assert (entry["request_id"], entry["route"], entry["code"]) == ("me", "/cam/{id}", 404)
+
+
+def test_access_log_says_who_sent_how_much(
+    client_factory: ClientFactory, caplog: pytest.LogCaptureFixture, bundle: Bundle
+) -> None:
+    app = client_factory(access_log=True, trusted_proxies="10.0.0.0/8").app
+    client = TestClient(app, client=("10.1.2.3", 4711))
+    with caplog.at_level(logging.INFO, "camcal.access"):
+        answer = client.post("/predict", content=png(), headers=RAW | {"X-Forwarded-For": "2001:db8::1"})
+        client.get("/nope", headers={"X-Forwarded-For": 'forged"\x1b'})
+    first, second = [json.loads(record.message) for record in caplog.records if record.name == "camcal.access"]
+    assert (first["address"], first["key"], first["model"]) == ("2001:db8::1", None, bundle.manifest.version)
+    assert (first["bytes_in"], first["bytes_out"]) == (len(png()), len(answer.content))
+    assert (second["address"], second["bytes_in"], second["model"]) == ("10.1.2.3", 0, None)
 
 
 def test_what_nobody_foresaw(session: Any, bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
@@ -300,8 +316,8 @@ def test_openapi_documents_bodies_and_errors() -> None:
     document: Any = openapi(create_app())
     predict, cam = document["paths"]["/predict"]["post"], document["paths"]["/cam/{id}"]["get"]
     assert set(predict["requestBody"]["content"]) == {"multipart/form-data", "image/*"}
-    assert set(predict["responses"]) == set("200 400 401 408 413 415 422 429 500 503 504".split())
-    assert set(cam["responses"]) == set("200 304 401 404 422 429 500 503".split())
+    assert set(predict["responses"]) == set("200 400 401 403 408 413 415 422 429 500 503 504".split())
+    assert set(cam["responses"]) == set("200 304 401 403 404 422 429 500 503".split())
     images = {"image/png", "image/webp", "image/jpeg", "application/octet-stream", "application/json"}
     assert set(cam["responses"]["200"]["content"]) == images
     for operation in (predict, cam):

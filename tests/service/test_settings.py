@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import SecretStr
 
 from service.multipart import ENVELOPE_BYTES
 from service.settings import DEFAULT_BUNDLE, SettingsError, load_settings
+from tests.service.conftest import KEY
 
 
 def test_defaults() -> None:
@@ -16,11 +19,11 @@ def test_defaults() -> None:
 def test_environment_and_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAMCAL_PORT", "9000")
     monkeypatch.setenv("CAMCAL_TIMEOUT_S", "2.5")
-    monkeypatch.setenv("CAMCAL_API_KEY", "s3cret")
+    monkeypatch.setenv("CAMCAL_API_KEY", KEY)
     settings = load_settings(port=9001, host=None)
     assert (settings.port, settings.host, settings.timeout_s) == (9001, "127.0.0.1", 2.5)
-    assert settings.api_key == SecretStr("s3cret")
-    assert "s3cret" not in repr(settings)
+    assert settings.api_key == SecretStr(KEY)
+    assert KEY not in repr(settings)
 
 
 def test_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +41,19 @@ def test_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CAMCAL_ROOT_PATH", "vision", "CAMCAL_ROOT_PATH is 'vision': it should be a path"),
         ("CAMCAL_ROOT_PATH", "/vision/", "CAMCAL_ROOT_PATH is '/vision/': it should be a path"),
         ("CAMCAL_TRUSTED_PROXIES", "proxy", "CAMCAL_TRUSTED_PROXIES is 'proxy': it should be addresses and networks"),
-        ("CAMCAL_API_KEY", "schlüssel", "CAMCAL_API_KEY: it should have no spaces and only ASCII characters"),
+        ("CAMCAL_PORT", "tcp://10.0.0.1:80", "CAMCAL_PORT is 'tcp://10.0.0.1:80': it should be a valid integer"),
+        ("CAMCAL_API_KEY", "schlüssel-0123456", "CAMCAL_API_KEY: it should have no spaces and only ASCII characters"),
+        ("CAMCAL_API_KEY", "fifteen-letters", "CAMCAL_API_KEY: it should have at least 16 characters, 8 of them"),
+        ("CAMCAL_API_KEY", "a" * 40, "CAMCAL_API_KEY: it should have at least 16 characters, 8 of them different"),
+        ("CAMCAL_API_KEY", "changemechangeme", "CAMCAL_API_KEY: it should have at least 16 characters, 8 of them"),
+        ("CAMCAL_API_KEYS_FILE", "/nope", "CAMCAL_API_KEYS_FILE is '/nope': the file cannot be read: No such file"),
+        ("CAMCAL_CORS_ORIGINS", "app.example.org", "CAMCAL_CORS_ORIGINS is 'app.example.org': it should be origins"),
+        ("CAMCAL_CORS_ORIGINS", "https://a.org/x", "CAMCAL_CORS_ORIGINS is 'https://a.org/x': it should be origins"),
+        ("CAMCAL_CORS_ORIGINS", "*,https://a.org", "CAMCAL_CORS_ORIGINS is '*,https://a.org': it should be origins"),
+        ("CAMCAL_ALLOWED_HOSTS", "a.org:80", "CAMCAL_ALLOWED_HOSTS is 'a.org:80': it should be host names without"),
+        ("CAMCAL_ALLOWED_HOSTS", " , ", "CAMCAL_ALLOWED_HOSTS is ' , ': it should be host names without a port"),
+        ("CAMCAL_METRICS_NEED_KEY", "true", "CAMCAL_METRICS_NEED_KEY is true, but there is no key"),
+        ("CAMCAL_METRICS_PORT", "8000", "CAMCAL_METRICS_PORT is 8000, as CAMCAL_PORT is"),
     ],
 )
 def test_bad_value_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
@@ -47,6 +62,24 @@ def test_bad_value_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, v
         load_settings()
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
+
+
+def test_lists_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAMCAL_CORS_ORIGINS", "https://a.org, http://localhost:3000")
+    monkeypatch.setenv("CAMCAL_ALLOWED_HOSTS", "API.example.org,*.example.com,[::1]")
+    settings = load_settings()
+    assert settings.cors_origins == ("https://a.org", "http://localhost:3000")
+    assert settings.allowed_hosts == ("api.example.org", "*.example.com", "[::1]")
+
+
+def test_key_of_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    monkeypatch.setenv("CAMCAL_API_KEY_FILE", str(tmp_path / "key"))
+    assert load_settings().api_key == SecretStr(KEY)
+    (tmp_path / "key").write_text("weak")
+    with pytest.raises(SettingsError, match="^CAMCAL_API_KEY: it should have at least 16") as caught:
+        load_settings()
+    assert "weak" not in str(caught.value)
 
 
 def test_unusable_key_is_not_shown() -> None:

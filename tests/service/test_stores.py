@@ -55,6 +55,23 @@ def test_entries_expire() -> None:
     asyncio.run(main())
 
 
+def test_delete() -> None:
+    async def main() -> None:
+        clock, told = Clock(), list[str]()
+        store = MemoryStore(10_000, told.append, clock)
+        await store.put("a", b"1", 60)
+        await store.put("b", b"2", 60)
+        assert await store.delete("a") is True
+        assert await store.delete("a") is False
+        assert (await store.get("a"), await store.get("b")) == (None, b"2")
+        assert store.nbytes == 1 + OVERHEAD_BYTES
+        clock.now = 60
+        assert await store.delete("b") is False
+        assert told == ["deleted", "expired"]
+
+    asyncio.run(main())
+
+
 def test_shorter_life_behind_a_longer_one() -> None:
     async def main() -> None:
         clock = Clock()

@@ -19,7 +19,7 @@ from models.bundle import OUTPUTS, Bundle
 from service.inference_protocol import HEADER_LENGTH, MAX_JSON_BYTES, parse
 from service.routes import v2
 from service.session import Session
-from tests.service.conftest import ClientFactory, GatedSession, TestClient, encoded, picture
+from tests.service.conftest import KEY, ClientFactory, GatedSession, TestClient, encoded, picture
 from tests.service.test_live import Live as Live
 from tests.service.test_live import live as live
 from tests.service.test_live import wait_for
@@ -211,8 +211,8 @@ def test_bad_binary_requests(client: TestClient, bundle: Bundle, length: str | N
 
 
 def test_other_errors_have_the_protocols_form(client_factory: ClientFactory, bundle: Bundle) -> None:
-    client = client_factory(api_key="s3cret", max_body_bytes=1000)
-    key = {"X-API-Key": "s3cret"}
+    client = client_factory(api_key=KEY, max_body_bytes=1000)
+    key = {"X-API-Key": KEY}
     path = infer_path(bundle)
     for response, status in (
         (client.get("/v2/nope"), 404),

@@ -66,6 +66,16 @@ def test_connections_are_dealt_out_in_turn_and_any_worker_draws_any_map(service:
         assert metric(url, f'camcal_workers{{worker="{worker}"}}') == 2
 
 
+def test_any_worker_removes_any_map(service: Service) -> None:
+    _, url = service
+    for path in [post(url, seed).json()["cam"]["url"] for seed in range(4)]:  # one of each worker, asked of each
+        assert httpx.delete(url + path).status_code == 204
+        assert {httpx.get(url + path).status_code for _ in range(2)} == {404}
+        assert {httpx.delete(url + path).status_code for _ in range(2)} == {404}
+    assert metric(url, "camcal_cam_store_entries") == 0
+    assert httpx.delete(f"{url}/cam/{'_' * 22}").status_code == 404  # there is no such worker
+
+
 def test_metrics_are_the_same_whichever_worker_is_asked(service: Service) -> None:
     _, url = service
     assert {post(url).status_code for _ in range(3)} == {200}

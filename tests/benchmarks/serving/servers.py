@@ -24,7 +24,7 @@ from tests.benchmarks.serving.load import Form, body_of
 ROOT = Path(__file__).resolve().parents[3]
 REQUIREMENTS = Path(__file__).parent / "requirements"
 APPS = "tests.benchmarks.serving.apps"
-MARK = "CAMCAL_BENCH_RUN"  # in the environment of every process of a server, wherever it is in the process tree
+MARK = "SERVING_BENCHMARK_RUN"  # in the environment of every process of a server, wherever it is in the process tree
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 20.0
 

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from service.printable import printable, printable_lines
+
+
+@pytest.mark.parametrize("text", ["", "Äpfel, 林檎, 🍎, a\\b", "família 👩‍👩‍👧", "عربي"])
+def test_ordinary_text_stays(text: str) -> None:
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    "unsafe", ["\n", "\r", "\t", "\x00", "\x07", "\x1b", "\x7f", "\x85", "\x9b", "\u2028", "\u2029", "\u202e", "\ud800"]
+)
+def test_no_control_character_is_left(unsafe: str) -> None:
+    text = printable(f"a{unsafe}[31mb")
+    assert text == f"a\\u{ord(unsafe):04x}[31mb"
+    assert text.isprintable()
+    assert json.loads(f'"{text}"') == f"a{unsafe}[31mb"
+
+
+def test_lines_stay_apart() -> None:
+    assert printable_lines("a\x1b\nb\r") == "a\\u001b\nb\\u000d"
