@@ -70,6 +70,7 @@ def serve(
     # As the first process of a container, one would not get it at all before the server has a handler of its own.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with ExitStack() as stack:
+        stack.callback(logs.drop_unwritten)
         with spoken_errors():
             from service.listening import ListenError, Listeners
 

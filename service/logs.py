@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -75,6 +76,14 @@ def only_json() -> None:
     sys.excepthook = _uncaught
     threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
     sys.unraisablehook = lambda args: log.error("%s: %r", args.err_msg or "ignored", args.exc_value)
+
+
+def drop_unwritten() -> None:
+    """Forget lines that cannot be written, at the end: a full disk is no reason for Python to exit with code 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        sys.stderr = io.StringIO()
 
 
 def in_json() -> bool:

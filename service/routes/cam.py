@@ -102,7 +102,8 @@ async def cam(
     classes = max(len(runtime.manifest.classes), 1 + max(explanation.classes))
     place, versus = _places(explanation, options, classes)
     etag = f'"{hashlib.sha256(repr((id, place, versus, options)).encode()).hexdigest()[:32]}"'
-    life_s = max(0, int(explanation.expires_at - time.time()))
+    # The clock may have been set since: nobody may keep a picture longer than the service does.
+    life_s = min(max(0, int(explanation.expires_at - time.time())), int(runtime.settings.cam_ttl_s))
     headers = {"ETag": etag, "Cache-Control": f"private, max-age={life_s}, immutable"}
     if if_none_match and _matches(if_none_match, etag):
         return Response(status_code=304, headers=headers)

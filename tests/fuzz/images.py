@@ -18,7 +18,7 @@ from tests.fuzz.mutations import mutants
 from tests.soak.server import Server, serving
 
 RULE = Preprocessing(fit="crop", resize=36, input_size=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
-LIMITS = Limits(max_bytes=20_000_000, max_pixels=50_000_000)
+LIMITS = Limits(max_bytes=20_000_000, max_pixels=50_000_000, large_bytes=512 * 2**20, decode_cpu_s=2.0)
 MOST_CPU_S = 2.0  # that one file may take
 FLAT = 1.05  # growth of memory from a fifth of the way to the end
 SUSPICIOUS_S = 1.0  # an answer that took longer is asked for again, alone, to measure its CPU time

@@ -68,8 +68,10 @@ TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 def test_nginx_example_serves_over_tls_and_says_who_asks(tmp_path: Path) -> None:
-    settings = {"CAMCAL_TRUSTED_PROXIES": "127.0.0.1", "CAMCAL_ADDRESS_RATE": "0.1"}
-    with process(BUNDLE, **settings) as (_, url), proxy(tmp_path, url) as (tls, plain):
+    with (
+        process(BUNDLE, CAMCAL_TRUSTED_PROXIES="127.0.0.1", CAMCAL_ADDRESS_RATE="0.1") as (_, url),
+        proxy(tmp_path, url) as (tls, plain),
+    ):
         verify = ssl.create_default_context(cafile=str(tmp_path / "fullchain.pem"))
         with httpx.Client(
             transport=httpx.HTTPTransport(uds=str(tls), verify=verify), base_url=f"https://{NAME}"

@@ -18,7 +18,7 @@ from tests.soak.journal import Journal
 from tests.soak.server import Server
 
 LOADED_S = 60.0  # for a good bundle to be served by every worker
-HELPER = "decode"  # what the command line of a decode helper has
+WORKER, HELPER = " serve ", " service.decoder "  # what the command lines of a worker and of the decode helper have
 
 
 class Current:
@@ -80,12 +80,12 @@ class Faults:
 
     async def kill_worker(self) -> None:
         """One of several: a single process has nobody who would replace it."""
-        found = [pid for pid, command in self._server.children().items() if HELPER not in command]
+        found = [pid for pid, command in self._server.children().items() if WORKER in f"{command} "]
         await self._kill("worker", found if self._workers > 1 else [])
 
     async def kill_helper(self) -> None:
         """The process that decodes what may be expensive, if there is one."""
-        await self._kill("helper", [pid for pid, command in self._server.children().items() if HELPER in command])
+        await self._kill("helper", [pid for pid, command in self._server.children().items() if HELPER in f"{command} "])
 
     async def _kill(self, what: str, pids: list[int]) -> None:
         if pids:
