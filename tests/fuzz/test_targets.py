@@ -54,6 +54,8 @@ def test_seeds_of_a_target_pass(name: str) -> None:
             b'\n{"inputs":[{"name":"images","shape":[1,4,4,3],"datatype":"UINT8","data":[' + b"9" * 5000,
         ),
         ("multipart", b"multipart/form-data; boundary=b\n--b\r\n" + b"\r\n " * 3000),
+        ("manifest", b"[" * 100_000),
+        ("manifest", b'{"schema_version": ' + b"[" * 100_000),
         ("manifest", b'{"schema_version": ' + b"1" * 5000 + b"}"),
         ("manifest", b"\xff\xfe{}"),
         ("manifest", b'{"schema_version": 1, "name": "\\ud800"}'),
