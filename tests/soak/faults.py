@@ -6,14 +6,15 @@ import asyncio
 import itertools
 import os
 import random
+import shutil
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
 
-from tests.soak.bundles import hostile, sound
+from tests.service.hostile import HOSTILE, edit, make
 from tests.soak.journal import Journal
 from tests.soak.server import Server
 
@@ -26,22 +27,25 @@ class Current:
 
     def __init__(self, source: Path, work: Path):
         self._source, self._work, self._numbers = source, work, itertools.count(1)
+        self._hostile = itertools.cycle(HOSTILE.items())
         self.link = work / "current"
         self.good()
-        self._hostile: Iterator[tuple[str, Path]] = itertools.cycle(hostile(source, work / "hostile").items())
 
     def good(self) -> str:
         """Point the link at a bundle of a version never seen before, which it gives."""
-        number = next(self._numbers)
-        folder = self._work / f"good-{number}"
-        self._move(sound(self._source, folder, f"soak-{number}"))
-        return f"soak-{number}"
+        version = f"soak-{next(self._numbers)}"
+        folder = shutil.copytree(self._source, self._work / version)
+        edit(folder, lambda manifest: manifest.update(version=version))
+        self._move(folder)
+        return version
 
     def bad(self) -> str:
-        """Point the link at the next hostile bundle; what is wrong with it."""
-        what, folder = next(self._hostile)
-        self._move(folder)
-        return what
+        """Point the link at the next hostile bundle; what it is called."""
+        name, (spoil, _) = next(self._hostile)
+        folder = self._work / "hostile"
+        shutil.rmtree(folder, ignore_errors=True)
+        self._move(make(self._source, folder / name, spoil))
+        return name
 
     def _move(self, target: Path) -> None:
         (self._work / "next").symlink_to(target)
@@ -75,7 +79,7 @@ class Faults:
 
     async def reload_hostile(self) -> None:
         """A hostile bundle; the next good one shows whether it did harm."""
-        self._journal.event("hostile", self._current.bad())
+        self._journal.event("hostile", await asyncio.to_thread(self._current.bad))
         self._server.process.send_signal(signal.SIGHUP)
 
     async def kill_worker(self) -> None:
