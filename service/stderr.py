@@ -1,17 +1,22 @@
-"""Lines that libraries write to standard error by themselves, such as ONNX Runtime in C++: as JSON, like all others."""
+"""Lines that libraries write to standard error by themselves, such as ONNX Runtime in C++: as JSON, like all others.
+
+The module is also the program that turns them; it needs nothing but the standard library, so that it is small.
+"""
 
 from __future__ import annotations
 
 import atexit
 import io
+import json
 import os
 import re
 import signal
 import sys
 import time
-from typing import TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
-import orjson
+if TYPE_CHECKING:
+    from subprocess import Popen
 
 FLUSH_S = 2.0  # for the last lines, at the end
 
@@ -23,35 +28,23 @@ _LEVELS = {"V": "debug", "I": "info", "W": "warning", "E": "error", "F": "critic
 def wrap() -> TextIO:
     """Have a process of its own turn every line on standard error into JSON; returns the stream for what is JSON.
 
-    Not a thread: the last words of a process that is aborted would be lost with it. Call it early, while there is
-    little to fork. Where the system cannot fork, nothing changes.
+    Not a thread: the last words of a process that is aborted would be lost with it. On Windows nothing changes.
     """
-    if not hasattr(os, "fork"):
+    if os.name == "nt":
         return sys.stderr
+    from subprocess import DEVNULL, Popen
+
     sys.stderr.flush()
     raw = os.dup(2)
     reads, writes = os.pipe()
-    if (child := os.fork()) == 0:
-        os.close(writes)
-        os.dup2(os.open(os.devnull, os.O_RDWR), 2)  # what it writes itself would come back to it
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # it ends with the last that writes
-            signal.signal(number, signal.SIG_IGN)
-        try:
-            _copy(reads, raw)
-        finally:
-            os._exit(0)
+    # Of another session, or a terminal would send it the signals that end the service.
+    command = [sys.executable, "-I", "-S", __file__]
+    child = Popen(command, stdin=reads, stdout=raw, stderr=DEVNULL, start_new_session=True)
     os.close(reads)
     os.dup2(writes, 2)
     os.close(writes)
     atexit.register(_unwrap, os.getpid(), child, raw)
     return io.TextIOWrapper(os.fdopen(raw, "wb", 0, closefd=False), "utf-8", "backslashreplace", write_through=True)
-
-
-def _copy(reads: int, raw: int) -> None:
-    with os.fdopen(reads, "rb") as lines:
-        for line in lines:
-            if said := as_json(line):
-                os.write(raw, said)
 
 
 def as_json(line: bytes) -> bytes:
@@ -60,21 +53,36 @@ def as_json(line: bytes) -> bytes:
     if not text:
         return b""
     try:
-        if isinstance(orjson.loads(line), dict):
+        if text.startswith("{") and isinstance(json.loads(text), dict):
             return line
-    except orjson.JSONDecodeError:
+    except ValueError:
         pass
     found = _ONNXRUNTIME.search(text)
     level = _LEVELS[found[1]] if found else "warning"
-    return orjson.dumps({"time": time.time(), "level": level, "logger": "stderr", "message": text}) + b"\n"
+    return json.dumps({"time": time.time(), "level": level, "logger": "stderr", "message": text}).encode() + b"\n"
 
 
-def _unwrap(owner: int, child: int, raw: int) -> None:
+def _copy(lines: BinaryIO, raw: int) -> None:
+    for line in lines:
+        if record := as_json(line):
+            os.write(raw, record)
+
+
+def _unwrap(owner: int, child: Popen[bytes], raw: int) -> None:
     """At the end of the process `owner`, wait for the last lines."""
     if os.getpid() != owner:
         return
+    from subprocess import TimeoutExpired
+
     sys.stderr.flush()
     os.dup2(raw, 2)
-    end = time.monotonic() + FLUSH_S  # another process may write on
-    while time.monotonic() < end and os.waitpid(child, os.WNOHANG) == (0, 0):
-        time.sleep(0.005)
+    try:
+        child.wait(FLUSH_S)
+    except TimeoutExpired:  # another process may write on
+        pass
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # it ends with the last process that writes
+        signal.signal(number, signal.SIG_IGN)
+    _copy(sys.stdin.buffer, 1)
