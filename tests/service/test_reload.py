@@ -25,6 +25,7 @@ from service.app import create_app
 from service.model import Model
 from service.proofs import Proofs
 from service.settings import Settings
+from tests.service import hostile
 from tests.service.conftest import TestClient, png
 from tests.service.test_live import metric, process, running, wait_for
 from tests.service.test_predict import RAW
@@ -199,7 +200,7 @@ def test_bundle_that_changes_while_it_is_loaded(
         return found
 
     monkeypatch.setattr(Bundle, "load", then_replaced)
-    with pytest.raises(BundleError, match="changed while it was loaded"):
+    with pytest.raises(BundleError, match="was changed: its sha256 is"):
         session.load_sessions(Settings(bundle=folder, max_batch=1))
 
 
@@ -273,3 +274,18 @@ def test_reloads_that_wait_are_one(bundle: Bundle, monkeypatch: pytest.MonkeyPat
         for reload in reloads:
             reload.result(60)
         assert len(begun) == 2
+
+
+def test_manifest_that_changes_while_its_graph_is_loaded(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = hostile.make(bundle.path, tmp_path / "bundle", lambda folder: None)
+    prove = session.Session.prove
+
+    def then_changed(self: session.Session) -> None:
+        prove(self)
+        hostile.edit(folder, lambda manifest: manifest.update(version="other"))
+
+    monkeypatch.setattr(session.Session, "prove", then_changed)
+    with pytest.raises(BundleError, match="changed while it was loaded"):
+        session.load_sessions(Settings(bundle=folder, max_batch=1))
