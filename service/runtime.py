@@ -315,6 +315,8 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
             pass
 
     task, watch = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    # What `asyncio.gather` gives counts as failed once it is cancelled, and a failure nobody looks at is logged.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
