@@ -150,7 +150,11 @@ class LongTailClassifier(nn.Module):
 
     def explain(self, images_BHWC: Tensor) -> Explained:
         """Logits, and the map that they are linear in: F̂ = Σ_b gain(g_b)⊙F'_b over the branches b."""
-        maps_BRChw = self._reinforce(self._branch_maps(self.features(images_BHWC)).float())
+        return self.explain_maps(self.trunk_maps(images_BHWC))
+
+    def explain_maps(self, maps_BChw: Tensor) -> Explained:
+        """What `explain` gives, from the maps that `trunk_maps` gave of the images."""
+        maps_BRChw = self._reinforce(self._branch_maps(self._from_trunk(maps_BChw)).float())
         pooled_BRC = maps_BRChw.mean(dim=(3, 4))
         logits_BK = self.rescale(self.head(pooled_BRC).sum(dim=1))
         gain_BRC11 = self.head.gain(pooled_BRC)[..., None, None]

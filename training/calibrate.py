@@ -19,7 +19,6 @@ from models.marc import MARC
 from models.normalized import Rescale, WeightNormHead, tau_norm
 from training.config import Recipe
 from training.data import Dataset
-from training.features import pictures
 from training.logits import TrainedLogits
 from training.margins import MIN_OMEGA, fit_lws, fit_marc
 from training.placement import measure_shift
@@ -130,7 +129,7 @@ def calibrate(
     """
     began = time.perf_counter()
     network.eval()
-    map_shift = measure_shift(network, pictures(data.train), recipe.seed)
+    map_shift = measure_shift(network, data.train, recipe.seed)
     network.map_shift.fill_(map_shift)
     network.rescale.load_state_dict(Rescale(len(data.classes)).state_dict())
     logits = TrainedLogits(network, kept)

@@ -67,6 +67,13 @@ class LabelledMaps(LabelledImages):
             maps_BChw = np.stack([self.views[draw][row] for draw, row in zip(draws_B, rows_B, strict=True)])
             yield torch.from_numpy(maps_BChw).to(device).float(), self.labels[index_B].to(device, non_blocking=True)
 
+    def pairs(self, indices: Sequence[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """The maps of both views, B×C×h×w each in fp32."""
+        plain, mirrored = self.views
+        for index_B in indices:
+            rows_B = self.rows[index_B.numpy()]
+            yield tuple(torch.from_numpy(view[rows_B]).to(device).float() for view in (plain, mirrored))  # type: ignore[misc]
+
 
 def pictures(part: Images) -> Images:
     """A part's images, without the maps that may stand for them."""

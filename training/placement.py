@@ -6,14 +6,18 @@ for a part of that only: a map lies some way right of and below what it shows. N
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from models.cam import contributions
 from models.classifier import LongTailClassifier
 from service.heatmap import enlargement
 from training.data import Images
+from training.features import LabelledMaps, pictures
 
 SAMPLES = 512
 BATCH = 64
@@ -28,14 +32,25 @@ def measure_shift(network: LongTailClassifier, images: Images, seed: int) -> flo
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:SAMPLES].split(BATCH)
     weight_KC, bias_K = network.rows()
     pairs = []
-    for images_BHWC, _ in images.batches(chosen, device):
-        logits_BK, features_BChw = network.explain(images_BHWC)
+    for plain_BChw, flipped_BChw in _both_ways(network, images, chosen, device):
+        logits_BK, features_BChw = network.explain_maps(plain_BChw)
         best_B1 = logits_BK.argmax(dim=1, keepdim=True)
         rows = weight_KC[best_B1], bias_K[best_B1]
-        mirrored_BChw = network.explain(images_BHWC.flip(2)).features_BChw
+        mirrored_BChw = network.explain_maps(flipped_BChw).features_BChw
         pairs.append([contributions(maps, *rows).squeeze(1).cpu() for maps in (features_BChw, mirrored_BChw)])
     maps, mirrored = (torch.cat(part).numpy() for part in zip(*pairs, strict=True))
     return map_shift(maps, mirrored)
+
+
+def _both_ways(
+    network: LongTailClassifier, images: Images, chosen: Sequence[Tensor], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The trunk's maps of images and of their mirror images, where it has not seen both before."""
+    if isinstance(images, LabelledMaps) and len(images.views) == 2:
+        yield from images.pairs(chosen, device)
+        return
+    for images_BHWC, _ in pictures(images).batches(chosen, device):
+        yield network.trunk_maps(images_BHWC), network.trunk_maps(images_BHWC.flip(2))
 
 
 def map_shift(maps_Nhw: NDArray[np.float32], mirrored_Nhw: NDArray[np.float32]) -> float:

@@ -15,6 +15,7 @@ from training.config import Recipe, RecipeError, load_recipe
 from training.data import Dataset, load_dataset
 from training.data.augment import Augment
 from training.features import LabelledMaps, cache_folder, pictures, start_at_class_means, with_maps
+from training.placement import measure_shift
 from training.run import Run, RunError, build_network, load_network, load_tensors
 
 
@@ -253,3 +254,13 @@ def test_missing_weights_are_said_before_images_are_read_with_what_to_do(tmp_pat
     ):
         pipeline.train(recipe, Run(tmp_path / "run"), Console(file=io.StringIO()))
     assert not (tmp_path / "run").exists()
+
+
+def test_where_maps_lie_is_measured_on_the_maps_that_are_kept(photographs: Path, weights: Path) -> None:
+    recipe = _recipe(photographs, weights, "data.resize=128", "data.input_size=128")
+    data, found, _ = _mapped(recipe)
+    network = build_network(recipe, 2).eval()
+    start_at_class_means(network, found.train)
+    expected = measure_shift(network, data.train, 0)
+    network.trunk = torch.nn.Identity()  # it is not asked again
+    assert measure_shift(network, found.train, 0) == pytest.approx(expected, abs=0.02)
