@@ -118,6 +118,78 @@ class CAMC(nn.Module):
         return evidence
 
 
+class TaughtAttention(nn.Module):
+    """The second form: F'_u = HW·a_u·F_u, so that the mean of F' is Σ a_u·F_u, with attention that sums to one.
+
+    a = softmax_u(v·tanh(V·f_u + b)) of the directions f_u = √C·F_u/‖F_u‖. v starts at zero, where pooling is the
+    average. Nothing in an image's own prediction says where its object is; the attention is taught across the data, by
+    the classifier's rows averaged over training, W̄:
+
+    - `lesson`: KL(t ‖ a) with t = softmax_u(1.5·r_u), r_u = ⟨F_u/‖F_u‖, W̄_y/‖W̄_y‖⟩ standardised over the positions, of
+      the true class y.
+    - `exchange`: at positions that are among the lowest 40 % by r of both, an image takes the features of its neighbour
+      in the batch, at every second of them. What is background in both tells nothing then.
+
+    No label is used outside these two, so training and serving take the same path.
+
+    Args:
+        width: channels C of the feature map.
+        classes: number of classes K.
+        hidden: rows of V.
+        momentum: of W̄, per batch.
+    """
+
+    sharpness = 1.5
+    background = 0.4
+
+    def __init__(self, width: int, classes: int, hidden: int = 128, momentum: float = 0.99) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, hidden)
+        self.score = nn.Parameter(torch.zeros(hidden))
+        self.momentum = momentum
+        self.rows: Tensor
+        self.register_buffer("rows", torch.zeros(classes, width))
+        self.lesson = torch.zeros(())
+
+    def log_attention(self, features_BCHW: Tensor) -> Tensor:
+        """log a, B×H×W."""
+        unit_BUC = functional.normalize(features_BCHW.flatten(2).transpose(1, 2), dim=2, eps=1e-6)
+        scores_BU = torch.tanh(self.hidden(unit_BUC.shape[2] ** 0.5 * unit_BUC)) @ self.score
+        return scores_BU.log_softmax(dim=1).reshape(features_BCHW.shape[0], *features_BCHW.shape[2:])
+
+    @torch.no_grad()
+    def follow(self, weight_KC: Tensor) -> None:
+        """Move W̄ towards the classifier's rows."""
+        fresh = (self.rows == 0).all()
+        self.rows.lerp_(functional.normalize(weight_KC, dim=1), torch.where(fresh, 1.0, 1 - self.momentum))
+
+    @torch.no_grad()
+    def relevance(self, features_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        """r, B×H×W, of the true classes."""
+        unit_BCU = functional.normalize(features_BCHW.float().flatten(2), dim=1, eps=1e-6)
+        rows_BC = functional.normalize(self.rows[labels_B], dim=1)
+        found_BU = (rows_BC.unsqueeze(1) @ unit_BCU).squeeze(1)
+        centred_BU = found_BU - found_BU.mean(dim=1, keepdim=True)
+        spread_B1 = centred_BU.square().mean(dim=1, keepdim=True).clamp_min(1e-8).sqrt()
+        return (centred_BU / spread_B1).reshape(features_BCHW.shape[0], *features_BCHW.shape[2:])
+
+    def exchange(self, features_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        """Features whose backgrounds come half from the next image of the batch."""
+        relevance_BHW = self.relevance(features_BCHW, labels_B)
+        flat_BU = relevance_BHW.flatten(1)
+        low_BHW = relevance_BHW <= flat_BU.quantile(self.background, dim=1)[:, None, None]
+        batch, height, width = low_BHW.shape
+        image, row, column = (torch.arange(size, device=labels_B.device) for size in (batch, height, width))
+        every_second = (image[:, None, None] + row[:, None] + column) % 2 == 0
+        swapped_B1HW = (low_BHW & low_BHW.roll(-1, 0) & every_second).unsqueeze(1)
+        return torch.where(swapped_B1HW, features_BCHW.roll(-1, 0), features_BCHW)
+
+    def teach(self, features_BCHW: Tensor, log_BHW: Tensor, labels_B: Tensor) -> None:
+        """Keep the mean KL(t ‖ a) of a batch as `lesson`."""
+        target_BU = (self.sharpness * self.relevance(features_BCHW.detach(), labels_B)).flatten(1).softmax(dim=1)
+        self.lesson = functional.kl_div(log_BHW.flatten(1), target_BU, reduction="batchmean")
+
+
 def contrast(rows_KC: Tensor) -> Tensor:
     """Unit rows less their mean, made unit again; rows of zeros do not count in the mean and stay zero."""
     unit_KC = functional.normalize(rows_KC, dim=1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models import cam
 from models.backbones import build_backbone
-from models.camc import CAMC, Attention
+from models.camc import CAMC, Attention, TaughtAttention
 from models.marc import MARC
 from models.normalized import LinearHead, Rescale, build_head
 from models.preprocessing import Preprocessing
@@ -49,7 +49,8 @@ class LongTailClassifier(nn.Module):
         backbone, weights: see `build_backbone`.
         neck: channels of a `Neck` behind the trunk, 0 for none; or `last`, see `models.timm_trunk.take_last`.
         head, scalar, learn_scalar: see `models.normalized.build_head`.
-        camc: where CAMC takes its evidence from, or `off`; camc_attention, camc_top: see `CAMC`.
+        camc: where CAMC takes its evidence from; `taught`, see `TaughtAttention`; or `off`.
+        camc_attention, camc_top: see `CAMC`.
         reslt: the form of ResLT's branches, or `off`; see `models.reslt`.
 
     Raises:
@@ -67,7 +68,7 @@ class LongTailClassifier(nn.Module):
         head: Literal["linear", "weight", "cosine", "cosnorm", "causal"] = "cosine",
         scalar: float = 16.0,
         learn_scalar: bool = True,
-        camc: Literal["off", "weights", "prototypes", "both"] = "off",
+        camc: Literal["off", "weights", "prototypes", "both", "taught"] = "off",
         camc_attention: Attention = "sigmoid",
         camc_top: int = 0,
         reslt: Literal["off", "cifar", "large"] = "off",
@@ -84,7 +85,11 @@ class LongTailClassifier(nn.Module):
         elif neck:
             self.neck, width = Neck(width, neck), neck
         self.branches = None if reslt == "off" else build_branches(reslt, width)
-        self.camc = None if camc == "off" else CAMC(width, classes, camc, camc_attention, camc_top)
+        self.camc: CAMC | TaughtAttention | None = None
+        if camc == "taught":
+            self.camc = TaughtAttention(width, classes)
+        elif camc != "off":
+            self.camc = CAMC(width, classes, camc, camc_attention, camc_top)
         self.head = build_head(head, width, classes, scalar, learn_scalar)
         self.rescale = Rescale(classes)
         self.marc = MARC(classes)
@@ -121,6 +126,11 @@ class LongTailClassifier(nn.Module):
         if self.camc is None:
             return maps_BRChw
         together_BChw = maps_BRChw.sum(dim=1)
+        if isinstance(self.camc, TaughtAttention):
+            log_Bhw = self.camc.log_attention(together_BChw)
+            if self.training and labels_B is not None:
+                self.camc.teach(together_BChw, log_Bhw, labels_B)
+            return log_Bhw.exp()[:, None, None] * (maps_BRChw.shape[3] * maps_BRChw.shape[4]) * maps_BRChw
         expected_BK = self.head(maps_BRChw.mean(dim=(3, 4))).sum(dim=1).softmax(dim=1).detach()
         attention_Bhw = self.camc.attention(together_BChw, expected_BK, self.head.weight)
         if self.training and labels_B is not None:
@@ -139,6 +149,9 @@ class LongTailClassifier(nn.Module):
         return self._logits(self._from_trunk(maps_BChw), labels_B)
 
     def _logits(self, features_BChw: Tensor, labels_B: Tensor | None) -> Tensor:
+        if isinstance(self.camc, TaughtAttention) and self.training and labels_B is not None:
+            self.camc.follow(self.head.weight)
+            features_BChw = self.camc.exchange(features_BChw, labels_B)
         maps_BRChw = self._branch_maps(features_BChw)
         with torch.autocast(maps_BRChw.device.type, enabled=False):
             pooled_BRC = self._reinforce(maps_BRChw.float(), labels_B).mean(dim=(3, 4))

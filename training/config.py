@@ -146,7 +146,7 @@ class ModelConfig(_Section):
         one in which an EfficientNet of timm's ends, which then is trained where the trunk is frozen.
     head: `linear`, or a normalised one: `weight`, `cosine`, `cosnorm`, `causal`; see `models.normalized`.
     scalar: s of a normalised head, at first or, without learn_scalar, for good; 16, or 1 for `weight`.
-    camc: where CAMC takes its evidence from; camc_attention, camc_top: see `models.camc`.
+    camc: where CAMC takes its evidence from, or `taught`, its second form; camc_attention, camc_top: see `models.camc`.
     reslt: the form of ResLT's branches; see `models.reslt`.
     """
 
@@ -156,7 +156,7 @@ class ModelConfig(_Section):
     head: Literal["linear", "weight", "cosine", "cosnorm", "causal"] = "cosine"
     scalar: float = Field(default=16.0, gt=0)
     learn_scalar: bool = True
-    camc: Literal["off", "weights", "prototypes", "both"] = "off"
+    camc: Literal["off", "weights", "prototypes", "both", "taught"] = "off"
     camc_attention: Literal["sigmoid", "softmax"] = "sigmoid"
     camc_top: int = Field(default=0, ge=0)
     reslt: Literal["off", "cifar", "large"] = "off"

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from models.camc import TaughtAttention
 from models.classifier import LongTailClassifier
 from training.config import FitConfig, Recipe, parse_recipe
 from training.data import Dataset
@@ -38,6 +39,9 @@ from training.run import (
     save_tensors,
 )
 from training.samplers import epoch_order
+
+LESSON = 0.3
+"""What the attention's lesson counts for in the loss."""
 
 READ_EVERY = 20
 """Steps between two looks at the loss: a look waits until a GPU has done all that it has been given."""
@@ -88,6 +92,7 @@ def fit(
         )
     data = replace(data, train=data.train.to(device))
     model = group.wrap(OverMaps(network) if frozen else network, device)
+    attention = network.camc if isinstance(network.camc, TaughtAttention) else None
     if recipe.fit.compile:
         model = compiled(model, device)
     read_every = 1 if device.type == "cpu" else READ_EVERY
@@ -96,7 +101,7 @@ def fit(
         task = progress.add_task("training", total=recipe.fit.epochs * steps, completed=start * steps, rate="")
         for epoch in range(start, recipe.fit.epochs):
             began, seen, total = time.perf_counter(), 0, torch.zeros(3, dtype=torch.float64, device=device)
-            losses = _epoch(model, descent, criterion, recipe, data, epoch, device, group, teacher)
+            losses = _epoch(model, descent, criterion, recipe, data, epoch, device, group, teacher, attention)
             for step, (loss, hits, size) in enumerate(losses, start=1):
                 seen += size
                 total[:2] += torch.stack([loss, hits])
@@ -172,6 +177,7 @@ def _epoch(
     device: torch.device,
     group: Group = ALONE,
     teacher: Teacher | None = None,
+    attention: TaughtAttention | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """One pass in the sampler's order: yields the summed loss, number of hits and size of this process's part of each
     batch; the loss is what the part adds to the batch's mean, times the batch's size.
@@ -196,6 +202,8 @@ def _epoch(
         with autocast(device, config.precision):
             logits = network(mixed.images_BHWC, mixed.labels_B)
         loss = mixed.loss(partial(criterion, progress=progress, whole_labels=whole_labels), logits)
+        if attention is not None and epoch > 0:  # in the first epoch the rows that teach it say nothing yet
+            loss = loss + LESSON * attention.lesson * len(labels_B) / len(index)
         logits_BK = logits if logits.ndim == 2 else logits.sum(dim=1)
         if teacher:
             share = recipe.distill.weight

@@ -3,8 +3,9 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
-from models.camc import CAMC, Attention, Evidence, contrast
+from models.camc import CAMC, Attention, Evidence, TaughtAttention, contrast
 
 
 def _inputs(classes: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -127,3 +128,72 @@ def test_arguments_outside_their_range_are_refused() -> None:
         CAMC(8, 4, momentum=1.0)
     with pytest.raises(ValueError, match="camc_top must be in 0..4, the number of classes, got 5"):
         CAMC(8, 4, top=5)
+
+
+def _taught(width: int = 6, classes: int = 4) -> TaughtAttention:
+    torch.manual_seed(0)
+    attention = TaughtAttention(width, classes, hidden=5)
+    attention.follow(torch.randn(classes, width))
+    return attention
+
+
+def test_taught_attention_starts_as_the_average_and_always_sums_to_one() -> None:
+    attention, features = _taught(), torch.randn(2, 6, 3, 4)
+    torch.testing.assert_close(attention.log_attention(features).exp(), torch.full((2, 3, 4), 1 / 12))
+    with torch.no_grad():
+        attention.score.normal_()
+        found = attention.log_attention(features).exp()
+    torch.testing.assert_close(found.sum(dim=(1, 2)), torch.ones(2))
+    assert found.std() > 0.01
+    torch.testing.assert_close(attention.log_attention(3 * features).exp(), found)  # directions alone count
+
+
+def test_the_lesson_is_the_divergence_from_the_true_class_s_map() -> None:
+    attention, features, labels = _taught(), torch.randn(3, 6, 2, 3), torch.tensor([1, 0, 3])
+    with torch.no_grad():
+        attention.score.normal_()
+    log_attention = attention.log_attention(features)
+    attention.teach(features, log_attention, labels)
+    expected = 0.0
+    for image, log_a, label in zip(features.double(), log_attention.detach().double(), labels, strict=True):
+        cosine = functional.cosine_similarity(image.flatten(1), attention.rows[label].double()[:, None], dim=0)
+        standard = (cosine - cosine.mean()) / cosine.std(correction=0)
+        target = (1.5 * standard).softmax(dim=0)
+        expected += float((target * (target.log() - log_a.flatten())).sum()) / 3
+    assert attention.lesson.item() == pytest.approx(expected, rel=1e-4)
+    attention.lesson.backward()
+    assert attention.score.grad is not None and attention.score.grad.abs().sum() > 0
+
+
+def test_learning_the_lesson_brings_attention_to_where_the_class_is() -> None:
+    attention, labels = _taught(), torch.arange(4)
+    features = 0.1 * torch.randn(4, 6, 3, 3)
+    features[:, :, 1, 2] += 5 * attention.rows
+    optimizer = torch.optim.SGD(attention.parameters(), lr=0.5)
+    for _ in range(100):
+        attention.teach(features, attention.log_attention(features), labels)
+        optimizer.zero_grad()
+        attention.lesson.backward()
+        optimizer.step()
+    assert attention.log_attention(features).exp()[:, 1, 2].min() > 0.5
+
+
+def test_backgrounds_are_exchanged_only_where_both_images_have_one() -> None:
+    attention, labels = _taught(), torch.tensor([2, 2])
+    features = torch.randn(2, 6, 4, 5)
+    mixed = attention.exchange(features, labels)
+    relevance = attention.relevance(features, labels).flatten(1)
+    low = (relevance <= relevance.quantile(0.4, dim=1, keepdim=True)).all(dim=0).reshape(4, 5)
+    changed = (mixed != features).any(dim=1)
+    assert low.sum() >= 2 and changed.any() and not (changed & ~low).any()
+    for i in (0, 1):
+        assert torch.equal(mixed[i][:, changed[i]], features[1 - i][:, changed[i]])
+    assert not (changed[0] & changed[1]).any()  # every second position, the others in the other image
+
+
+def test_rows_follow_the_classifier_slowly() -> None:
+    attention = TaughtAttention(2, 2, momentum=0.75)
+    attention.follow(torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
+    torch.testing.assert_close(attention.rows, torch.eye(2))
+    attention.follow(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+    torch.testing.assert_close(attention.rows, torch.tensor([[0.75, 0.25], [0.0, 1.0]]))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from models.camc import CAMC, TaughtAttention
 from models.classifier import LongTailClassifier, ServedClassifier, can_fold, fold_branches
 from models.normalized import Rescale
 from models.preprocessing import Preprocessing
@@ -14,7 +15,7 @@ IMAGES = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torc
 
 
 Head = Literal["linear", "weight", "cosine", "cosnorm", "causal"]
-Camc = Literal["off", "weights", "prototypes", "both"]
+Camc = Literal["off", "weights", "prototypes", "both", "taught"]
 Reslt = Literal["off", "cifar", "large"]
 
 
@@ -24,6 +25,8 @@ def _network(camc: Camc = "prototypes", head: Head = "cosine", reslt: Reslt = "o
     network = LongTailClassifier(7, PREPROCESSING, backbone="resnet8", camc=camc, head=head, reslt=reslt)
     with torch.no_grad():
         network(IMAGES, torch.tensor([0, 3, 6]))
+        if isinstance(network.camc, TaughtAttention):
+            network.camc.score.normal_()
         network.head.bias.uniform_(-1, 1)
         network.rescale.factor.fill_(1.3)
         network.rescale.scale.uniform_(0.5, 2)
@@ -45,7 +48,7 @@ def test_images_are_normalised_inside() -> None:
 
 def test_labels_move_prototypes_only_while_training() -> None:
     network = _network()
-    assert network.camc is not None
+    assert isinstance(network.camc, CAMC)
     before = network.camc.prototypes.clone()
     network(IMAGES, torch.tensor([1, 1, 1]))
     assert torch.equal(network.camc.prototypes, before)
@@ -82,7 +85,7 @@ def test_camc_changes_the_logits_through_the_map_alone() -> None:
 def test_logits_of_the_reinforced_map_against_numpy(reslt: Reslt) -> None:
     network = _network("prototypes", "cosine", reslt)
     network.rescale.load_state_dict(Rescale(7).state_dict())
-    assert network.camc is not None
+    assert isinstance(network.camc, CAMC)
     features = network.features(IMAGES)
     maps = features[:, None] if network.branches is None else network.branches(features)
     maps_BRCU = maps.double().numpy().reshape(3, -1, 64, 64)
@@ -119,7 +122,7 @@ def test_camc_is_not_taught_through_what_the_network_expects() -> None:
 
 @pytest.mark.parametrize("head", ["linear", "weight", "cosine", "cosnorm", "causal"])
 @pytest.mark.parametrize("reslt", ["off", "cifar", "large"])
-@pytest.mark.parametrize("camc", ["off", "both"])
+@pytest.mark.parametrize("camc", ["off", "both", "taught"])
 @torch.no_grad()
 def test_maps_are_an_exact_decomposition_whatever_the_parts(head: Head, reslt: Reslt, camc: Camc) -> None:
     network = _network(camc, head, reslt)

@@ -29,7 +29,7 @@ with warnings.catch_warnings():
         ("test_convnext", ["model.neck=24"], [1, 1]),
         ("test_efficientnet", ["model.neck=last"], [1, 1]),
         ("test_mambaout", ["model.reslt=cifar"], [1, 1]),
-        ("test_vit", ["model.camc=off"], [2, 2]),
+        ("test_vit", ["model.camc=taught"], [2, 2]),
         ("vit_tiny_patch16_224", ["model.camc=prototypes", "model.neck=32"], [2, 2]),
     ],
 )

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.camc import CAMC
 from training.config import FitConfig, load_recipe
 from training.descent import Descent, autocast
 from training.run import build_network
@@ -14,7 +15,7 @@ def test_single_numbers_are_not_decayed() -> None:
     recipe = load_recipe("digits")
     network = build_network(recipe, 10)
     groups = Descent(network, recipe.fit, CPU).optimizer.param_groups
-    assert network.camc is not None
+    assert isinstance(network.camc, CAMC)
     assert {id(p) for p in groups[1]["params"]} == {id(network.head.scalar), id(network.camc.alpha)}
     assert groups[0]["weight_decay"] == recipe.fit.weight_decay and groups[1]["weight_decay"] == 0
 

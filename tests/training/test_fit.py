@@ -58,8 +58,9 @@ def _fit(recipe: Recipe, data: Dataset, path: Path) -> str:
         [],
         ["model.reslt=cifar", "model.head=linear", "model.camc=both", "fit.sampler=progressive"],
         ["loss.name=ldam", "loss.weights=class_balanced", "loss.reweight_from=0.6", "model.camc_attention=softmax"],
+        ["model.camc=taught"],
     ],
-    ids=["plain", "branches", "deferred"],
+    ids=["plain", "branches", "deferred", "taught"],
 )
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
