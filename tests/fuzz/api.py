@@ -25,8 +25,8 @@ def requests(examples: int, seed: int, bundle: Path, work: Path, phases: str = "
     key = secrets.token_urlsafe(32)
     for case, settings, header in (
         ("no key wanted", {}, None),
-        ("key wanted and sent", {"CAMCAL_API_KEY": key}, f"X-API-Key: {key}"),
-        ("key wanted, not sent", {"CAMCAL_API_KEY": key}, None),
+        ("key wanted and sent", {"CAMCAL_API_KEY": key, "CAMCAL_KEY_ATTEMPTS": "0"}, f"X-API-Key: {key}"),
+        ("key wanted, not sent", {"CAMCAL_API_KEY": key, "CAMCAL_KEY_ATTEMPTS": "0"}, None),
     ):
         with serving(bundle, work / "server.log", **settings) as server:
             schema = _schema(server, work / "openapi.yaml", key)
