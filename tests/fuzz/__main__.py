@@ -25,7 +25,7 @@ app = typer.Typer(add_completion=False)
 def fuzz(
     only: Annotated[list[str] | None, typer.Argument(help="decode, http, crafted, parsers or api; else all.")] = None,
     count: Annotated[int, typer.Option(help="Mutated images, both to decode and to send.")] = 20_000,
-    runs: Annotated[int, typer.Option(help="Inputs for each parser.")] = 200_000,
+    runs: Annotated[int, typer.Option(help="Inputs for each parser.")] = 50_000,
     examples: Annotated[int, typer.Option(help="Requests for each operation and phase of openapi.yaml.")] = 100,
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
 ) -> None:
