@@ -20,7 +20,7 @@ from tests.soak.server import Server, serving
 RULE = Preprocessing(fit="crop", resize=36, input_size=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 LIMITS = Limits(max_bytes=20_000_000, max_pixels=50_000_000, large_bytes=512 * 2**20, decode_cpu_s=2.0)
 MOST_CPU_S = 2.0  # that one file may take
-FLAT = 1.05  # growth of memory from a fifth of the way to the end
+FLAT = 1.1  # growth of memory in the second half: the allocator keeps what its threads once held, up to a level
 SUSPICIOUS_S = 1.0  # an answer that took longer is asked for again, alone, to measure its CPU time
 CLIENTS = 4
 
@@ -49,7 +49,7 @@ def decoded(count: int, seed: int) -> Findings:
 def over_http(count: int, seed: int, bundle: Path, log: Path) -> Findings:
     """Send mutants to a server over a few connections."""
     findings = Findings("mutants over HTTP")
-    with serving(bundle, log) as server:
+    with serving(bundle, log, CAMCAL_CAM_MAX_BYTES=str(2**20)) as server:  # or heatmaps fill it for long
         asyncio.run(_send(server, count, seed, findings))
         code = server.stop()
     if code != 0:
@@ -59,7 +59,7 @@ def over_http(count: int, seed: int, bundle: Path, log: Path) -> Findings:
 
 async def _send(server: Server, count: int, seed: int, findings: Findings) -> None:
     statuses, suspicious = Counter[int](), list[tuple[str, bytes]]()
-    warm_up = max(1, count // 5)
+    warm_up = max(1, count // 2)
     files = mutants(count, seed)
     await _clients(server, islice(files, warm_up), statuses, suspicious)
     before = server.usage()
