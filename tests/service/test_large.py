@@ -76,7 +76,7 @@ def image(data: Data, nbytes: int = 600 * 2**20) -> LargeImageError:
 
 def run(work: Callable[[LargeImages, DecoderProcess], Awaitable[T]], limits: Limits = LIMITS, patch: str = "") -> T:
     async def main() -> T:
-        async with large_images(limits, patch) as (images, decoder), asyncio.timeout(60):
+        async with large_images(limits, patch) as (images, decoder), asyncio.timeout(300):  # it gives way to all others
             return await work(images, decoder)
 
     return asyncio.run(main())

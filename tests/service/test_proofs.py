@@ -141,7 +141,7 @@ def test_the_trial_gets_no_secrets(bundle: Bundle, monkeypatch: pytest.MonkeyPat
         return popen(command, **options)
 
     monkeypatch.setattr(subprocess, "Popen", noted)
-    monkeypatch.setenv("CAMCAL_API_KEY", "secret")
+    monkeypatch.setenv("CAMCAL_API_KEY", "a-key-of-the-service-1")
     Proofs().require(settings(bundle.path))
     assert environments and not [name for name in environments[0] if name.startswith("CAMCAL_")]
 
