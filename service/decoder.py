@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import os
-import resource
 import select
 import signal
 import socket
@@ -20,6 +19,9 @@ from typing import Any
 
 from models.preprocessing import Preprocessing
 from service.decoding import Decoded, ImageTooLargeError, Limits, UndecodableImageError, UnsupportedFormatError, decode
+
+if sys.platform != "win32":
+    import resource
 
 SEND_S = 10.0  # for the service's process to send an image that it has in memory
 NICE = 19  # ordinary requests come first

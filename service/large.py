@@ -16,15 +16,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 
 from models.preprocessing import Preprocessing
 from service.admission import QueueFullError
+from service.cpus import yield_to_event_loop
 from service.deadline import until
 from service.decoder import ERRORS, LENGTH
-from service.decoding import Decoded, LargeImageError, Limits
+from service.decoding import Decoded, LargeImageError, Limits, decode
 from service.mailbox import Mailbox
 
 log = logging.getLogger("camcal")
@@ -104,14 +107,15 @@ class LargeImages:
     """The large images of one process of the service.
 
     Args:
-        mailbox: of the `DecoderProcess`.
+        mailbox: of the `DecoderProcess`; None on a system that has none, where a thread decodes without its limits.
         limits: on each image.
         max_waiting_bytes: how many bytes of files may wait; a single file may have more.
     """
 
-    def __init__(self, mailbox: Mailbox, limits: Limits, max_waiting_bytes: int):
+    def __init__(self, mailbox: Mailbox | None, limits: Limits, max_waiting_bytes: int):
         self.waiting = self.waiting_bytes = 0
         self._mailbox = mailbox
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="large", initializer=yield_to_event_loop)
         self._limits = limits
         self._max_waiting_bytes = max_waiting_bytes
 
@@ -134,6 +138,24 @@ class LargeImages:
         nbytes = len(image.data)
         if self.waiting >= WAITING or self.waiting and self.waiting_bytes + nbytes > self._max_waiting_bytes:
             raise _full(self.waiting)
+        self.waiting += 1
+        self.waiting_bytes += nbytes
+        try:
+            return await until(deadline, self._decoded(image, preprocessing, picture, deadline))
+        finally:
+            self.waiting -= 1
+            self.waiting_bytes -= nbytes
+
+    def close(self) -> None:
+        """End the thread, if there is one."""
+        self._thread.shutdown()
+
+    async def _decoded(
+        self, image: LargeImageError, preprocessing: Preprocessing, picture: bool, deadline: float
+    ) -> Decoded:
+        if self._mailbox is None:
+            work = partial(decode, image.data, preprocessing, self._limits, picture=picture)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         request = {
             "preprocessing": preprocessing.model_dump(),
             "limits": asdict(self._limits),
@@ -141,17 +163,11 @@ class LargeImages:
             "nbytes": image.expected.nbytes,
             "timeout_s": min(DEADLINE_S, deadline - time.monotonic()),
         }
-        self.waiting += 1
-        self.waiting_bytes += nbytes
-        try:
-            return await until(deadline, self._ask(json.dumps(request).encode(), image, preprocessing.input_size))
-        finally:
-            self.waiting -= 1
-            self.waiting_bytes -= nbytes
+        return await self._ask(self._mailbox, json.dumps(request).encode(), image, preprocessing.input_size)
 
-    async def _ask(self, request: bytes, image: LargeImageError, side: int) -> Decoded:
+    async def _ask(self, mailbox: Mailbox, request: bytes, image: LargeImageError, side: int) -> Decoded:
         try:
-            connection = self._mailbox.connect()
+            connection = mailbox.connect()
         except BlockingIOError:
             raise _full(self.waiting) from None
         reader, writer = await asyncio.open_unix_connection(sock=connection)

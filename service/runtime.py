@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -92,7 +93,7 @@ class Runtime:
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=yield_to_event_loop)
         self.ordinary_bytes = settings.decode_bytes // threads
         self._decoder = None
-        if decoder is None:
+        if decoder is None and sys.platform == "linux":
             loop = asyncio.get_running_loop()
             self._decoder = DecoderProcess(loop.add_reader, loop.remove_reader)
             decoder = self._decoder.mailbox
@@ -167,6 +168,7 @@ class Runtime:
         await self.batcher.close()
         self.threads.shutdown()
         self.render.shutdown()
+        self.large.close()
         if self._decoder:
             self._decoder.close()
         await self.store.close()

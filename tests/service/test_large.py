@@ -129,6 +129,20 @@ def test_large_images_take_one_after_the_other_and_the_process_ends_with_the_ser
         os.kill(pid, 0)
 
 
+def test_without_another_process_a_thread_decodes() -> None:
+    async def main() -> None:
+        images = LargeImages(None, LIMITS, MAX_WAITING_BYTES)
+        found = await images.decode(image(png()), RULE, picture=True, deadline=math.inf)
+        np.testing.assert_array_equal(found.pixels, decode(png(), RULE, LIMITS).pixels)
+        with pytest.raises(UndecodableImageError):
+            await images.decode(image(CASES["no-end.jpg"]()), RULE, picture=True, deadline=math.inf)
+        with pytest.raises(DeadlineError):
+            await images.decode(image(png()), RULE, picture=True, deadline=time.monotonic())
+        images.close()
+
+    asyncio.run(main())
+
+
 def test_too_many_are_refused() -> None:
     async def work(images: LargeImages, decoder: DecoderProcess) -> None:
         data = encoded(picture())
