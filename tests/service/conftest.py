@@ -102,7 +102,8 @@ def client_factory(session: Session) -> Iterator[ClientFactory]:
     with ExitStack() as stack:
 
         def make(session: Session = session, **settings: Any) -> TestClient:
-            chosen = Settings(bundle=session.bundle.path, max_batch=session.max_batch, **settings)
+            patient = {"timeout_s": 60} | settings  # on a machine that is busy with something else
+            chosen = Settings(bundle=session.bundle.path, max_batch=session.max_batch, **patient)
             return stack.enter_context(TestClient(create_app(chosen, session)))
 
         yield make
