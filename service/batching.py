@@ -139,6 +139,7 @@ class Batcher:
             self._waiting.pop(entry, None)
             if entry.timer is not None:
                 entry.timer.cancel()
+            del entry  # see `service.deadline.until`
 
     async def close(self) -> None:
         """Take no more images, answer those that wait, and end the threads."""

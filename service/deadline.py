@@ -41,3 +41,7 @@ async def until(deadline: float, result: Awaitable[T]) -> T:
             return await result
     except TimeoutError:
         raise DeadlineError from None
+    finally:
+        # A future that failed, its exception, and this frame in the traceback would keep each other alive, with all
+        # that the request holds, until the next full collection.
+        del result

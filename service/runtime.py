@@ -212,6 +212,7 @@ class Runtime:
                 item.add_done_callback(lambda _: loop.call_soon_threadsafe(after))
             else:
                 after()
+            del item  # see `service.deadline.until`
 
     async def draw(self, request: Request, work: Callable[[], T]) -> T:
         """Run `work` in the thread that draws heatmaps, unless the client of `request` leaves before.
@@ -327,3 +328,4 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     finally:
         task.cancel()
         watch.cancel()
+        del task, watch  # see `service.deadline.until`

@@ -97,6 +97,5 @@ async def predict_batch(
                     log.error("an image of a batch failed", exc_info=error)
                 return orjson.Fragment(orjson.dumps(problem.body()))
 
-        answers = asyncio.gather(*map(answer, images, tickets))
-        results = await unless_gone(request, answers)
+        results = await unless_gone(request, asyncio.gather(*map(answer, images, tickets)))
     return Response(orjson.dumps({"results": results}), media_type="application/json")

@@ -204,7 +204,7 @@ async def _decoded(
     try:
         return await runtime.in_thread(decode_ordinary, deadline=deadline, after=held.keep())
     except LargeImageError as error:
-        large, started = error, time.perf_counter()
+        large, started = error.with_traceback(None), time.perf_counter()  # its traceback would hold this frame
     runtime.metrics.large_images.inc()
     return await runtime.large.decode(large, rule, picture=wanted.cam, deadline=deadline), started
 

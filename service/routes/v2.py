@@ -195,8 +195,8 @@ async def infer(
         try:
             answers = await unless_gone(request, asyncio.gather(*tasks))
         finally:
-            for task in tasks:  # one that failed takes the others along
-                task.cancel()
+            while tasks:  # one that failed takes the others along
+                tasks.pop().cancel()
 
     def finish() -> tuple[bytes, int | None]:
         for answer in answers:

@@ -1,0 +1,104 @@
+"""Bodies are let go with their answers, not with the next full garbage collection."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from service import body
+from tests.service.conftest import ClientFactory, GatedSession, TestClient, encoded, picture, png
+from tests.service.crafted import CASES
+from tests.service.test_live import wait_for
+from tests.service.test_predict import RAW
+
+pytestmark = pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs reference counts")
+
+
+class Body(bytearray):
+    """A body that can be watched."""
+
+
+@pytest.fixture
+def bodies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[weakref.ref[Body]]]:
+    """References to the bodies that are read; nothing is collected meanwhile."""
+    watched: list[weakref.ref[Body]] = []
+
+    def new() -> Body:
+        made = Body()
+        watched.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(body, "bytearray", new, raising=False)
+    monkeypatch.setattr(logging.getLogger("camcal"), "disabled", True)  # pytest would keep the errors that are logged
+    gc.collect()
+    gc.disable()
+    yield watched
+    gc.enable()
+
+
+def gone(bodies: list[weakref.ref[Body]]) -> bool:
+    return bool(bodies) and all(watched() is None for watched in bodies)
+
+
+def send(client: TestClient, data: bytes, **headers: str) -> httpx.Response:
+    return client.post("/predict", content=data, headers=RAW | headers)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (png(), 200),
+        (b"no image", 415),
+        (encoded(picture())[:200], 422),
+        (CASES["no-end.jpg"](), 422),  # in the process for large images
+        (CASES["one-column.png"](), 413),
+    ],
+)
+def test_after_an_answer(
+    client_factory: ClientFactory, bodies: list[weakref.ref[Body]], data: bytes, status: int
+) -> None:
+    assert send(client_factory(), data).status_code == status
+    wait_for(lambda: gone(bodies))
+
+
+def test_after_a_form_and_a_batch(client_factory: ClientFactory, bodies: list[weakref.ref[Body]]) -> None:
+    client = client_factory()
+    assert client.post("/predict", files={"image": b"no image"}).status_code == 415
+    assert client.post("/predict", files={"other": b"x"}).status_code == 400
+    images = [("image", png()), ("image", b"no image"), ("image", CASES["no-end.jpg"]())]
+    assert client.post("/predict/batch", files=images).status_code == 200
+    wait_for(lambda: gone(bodies))
+
+
+def test_after_a_large_image(client_factory: ClientFactory, bodies: list[weakref.ref[Body]]) -> None:
+    assert send(client_factory(decode_bytes=100), png()).status_code == 200
+    wait_for(lambda: gone(bodies))
+
+
+def test_after_a_deadline(client_factory: ClientFactory, gated: GatedSession, bodies: list[weakref.ref[Body]]) -> None:
+    client = client_factory(session=gated)
+    gated.close()
+    first = threading.Thread(target=send, args=(client, png()))
+    first.start()
+    assert gated.waiting.acquire(timeout=20)
+    assert send(client, png(), **{"X-Request-Timeout-Ms": "200"}).status_code == 504
+    gated.open()
+    first.join()
+    wait_for(lambda: gone(bodies))
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+def test_after_the_model_failed(
+    client_factory: ClientFactory, gated: GatedSession, bodies: list[weakref.ref[Body]], path: str
+) -> None:
+    client = client_factory(session=gated)
+    gated.failing = True
+    assert client.post(path, files={"image": png()}).status_code == (500 if path == "/predict" else 200)
+    wait_for(lambda: gone(bodies))
