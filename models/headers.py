@@ -19,6 +19,7 @@ Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP"]
 ACCEPTED = "JPEG, PNG, WebP, GIF or BMP"
 MAX_SIDE = 65_535  # px, which no JPEG, GIF or WebP can exceed
 PARTS = 2000  # segments of a JPEG, chunks of a PNG, blocks of a GIF before its picture;
+MAX_SCANS = 100  # of a JPEG: encoders write about ten
 PART_BYTES = 4096  # of a PNG, one more for so many bytes
 TEXTS = 64  # chunks of text in an ordinary PNG: each may unpack to a megabyte
 JUNK_BYTES = 65_536  # between the segments of a JPEG
@@ -85,7 +86,7 @@ def read_header(data: Data) -> Header:
 
     Raises:
         UnsupportedFormatError: if the bytes begin like none of the accepted formats, or are a run-length encoded BMP.
-        ImageTooLargeError: if a side is longer than 65,535 px.
+        ImageTooLargeError: if a side is longer than 65,535 px, or a JPEG has more than 100 scans.
         UndecodableImageError: if the header is damaged or cut off, or there is none.
     """
     head = bytes(data[:16])
@@ -134,6 +135,8 @@ def _jpeg(data: Data) -> Header:
             frames.append((marker, *struct.unpack_from(">BHHB", segment)))
         elif marker == _START_OF_SCAN:
             scans += 1
+            if scans > MAX_SCANS:
+                raise ImageTooLargeError(f"the image has more than {MAX_SCANS} scans")
         elif marker == 0xE1 and segment[:6] == _EXIF and not exif:
             exif = bytes(segment)
         elif marker == 0xE2 and segment[:12] == _PROFILE:

@@ -4,8 +4,9 @@
     python -m tests.benchmarks.heavy_images memory [--seconds 8]
 
 `latency` sends each image in a loop over four connections and measures the requests of two other clients, with and
-without, in turns; `--checkout` measures the service of another checkout of camcal. `memory` sends the largest images
-of every format over 32 connections at once and prints the highest sum of all processes' PSS. Linux only.
+without, in turns. Its first row is what four more connections with ordinary photographs do. `--checkout` measures the
+service of another checkout of camcal. `memory` sends the largest images of every format over 32 connections at once and
+prints the highest sum of all processes' PSS. Linux only.
 """
 
 from __future__ import annotations
@@ -81,10 +82,10 @@ async def loops(url: str, images: list[bytes], seconds: float) -> Counter[int]:
 
 
 @contextmanager
-def attacked(port: int, name: str, seconds: float) -> Iterator[Counter[int]]:
+def attacked(port: int, data: bytes, seconds: float) -> Iterator[Counter[int]]:
     """With attackers for `seconds`, whose answers are counted when they have ended."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / name).write_bytes(CASES[name]())
+        (Path(folder) / "image").write_bytes(data)
         load = Load(port=port, path="/predict", photos=Path(folder), clients=ATTACKERS, seconds=seconds)
         # A client that does little else than copy bytes: it shares the cores with the service.
         command = [sys.executable, "-m", "tests.benchmarks.serving.load"]
@@ -103,13 +104,14 @@ def latency(seconds: float, rounds: int, checkout: Path) -> None:
     print("| image | p50, ms | attacked | p99, ms | attacked | ratio of p99 | other statuses | attackers |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     image = photograph()
-    for name in NAMES:
+    images = {"photograph.jpg": photograph} | {name: CASES[name] for name in NAMES}
+    for name, build in images.items():
         quiet, loud, others, attackers = [], [], Counter[int](), Counter[int]()
         with served(checkout) as port:
             measure(port, image, 2)
             for _ in range(rounds):
                 quiet.append(measure(port, image, seconds)[:2])
-                with attacked(port, name, seconds + 3) as counted:
+                with attacked(port, build(), seconds + 3) as counted:
                     *times, statuses = measure(port, image, seconds)
                 loud.append(times)
                 others += statuses
