@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ import numpy as np
 
 from models.preprocessing import Preprocessing
 from service.admission import QueueFullError
+from service.children import command, environment
 from service.cpus import yield_to_event_loop
 from service.deadline import until
 from service.decoder import ERRORS, LENGTH
@@ -81,11 +81,11 @@ class DecoderProcess:
         self._unwatch(inbox)
         # A session of its own: Ctrl-C on a terminal is for the service, which answers what it has taken.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "service.decoder", str(inbox), str(IDLE_S)],
+            command("decoder", str(inbox), str(IDLE_S)),
             pass_fds=[inbox],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env=os.environ | _ENVIRONMENT,
+            env=environment() | _ENVIRONMENT,
         )
         self._pidfd = os.pidfd_open(self._process.pid)
         self._watch(self._pidfd, self._ended)

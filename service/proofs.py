@@ -15,12 +15,12 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from models.bundle import BundleError, manifest_checksum
 from models.untrusted import illegible
-from service.settings import PREFIX, Settings
+from service.children import command, environment
+from service.settings import Settings
 
 if sys.platform != "win32":
     import fcntl
@@ -104,21 +104,16 @@ class Proofs:
     @contextlib.contextmanager
     def _started(self, chosen: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
         """The process; killed, with whatever it has started, at the end of the block."""
-        root = str(Path(__file__).resolve().parents[__name__.count(".")])
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        # What the settings hold in secrets is none of its business.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-        command = [sys.executable, "-P", "-m", f"{__package__}.probe", json.dumps(chosen)]
         with self._guard:
             if self._closed:
                 raise BundleError("the service is shutting down")
             try:
                 child = self._child = subprocess.Popen(
-                    command,
+                    command("probe", json.dumps(chosen)),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
-                    env=environment | {"PYTHONPATH": path},
+                    env=environment(),
                     start_new_session=True,
                 )
             except OSError as error:  # no process or file descriptor is left

@@ -1,0 +1,24 @@
+"""How a process of the service starts another one that runs a module of camcal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from service.settings import PREFIX
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """`python -m module arguments`, without the working directory in front of the module path.
+
+    There may be another package of the same name.
+    """
+    return [sys.executable, "-P", "-m", f"{__package__}.{module}", *arguments]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, with a path to camcal and without its settings, some of which are secrets."""
+    root = str(Path(__file__).resolve().parents[__name__.count(".")])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)} | {"PYTHONPATH": path}
