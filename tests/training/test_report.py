@@ -53,7 +53,8 @@ def report(digits_run: Run) -> dict[str, Any]:
 
 def test_the_run_has_the_page_of_its_report_and_the_bundle_has_not(digits_run: Run, report: dict[str, Any]) -> None:
     assert digits_run.page.read_text(encoding="utf-8") == page(report)
-    assert sorted(p.name for p in digits_run.bundle.iterdir()) == ["manifest.json", "model.onnx", "report.json"]
+    names = ["canary.json", "manifest.json", "model.onnx", "report.json"]
+    assert sorted(p.name for p in digits_run.bundle.iterdir()) == names
 
 
 def test_the_page_is_well_formed_and_loads_nothing(report: dict[str, Any]) -> None:
