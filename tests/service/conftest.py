@@ -97,6 +97,19 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 @pytest.fixture
+def current(tmp_path: Path, bundle: Bundle) -> Callable[[Path], Path]:
+    """Points the folder `current` at a bundle, in one step, and gives the folder; at first at `bundle`."""
+
+    def point(target: Path) -> Path:
+        (tmp_path / "next").symlink_to(target)
+        os.replace(tmp_path / "next", tmp_path / "current")
+        return tmp_path / "current"
+
+    point(bundle.path)
+    return point
+
+
+@pytest.fixture
 def client_factory(session: Session) -> Iterator[ClientFactory]:
     """Makes clients of started apps; keywords are settings, and `session` another session."""
     with ExitStack() as stack:

@@ -25,18 +25,6 @@ TIMEOUT_S = "8"  # of a trial: enough for the small bundle on a busy machine
 REFUSED_S = 30.0
 
 
-@pytest.fixture
-def current(tmp_path: Path, bundle: Bundle) -> Callable[[Path], Path]:
-    """Points the folder `current` at a bundle, in one step, and gives the folder."""
-
-    def point(target: Path) -> Path:
-        (tmp_path / "next").symlink_to(target)
-        os.replace(tmp_path / "next", tmp_path / "current")
-        return tmp_path / "current"
-
-    return point
-
-
 def wait_long(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():

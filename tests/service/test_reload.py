@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import signal
 import threading
@@ -59,19 +58,6 @@ def broken(other: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(other.path, folder)
     (folder / MODEL_FILE).write_bytes(b"cut off")
     return folder
-
-
-@pytest.fixture
-def current(tmp_path: Path, bundle: Bundle) -> Callable[[Path], Path]:
-    """Points the folder `current` at a bundle, in one step, and gives the folder."""
-
-    def point(target: Path) -> Path:
-        (tmp_path / "next").symlink_to(target)
-        os.replace(tmp_path / "next", tmp_path / "current")
-        return tmp_path / "current"
-
-    point(bundle.path)
-    return point
 
 
 def predict(client: httpx.Client, seed: int) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from service.cpus import take_share, usable_cpus
 from tests.service.conftest import png
 from tests.service.test_live import ROOT, metric, post, process, wait_for
 from tests.service.test_reload import check_map
-from tests.service.test_reload import current as current  # a fixture
 from tests.service.test_reload import other as other  # a fixture
 
 Service = tuple[subprocess.Popen[str], str]
