@@ -211,7 +211,9 @@ def test_worker_that_finds_another_bundle_brings_it_to_all(
 ) -> None:
     with process(current(bundle.path), CAMCAL_WORKERS="2") as (child, url):
         current(other.path)
-        os.kill(workers(child)[0], signal.SIGKILL)
+        killed = workers(child)[0]
+        os.kill(killed, signal.SIGKILL)
+        wait_for(lambda: killed not in workers(child))  # until then it may be given a connection, which is lost
         wait_for(lambda: {post(url).json()["cam"]["url"][5] for _ in range(2)} == {"A", "B"})
         wait_for(lambda: {post(url).json()["model"]["version"] for _ in range(2)} == {other.manifest.version})
 
