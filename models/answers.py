@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import OUTPUTS, Manifest, Precision
-from models.canary import TOP_K, Canary, canary_count, canary_images
-from models.untrusted import BundleError
+from camcal.models.bundle import OUTPUTS, Manifest, Precision
+from camcal.models.canary import TOP_K, Canary, canary_count, canary_images
+from camcal.models.untrusted import BundleError
 
 Answers = Mapping[str, NDArray[Any]]  # an array for each of OUTPUTS
 Run = Callable[[NDArray[np.uint8], int], Answers]  # images and top_k

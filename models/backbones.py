@@ -11,7 +11,7 @@ from torch import hub, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from models.resnet_cifar import CifarResNet
+from camcal.models.resnet_cifar import CifarResNet
 
 Backbone = tuple[nn.Module, int]
 
@@ -84,7 +84,7 @@ BACKBONES = tuple(_BUILDERS)
 def check_backbone(name: str) -> None:
     """Raises ValueError unless `name` is one of `BACKBONES`, or `timm/` and a network of timm's."""
     if name.startswith("timm/"):
-        from models.timm_trunk import check_name  # timm takes a second to import
+        from camcal.models.timm_trunk import check_name  # timm takes a second to import
 
         check_name(name.removeprefix("timm/"))
     elif name not in _BUILDERS:
@@ -98,7 +98,7 @@ def inputs_of(name: Any) -> dict[str, Any]:
     """
     if not isinstance(name, str) or not name.startswith("timm/"):
         return {}
-    from models import timm_trunk
+    from camcal.models import timm_trunk
 
     try:
         timm_trunk.check_name(name.removeprefix("timm/"))
@@ -121,7 +121,7 @@ def build_backbone(name: str, weights: str | None = None, size: int = 224) -> Ba
     """
     check_backbone(name)
     if name.startswith("timm/"):
-        from models.timm_trunk import build_timm
+        from camcal.models.timm_trunk import build_timm
 
         return build_timm(name.removeprefix("timm/"), weights, size)
     return _BUILDERS[name](weights)

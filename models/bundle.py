@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from models.canary import CANARY_FILE, MAX_CANARY_BYTES, Canary
-from models.onnx_files import external_files
-from models.preprocessing import Preprocessing
-from models.untrusted import BundleError as BundleError
-from models.untrusted import checksum, illegible, parse_json, read
+from camcal.models.canary import CANARY_FILE, MAX_CANARY_BYTES, Canary
+from camcal.models.onnx_files import external_files
+from camcal.models.preprocessing import Preprocessing
+from camcal.models.untrusted import BundleError as BundleError
+from camcal.models.untrusted import checksum, illegible, parse_json, read
 
 SCHEMA_VERSION = 1
 MODEL_FILE = "model.onnx"

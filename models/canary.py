@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.untrusted import BundleError
+from camcal.models.untrusted import BundleError
 
 CANARY_FILE = "canary.json"
 MAX_CANARY_BYTES = 256 * 2**10

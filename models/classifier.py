@@ -11,13 +11,13 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from models import cam
-from models.backbones import build_backbone
-from models.camc import CAMC, Attention, TaughtAttention
-from models.marc import MARC
-from models.normalized import LinearHead, Rescale, build_head
-from models.preprocessing import Preprocessing
-from models.reslt import BRANCHES, NormBranches, build_branches, fold
+from camcal.models import cam
+from camcal.models.backbones import build_backbone
+from camcal.models.camc import CAMC, Attention, TaughtAttention
+from camcal.models.marc import MARC
+from camcal.models.normalized import LinearHead, Rescale, build_head
+from camcal.models.preprocessing import Preprocessing
+from camcal.models.reslt import BRANCHES, NormBranches, build_branches, fold
 
 
 class Explained(NamedTuple):
@@ -47,11 +47,11 @@ class LongTailClassifier(nn.Module):
         classes: number of classes K.
         preprocessing: whose mean and std it applies.
         backbone, weights: see `build_backbone`.
-        neck: channels of a `Neck` behind the trunk, 0 for none; or `last`, see `models.timm_trunk.take_last`.
-        head, scalar, learn_scalar: see `models.normalized.build_head`.
+        neck: channels of a `Neck` behind the trunk, 0 for none; or `last`, see `camcal.models.timm_trunk.take_last`.
+        head, scalar, learn_scalar: see `camcal.models.normalized.build_head`.
         camc: where CAMC takes its evidence from; `taught`, see `TaughtAttention`; or `off`.
         camc_attention, camc_top: see `CAMC`.
-        reslt: the form of ResLT's branches, or `off`; see `models.reslt`.
+        reslt: the form of ResLT's branches, or `off`; see `camcal.models.reslt`.
 
     Raises:
         ValueError: if there are fewer than two classes, or an argument of a part is refused by it.
@@ -79,7 +79,7 @@ class LongTailClassifier(nn.Module):
         self.trunk, width = build_backbone(backbone, weights, preprocessing.input_size)
         self.neck: nn.Module | None = None
         if neck == "last":
-            from models.timm_trunk import take_last
+            from camcal.models.timm_trunk import take_last
 
             self.neck = take_last(self.trunk)
         elif neck:
@@ -232,7 +232,7 @@ class ServedClassifier(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor, top_k: Tensor) -> tuple[Tensor, ...]:
-        """The six outputs in the order of `models.bundle.OUTPUTS`.
+        """The six outputs in the order of `camcal.models.bundle.OUTPUTS`.
 
         Args:
             images: uint8, B×H×W×3.

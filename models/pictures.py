@@ -16,9 +16,17 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from models.colour import cmyk_to_srgb, is_srgb, to_srgb
-from models.headers import Data, Format, Header, ImageTooLargeError, UndecodableImageError, orientation, read_header
-from models.preprocessing import Preprocessing
+from camcal.models.colour import cmyk_to_srgb, is_srgb, to_srgb
+from camcal.models.headers import (
+    Data,
+    Format,
+    Header,
+    ImageTooLargeError,
+    UndecodableImageError,
+    orientation,
+    read_header,
+)
+from camcal.models.preprocessing import Preprocessing
 
 STRIP_PIXELS = 2**18  # converted at a time, so that no third copy of a large picture is made
 

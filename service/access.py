@@ -12,11 +12,11 @@ from typing import Any
 from fastapi import Depends, Request
 from starlette.types import Scope
 
-from service.address import client_address
-from service.errors import Problem
-from service.keys import ApiKey, Group, Keyring
-from service.metrics import Metrics
-from service.rates import limit
+from camcal.service.address import client_address
+from camcal.service.errors import Problem
+from camcal.service.keys import ApiKey, Group, Keyring
+from camcal.service.metrics import Metrics
+from camcal.service.rates import limit
 
 log = logging.getLogger("camcal")
 

@@ -11,26 +11,26 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 
-from service import errors
-from service.access import Attempts
-from service.background import in_background
-from service.inference_protocol import InferenceRequest
-from service.keys import Keyring
-from service.mailbox import Mailbox
-from service.metrics import Metrics
-from service.metrics_port import metrics_port
-from service.middleware import AdmissionMiddleware, RequestMiddleware
-from service.model import Model, load_proven
-from service.proofs import Proofs
-from service.rates import RateLimits
-from service.routes import batch, cam, health, model, page, predict, v2
-from service.routes import metrics as metrics_route
-from service.runtime import Runtime
-from service.schemas import ProblemDetails
-from service.security import Cors, Hosts, SecurityHeaders
-from service.session import Session
-from service.settings import Settings, SettingsError, load_settings
-from service.siblings import Siblings
+from camcal.service import errors
+from camcal.service.access import Attempts
+from camcal.service.background import in_background
+from camcal.service.inference_protocol import InferenceRequest
+from camcal.service.keys import Keyring
+from camcal.service.mailbox import Mailbox
+from camcal.service.metrics import Metrics
+from camcal.service.metrics_port import metrics_port
+from camcal.service.middleware import AdmissionMiddleware, RequestMiddleware
+from camcal.service.model import Model, load_proven
+from camcal.service.proofs import Proofs
+from camcal.service.rates import RateLimits
+from camcal.service.routes import batch, cam, health, model, page, predict, v2
+from camcal.service.routes import metrics as metrics_route
+from camcal.service.runtime import Runtime
+from camcal.service.schemas import ProblemDetails
+from camcal.service.security import Cors, Hosts, SecurityHeaders
+from camcal.service.session import Session
+from camcal.service.settings import Settings, SettingsError, load_settings
+from camcal.service.siblings import Siblings
 
 API_VERSION = "1.0.0"
 _DESCRIPTION = (

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.cpus import yield_to_event_loop
-from service.session import Outputs, Run
+from camcal.cpus import yield_to_event_loop
+from camcal.service.session import Outputs, Run
 
 log = logging.getLogger("camcal")
 
@@ -139,7 +139,7 @@ class Batcher:
             self._waiting.pop(entry, None)
             if entry.timer is not None:
                 entry.timer.cancel()
-            del entry  # see `service.deadline.until`
+            del entry  # see `camcal.service.deadline.until`
 
     async def close(self) -> None:
         """Take no more images, answer those that wait, and end the threads."""

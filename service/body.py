@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from service.admission import BodyTooLargeError, Ticket
-from service.decoding import Data
-from service.errors import Problem
-from service.multipart import ENVELOPE_BYTES, FormError, Part, TooManyPartsError, parse_form
-from service.settings import Settings
+from camcal.service.admission import BodyTooLargeError, Ticket
+from camcal.service.decoding import Data
+from camcal.service.errors import Problem
+from camcal.service.multipart import ENVELOPE_BYTES, FormError, Part, TooManyPartsError, parse_form
+from camcal.service.settings import Settings
 
 FIELD = "image"
 FORM = "multipart/form-data"

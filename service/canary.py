@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models import answers
-from models.bundle import Bundle, write_bundle
-from service.session import Session
+from camcal.models import answers
+from camcal.models.bundle import Bundle, write_bundle
+from camcal.service.session import Session
 
 
 def add_canary(folder: Path) -> Bundle:

@@ -6,7 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from service.settings import PREFIX
+import camcal
+from camcal.service.settings import PREFIX
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -19,6 +20,6 @@ def command(module: str, *arguments: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """This process's environment, with a path to camcal and without its settings, some of which are secrets."""
-    root = str(Path(__file__).resolve().parents[__name__.count(".")])
+    root = str(Path(camcal.__file__).parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)} | {"PYTHONPATH": path}

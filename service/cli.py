@@ -9,30 +9,25 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from service import logs
-from service.printable import printable, printable_lines
+from camcal.printable import printable, printable_lines
+from camcal.service import logs
+from camcal.terminal import fail, print_error, spoken_errors
 
 if TYPE_CHECKING:
-    from models.bundle import Bundle
-    from service.offline import FilePrediction
-    from service.session import Session
-    from service.settings import Settings
+    from camcal.models.bundle import Bundle
+    from camcal.service.offline import FilePrediction
+    from camcal.service.session import Session
+    from camcal.service.settings import Settings
 
-app = typer.Typer(
-    name="camcal",
-    help="Classify images with calibrated probabilities and exact heatmaps.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer()
 
 keys = typer.Typer(help="API keys for CAMCAL_API_KEYS_FILE.", no_args_is_help=True)
 app.add_typer(keys, name="key")
@@ -52,7 +47,7 @@ class _Serve(TyperCommand):
         except Exception as error:
             if not logs.in_json() or not hasattr(error, "format_message"):
                 raise
-            fail(error.format_message())
+            fail(error.format_message(), _report)
 
 
 @app.command(cls=_Serve)
@@ -71,8 +66,8 @@ def serve(
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with ExitStack() as stack:
         stack.callback(logs.drop_unwritten)
-        with spoken_errors():
-            from service.listening import ListenError, Listeners
+        with spoken_errors(report=_report):
+            from camcal.service.listening import ListenError, Listeners
 
             settings = _settings(bundle=bundle, host=host, port=port, uds=uds, device=device, workers=workers)
             if settings.workers > 1 and not hasattr(os, "fork"):
@@ -80,17 +75,17 @@ def serve(
             listeners = stack.enter_context(Listeners(settings))  # before the model, which takes a while to load
             if settings.otel:
                 import_module("opentelemetry.sdk")
-            from service.model import load_proven
-            from service.proofs import Proofs
+            from camcal.service.model import load_proven
+            from camcal.service.proofs import Proofs
 
             if settings.workers > 1:
-                from service.workers import Supervisor
+                from camcal.service.workers import Supervisor
 
                 return Supervisor(settings, listeners).run()
             sessions = load_proven(settings, Proofs())
-        from service.server import serve as run
+        from camcal.service.server import serve as run
 
-        with spoken_errors((ListenError,)):
+        with spoken_errors((ListenError,), _report):
             run(settings, sessions, listeners)
 
 
@@ -111,11 +106,11 @@ def predict(
 ) -> None:
     """Classify images. A bad image is named on standard error, and the exit code is then 1."""
     with spoken_errors():
-        from service.decoding import Limits
-        from service.offline import draw_best, find_images, predict_files
-        from service.output import CamWriter, open_writer
-        from service.prediction import Ranker
-        from service.sheet import sheet
+        from camcal.service.decoding import Limits
+        from camcal.service.offline import draw_best, find_images, predict_files
+        from camcal.service.output import CamWriter, open_writer
+        from camcal.service.prediction import Ranker
+        from camcal.service.sheet import sheet
 
         if grid and not cam:
             raise ValueError("--grid says what --cam draws; add --cam FILE.png")
@@ -150,7 +145,7 @@ def inspect(
 ) -> None:
     """Verify a bundle's checksums and describe it."""
     with spoken_errors():
-        from models.bundle import Bundle
+        from camcal.models.bundle import Bundle
 
         loaded = Bundle.load(bundle)
     text = loaded.manifest.model_dump_json(indent=2) if as_json else "\n".join(map(printable, _summary(loaded)))
@@ -167,7 +162,7 @@ def new(
 ) -> None:
     """Make an API key. It is shown once, on standard error; the line for the keys file goes to standard output."""
     with spoken_errors():
-        from service.keys import USUAL, new_key
+        from camcal.service.keys import USUAL, new_key
 
         wanted = USUAL if routes is None else [route.strip() for route in routes.split(",")]
         key, line = new_key(name, wanted, rate)
@@ -180,7 +175,7 @@ def new(
 def add_canary(bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")]) -> None:
     """Record a bundle's answers on test images, for services to compare; `train` and `export` do so by themselves."""
     with spoken_errors():
-        from service.canary import add_canary as add
+        from camcal.service.canary import add_canary as add
 
         changed = add(bundle)
     typer.echo(f"{changed.path}: {_canary(changed)}")
@@ -191,48 +186,28 @@ def openapi() -> None:
     """Print the OpenAPI document as YAML."""
     import yaml
 
-    from service.app import create_app
-    from service.app import openapi as document
+    from camcal.service.app import create_app
+    from camcal.service.app import openapi as document
 
     typer.echo(yaml.safe_dump(document(create_app()), sort_keys=False, allow_unicode=True, width=120), nl=False)
 
 
-@contextmanager
-def spoken_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
-    """An error that a person can mend ends in one sentence and exit code 2; anything else stays a traceback.
-
-    Args:
-        kinds: these errors a person can mend.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name == "opentelemetry.sdk":
-            fail("CAMCAL_OTEL needs the OpenTelemetry SDK, which is not installed: pip install 'camcal[otel]'")
-        if error.name != "onnxruntime":
-            raise
-        fail("onnxruntime is not installed: pip install 'camcal[cpu]', or 'camcal[gpu]' for CUDA")
-    except kinds as error:
-        fail(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error))
-
-
-def fail(message: str) -> NoReturn:
-    """Say why on standard error and exit with code 2."""
+def _report(message: str) -> None:
+    """Report a mistake in the format of the log."""
     if logs.in_json():
         logs.log.critical(message)
     else:
-        typer.echo(printable(f"error: {message}"), err=True)
-    raise typer.Exit(2)
+        print_error(message)
 
 
 def _settings(**overrides: Any) -> Settings:
-    from service.settings import load_settings
+    from camcal.service.settings import load_settings
 
     return load_settings(**overrides)
 
 
 def _session(settings: Settings) -> Session:
-    from service.session import load_session
+    from camcal.service.session import load_session
 
     return load_session(settings)
 
@@ -248,7 +223,7 @@ def _progress(answers: Iterator[FilePrediction], total: int) -> Iterator[FilePre
 
 
 def _summary(bundle: Bundle) -> list[str]:
-    from models.bundle import GROUPS
+    from camcal.models.bundle import GROUPS
 
     manifest = bundle.manifest
     groups = [info.group for info in manifest.classes]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.headers import Header
+from camcal.models.headers import Header
 
 FIXED_BYTES = 4 * 2**20  # buffers, strips and the small pictures, whatever the size of the image
 COPIES = {"WEBP": 7, "BMP": 1}  # of the file, or of its parts that are not the picture,

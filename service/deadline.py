@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 
 from fastapi import Header
 
-from service.batching import DeadlineError
+from camcal.service.batching import DeadlineError
 
 T = TypeVar("T")
 

@@ -1,8 +1,8 @@
 """The process that decodes large images: one for the whole service, one image at a time, each in a child with limits.
 
-The service's processes send it one end of a socket pair for each image (`service.large`), on which the image comes and
+The service's processes send it one end of a socket pair for each image (`camcal.service.large`), on which the image comes and
 the answer goes. A child that takes too much memory or CPU time is killed, and nothing of it remains. Run by
-`service.large.DecoderProcess`: python -m service.decoder DESCRIPTOR SECONDS
+`camcal.service.large.DecoderProcess`: python -m camcal.service.decoder DESCRIPTOR SECONDS
 """
 
 from __future__ import annotations
@@ -17,8 +17,15 @@ import socket
 import sys
 from typing import Any
 
-from models.preprocessing import Preprocessing
-from service.decoding import Decoded, ImageTooLargeError, Limits, UndecodableImageError, UnsupportedFormatError, decode
+from camcal.models.preprocessing import Preprocessing
+from camcal.service.decoding import (
+    Decoded,
+    ImageTooLargeError,
+    Limits,
+    UndecodableImageError,
+    UnsupportedFormatError,
+    decode,
+)
 
 if sys.platform != "win32":
     import resource

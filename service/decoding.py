@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.headers import (
+from camcal.models.headers import (
     Data,
     Header,
     ImageTooLargeError,
@@ -18,9 +18,9 @@ from models.headers import (
     UnsupportedFormatError,
     read_header,
 )
-from models.pictures import Picture, UnusualJpegError, read_picture
-from models.preprocessing import Preprocessing
-from service.cost import Cost, cost
+from camcal.models.pictures import Picture, UnusualJpegError, read_picture
+from camcal.models.preprocessing import Preprocessing
+from camcal.service.cost import Cost, cost
 
 __all__ = [
     "Data",

@@ -11,13 +11,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from service.admission import QueueFullError
-from service.batching import ClosedError, DeadlineError, InferenceError
-from service.decoding import ImageTooLargeError, UndecodableImageError, UnsupportedFormatError
-from service.large import DecoderError
-from service.metrics import Metrics
-from service.rates import RateLimitError
-from service.settings import sentence
+from camcal.service.admission import QueueFullError
+from camcal.service.batching import ClosedError, DeadlineError, InferenceError
+from camcal.service.decoding import ImageTooLargeError, UndecodableImageError, UnsupportedFormatError
+from camcal.service.large import DecoderError
+from camcal.service.metrics import Metrics
+from camcal.service.rates import RateLimitError
+from camcal.service.settings import sentence
 
 PROBLEM_JSON = "application/problem+json"
 

@@ -9,12 +9,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from models.bundle import Calibration
-from service.decoding import Decoded
-from service.heatmap import Scale, positive_scale, signed_scale
-from service.legend import Caption, legible
-from service.prediction import Ranker, Ranking
-from service.session import Outputs
+from camcal.models.bundle import Calibration
+from camcal.service.decoding import Decoded
+from camcal.service.heatmap import Scale, positive_scale, signed_scale
+from camcal.service.legend import Caption, legible
+from camcal.service.prediction import Ranker, Ranking
+from camcal.service.session import Outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Explanation:
     picture_size: tuple[int, int]  # width, height
     picture: bytes  # JPEG of what the network saw
     maps: NDArray[np.float32]  # k×h×w, plain
-    shift: float = 0.0  # of the maps, see `service.heatmap.View`
+    shift: float = 0.0  # of the maps, see `camcal.service.heatmap.View`
     owner: str | None = None  # the name of the API key that made it
 
     def score(self, place: int, calibrated: bool, versus: int | None = None) -> float:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.colormaps import COLORMAPS, Colormap
-from service.legend import Caption, add_legend, room_for_legend
-from service.png import encode_png
+from camcal.models.enlargement import enlargement
+from camcal.service.colormaps import COLORMAPS, Colormap
+from camcal.service.legend import Caption, add_legend, room_for_legend
+from camcal.service.png import encode_png
 
 PictureFormat = Literal["png", "webp", "jpeg"]
 
@@ -42,7 +43,7 @@ class View:
     """How a heatmap is to look.
 
     shift: by how many positions of its grid the map lies right of and below what it shows; see
-        `training.placement`. It is drawn that much further left and up.
+        `camcal.training.placement`. It is drawn that much further left and up.
     """
 
     size: int  # of the longest side, px
@@ -102,27 +103,6 @@ def levels(
 
 
 @lru_cache(maxsize=64)
-def enlargement(count: int, size: int, shift: float = 0.0) -> NDArray[np.float32]:
-    """What each of `count` values in a row gives to each of `size` pixels, size×count; rows sum to 1.
-
-    The values lie evenly, each in the middle of its part of the row, and then moved to the left by `shift` parts.
-    Cubic convolution with a = -1/2 (Keys, 1981), the outermost values repeated beyond the edges.
-    """
-    at = (np.arange(size) + 0.5) * (count / size) - 0.5 + shift
-    first = np.floor(at).astype(np.int64)
-    t = at - first
-    taps = (
-        ((2 - t) * t - 1) * t / 2,
-        ((3 * t - 5) * t * t + 2) / 2,
-        ((4 - 3 * t) * t + 1) * t / 2,
-        (t - 1) * t * t / 2,
-    )
-    weights = np.zeros((size, count))
-    for offset, tap in enumerate(taps, start=-1):
-        np.add.at(weights, (np.arange(size), (first + offset).clip(0, count - 1)), tap)
-    return weights.astype(np.float32)
-
-
 def shares(alpha: float, signed: bool) -> list[int]:
     """How much each of the 256 colours covers of the picture below it: the stronger the evidence, the more."""
     if signed:  # both middle levels stand for zero; a root would draw a line where the sign changes

@@ -16,8 +16,8 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
-from models.bundle import OUTPUTS, Manifest
-from service.settings import sentence
+from camcal.models.bundle import OUTPUTS, Manifest
+from camcal.service.settings import sentence
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 # JSON is read without letting another thread run, some 30 ms for a MiB; so much is allowed, or what one image takes.

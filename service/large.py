@@ -1,6 +1,6 @@
 """Large images: how the service starts the process that decodes them, and how it asks that process.
 
-A kilobyte can hold fifty megapixels. What decoding costs is known from the header (`service.cost`); where that is more
+A kilobyte can hold fifty megapixels. What decoding costs is known from the header (`camcal.service.cost`); where that is more
 than a few hundredths of a second, or than a thread's share of memory, the image is decoded by one other process for
 all workers, with limits that the system enforces, at the lowest priority. So heavy images wait for each other, and
 ordinary ones for none of them.
@@ -21,14 +21,14 @@ from functools import partial
 
 import numpy as np
 
-from models.preprocessing import Preprocessing
-from service.admission import QueueFullError
-from service.children import command, environment
-from service.cpus import yield_to_event_loop
-from service.deadline import until
-from service.decoder import ERRORS, LENGTH
-from service.decoding import Decoded, LargeImageError, Limits, decode
-from service.mailbox import Mailbox
+from camcal.cpus import yield_to_event_loop
+from camcal.models.preprocessing import Preprocessing
+from camcal.service.admission import QueueFullError
+from camcal.service.children import command, environment
+from camcal.service.deadline import until
+from camcal.service.decoder import ERRORS, LENGTH
+from camcal.service.decoding import Decoded, LargeImageError, Limits, decode
+from camcal.service.mailbox import Mailbox
 
 log = logging.getLogger("camcal")
 
@@ -122,7 +122,7 @@ class LargeImages:
     async def decode(
         self, image: LargeImageError, preprocessing: Preprocessing, *, picture: bool, deadline: float
     ) -> Decoded:
-        """As `service.decoding.decode`, in the other process.
+        """As `camcal.service.decoding.decode`, in the other process.
 
         Args:
             image: what that function raised.

@@ -12,7 +12,7 @@ import struct
 import sys
 from pathlib import Path
 
-from service.settings import Settings
+from camcal.service.settings import Settings
 
 BACKLOG = 2048  # connections that wait to be accepted; the kernel has a limit of its own
 MAX_PATH = 107  # bytes, of a Unix socket on Linux

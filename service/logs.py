@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import orjson
 
-from service import stderr
-from service.printable import printable
+from camcal.printable import printable
+from camcal.service import stderr
 
 if TYPE_CHECKING:
-    from service.settings import LogFormat
+    from camcal.service.settings import LogFormat
 
 log = logging.getLogger("camcal")
 

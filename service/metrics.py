@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from models.bundle import GROUPS
+from camcal.models.bundle import GROUPS
 
 STAGES = ("decode", "queue", "inference", "post", "store", "render")
 

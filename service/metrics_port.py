@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.server import ServerState
 
-from service.protocol import guarded
-from service.routes.metrics import scrape
+from camcal.service.protocol import guarded
+from camcal.service.routes.metrics import scrape
 
 
 @asynccontextmanager

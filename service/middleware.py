@@ -14,15 +14,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access import owner_of
-from service.address import client_address, exact_address
-from service.admission import QueueFullError
-from service.errors import Problem, problem_of, refused
-from service.logs import MODEL, request_id
-from service.metrics import Metrics
-from service.rates import RateLimitError, limit
-from service.runtime import Runtime, running
-from service.security import Hosts, SecurityHeaders
+from camcal.service.access import owner_of
+from camcal.service.address import client_address, exact_address
+from camcal.service.admission import QueueFullError
+from camcal.service.errors import Problem, problem_of, refused
+from camcal.service.logs import MODEL, request_id
+from camcal.service.metrics import Metrics
+from camcal.service.rates import RateLimitError, limit
+from camcal.service.runtime import Runtime, running
+from camcal.service.security import Hosts, SecurityHeaders
 
 log = logging.getLogger("camcal")
 access = logging.getLogger("camcal.access")

@@ -7,11 +7,11 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from models.bundle import MAX_FILES, Manifest
-from service.prediction import Ranker
-from service.proofs import Proofs
-from service.session import Run, Session, load_sessions
-from service.settings import Settings
+from camcal.models.bundle import MAX_FILES, Manifest
+from camcal.service.prediction import Ranker
+from camcal.service.proofs import Proofs
+from camcal.service.session import Run, Session, load_sessions
+from camcal.service.settings import Settings
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,13 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from models.bundle import Prior
-from service.cpus import usable_cpus
-from service.decoding import Decoded, ImageTooLargeError, Limits, UndecodableImageError, UnsupportedFormatError, decode
-from service.explanation import Explanation, explain
-from service.heatmap import View, render
-from service.prediction import Ranker
-from service.session import Session
+from camcal.cpus import usable_cpus
+from camcal.models.bundle import Prior
+from camcal.service.decoding import (
+    Decoded,
+    ImageTooLargeError,
+    Limits,
+    UndecodableImageError,
+    UnsupportedFormatError,
+    decode,
+)
+from camcal.service.explanation import Explanation, explain
+from camcal.service.heatmap import View, render
+from camcal.service.prediction import Ranker
+from camcal.service.session import Session
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 CAM_SIZE = 512  # px

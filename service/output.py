@@ -13,8 +13,8 @@ from typing import IO
 from rich.console import Console
 from rich.table import Table
 
-from service.offline import FilePrediction
-from service.printable import printable
+from camcal.printable import printable
+from camcal.service.offline import FilePrediction
 
 COLUMNS = (
     "class_id",

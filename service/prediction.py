@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import Manifest, Prior
-from service.session import Outputs
+from camcal.models.bundle import Manifest, Prior
+from camcal.service.session import Outputs
 
 DEFAULT_TOP_K = 5
 

@@ -1,7 +1,7 @@
-"""Tries a bundle in a process of its own, which may fail, crash, grow or never end: `python -m service.probe SETTINGS`.
+"""Tries a bundle in a process of its own, which may fail, crash, grow or never end: `python -m camcal.service.probe SETTINGS`.
 
 It loads, warms up and proves the bundle as the service would, within limits that the kernel keeps, and writes one line
-of JSON: `{"digest": …}` of the manifest, or `{"refused": "a sentence"}`. `service.proofs` starts it.
+of JSON: `{"digest": …}` of the manifest, or `{"refused": "a sentence"}`. `camcal.service.proofs` starts it.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def limit_memory(max_bytes: int) -> None:
 def _try(chosen: dict[str, Any]) -> str:
     import onnxruntime
 
-    from service.session import CUDA, load_sessions
-    from service.settings import Settings
+    from camcal.service.session import CUDA, load_sessions
+    from camcal.service.settings import Settings
 
     settings = Settings(**chosen)
     if settings.device == "cpu" or CUDA not in onnxruntime.get_available_providers():

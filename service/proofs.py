@@ -17,10 +17,10 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from models.bundle import BundleError, manifest_checksum
-from models.untrusted import illegible
-from service.children import command, environment
-from service.settings import Settings
+from camcal.models.bundle import BundleError, manifest_checksum
+from camcal.models.untrusted import illegible
+from camcal.service.children import command, environment
+from camcal.service.settings import Settings
 
 if sys.platform != "win32":
     import fcntl

@@ -14,27 +14,27 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, FastAPI, Request
 
-from models.bundle import BundleError, Manifest, manifest_checksum
-from models.canary import canary_images
-from service.address import client_address
-from service.admission import Admission
-from service.background import in_background
-from service.batching import Batcher, BatchReport, DeadlineError
-from service.cpus import usable_cpus, yield_to_event_loop
-from service.deadline import until
-from service.decoding import Limits
-from service.errors import Problem
-from service.large import DecoderProcess, LargeImages
-from service.mailbox import Mailbox
-from service.metrics import Metrics
-from service.model import Model, load_model, stamp
-from service.proofs import Proofs
-from service.session import DeviceError
-from service.settings import Settings
-from service.siblings import DELETE, SharedStore, Siblings
-from service.soundness import Soundness
-from service.stores import MapStore
-from service.stores.memory import MemoryStore
+from camcal.cpus import usable_cpus, yield_to_event_loop
+from camcal.models.bundle import BundleError, Manifest, manifest_checksum
+from camcal.models.canary import canary_images
+from camcal.service.address import client_address
+from camcal.service.admission import Admission
+from camcal.service.background import in_background
+from camcal.service.batching import Batcher, BatchReport, DeadlineError
+from camcal.service.deadline import until
+from camcal.service.decoding import Limits
+from camcal.service.errors import Problem
+from camcal.service.large import DecoderProcess, LargeImages
+from camcal.service.mailbox import Mailbox
+from camcal.service.metrics import Metrics
+from camcal.service.model import Model, load_model, stamp
+from camcal.service.proofs import Proofs
+from camcal.service.session import DeviceError
+from camcal.service.settings import Settings
+from camcal.service.siblings import DELETE, SharedStore, Siblings
+from camcal.service.soundness import Soundness
+from camcal.service.stores import MapStore
+from camcal.service.stores.memory import MemoryStore
 
 log = logging.getLogger("camcal")
 
@@ -212,7 +212,7 @@ class Runtime:
                 item.add_done_callback(lambda _: loop.call_soon_threadsafe(after))
             else:
                 after()
-            del item  # see `service.deadline.until`
+            del item  # see `camcal.service.deadline.until`
 
     async def draw(self, request: Request, work: Callable[[], T]) -> T:
         """Run `work` in the thread that draws heatmaps, unless the client of `request` leaves before.
@@ -328,4 +328,4 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     finally:
         task.cancel()
         watch.cancel()
-        del task, watch  # see `service.deadline.until`
+        del task, watch  # see `camcal.service.deadline.until`

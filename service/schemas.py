@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from models.bundle import Group, Prior
-from models.preprocessing import Preprocessing
+from camcal.models.bundle import Group, Prior
+from camcal.models.preprocessing import Preprocessing
 
 
 class ModelName(BaseModel):

@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Scope
 
-from service.errors import Problem
+from camcal.service.errors import Problem
 
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
 _ASKED = (

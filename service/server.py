@@ -17,16 +17,16 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from service import logs
-from service.app import create_app
-from service.listening import ListenError, Listeners, accept
-from service.logs import Seldom
-from service.mailbox import Mailbox
-from service.protocol import guarded
-from service.runtime import running
-from service.session import Session
-from service.settings import Settings
-from service.siblings import Siblings
+from camcal.service import logs
+from camcal.service.app import create_app
+from camcal.service.listening import ListenError, Listeners, accept
+from camcal.service.logs import Seldom
+from camcal.service.mailbox import Mailbox
+from camcal.service.protocol import guarded
+from camcal.service.runtime import running
+from camcal.service.session import Session
+from camcal.service.settings import Settings
+from camcal.service.siblings import Siblings
 
 if sys.platform != "win32":
     import resource
@@ -78,7 +78,7 @@ class Server(uvicorn.Server):
             return False
         self._exhausted("%d connections are open, all that the limit on open files allows; new ones wait", self._room)
         for connection in list(connections):
-            if connection.idle:  # type: ignore[union-attr]  # of service.protocol
+            if connection.idle:  # type: ignore[union-attr]  # of camcal.service.protocol
                 connection.shutdown()
         return True
 
@@ -245,7 +245,7 @@ class Worker(Server):
             self.reload()
         elif word == SPREAD:
             for open_connection in self.server_state.connections:
-                open_connection.leave()  # type: ignore[union-attr]  # of service.protocol
+                open_connection.leave()  # type: ignore[union-attr]  # of camcal.service.protocol
         elif word == DRAIN:
             self.drain()
         else:
@@ -327,7 +327,7 @@ def _prepare(
         http=guarded(settings.head_timeout_s),
         ws="none",
         root_path=settings.root_path,
-        proxy_headers=False,  # believed as CAMCAL_TRUSTED_PROXIES says, in service.address
+        proxy_headers=False,  # believed as CAMCAL_TRUSTED_PROXIES says, in camcal.service.address
         log_config=None,
         access_log=False,
         server_header=False,

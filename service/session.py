@@ -14,11 +14,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from models import answers
-from models.bundle import INPUTS, OUTPUTS, REPORT_FILE, Bundle, BundleError
-from service.cpus import usable_cpus
-from service.schemas import ShownReport
-from service.settings import Device, Settings
+from camcal.cpus import usable_cpus
+from camcal.models import answers
+from camcal.models.bundle import INPUTS, OUTPUTS, REPORT_FILE, Bundle, BundleError
+from camcal.service.schemas import ShownReport
+from camcal.service.settings import Device, Settings
 
 log = logging.getLogger("camcal")
 
@@ -201,7 +201,7 @@ class _Bound:
 def load_sessions(settings: Settings, *, digest: str | None = None) -> list[Session]:
     """The bundle of `settings`, verified, loaded, warmed up and proven, once for each of `settings.sessions`.
 
-    A graph that never ends would never end here: a service first has `service.proofs` try the bundle.
+    A graph that never ends would never end here: a service first has `camcal.service.proofs` try the bundle.
 
     Args:
         settings: of the service.

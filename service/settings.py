@@ -11,18 +11,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-import models
-from models.bundle import MAX_MODEL_BYTES
-from service import environment
-from service.address import parse_proxies
-from service.environment import PREFIX as PREFIX
-from service.environment import SettingsError as SettingsError
-from service.environment import variable
-from service.keys import check_strength, read_keys
-from service.multipart import ENVELOPE_BYTES
-from service.stores import MAX_OWNERS
+from camcal.models import bundle as bundle_module
+from camcal.models.bundle import MAX_MODEL_BYTES
+from camcal.service import environment
+from camcal.service.address import parse_proxies
+from camcal.service.environment import PREFIX as PREFIX
+from camcal.service.environment import SettingsError as SettingsError
+from camcal.service.environment import variable
+from camcal.service.keys import check_strength, read_keys
+from camcal.service.multipart import ENVELOPE_BYTES
+from camcal.service.stores import MAX_OWNERS
 
-DEFAULT_BUNDLE = Path(models.__file__).parent / "pretrained" / "caltech100"
+DEFAULT_BUNDLE = Path(bundle_module.__file__).parent / "pretrained" / "caltech100"
 
 Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["text", "json"]

@@ -7,9 +7,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from service.explanation import Explanation
-from service.heatmap import View, encode, fit, paint, read_picture
-from service.legend import INK, PAPER, SOFT, Caption, builtin_font, shortened
+from camcal.service.explanation import Explanation
+from camcal.service.heatmap import View, encode, fit, paint, read_picture
+from camcal.service.legend import INK, PAPER, SOFT, Caption, builtin_font, shortened
 
 TILE = 384  # longest side of each picture, px
 _GAP = 16  # px

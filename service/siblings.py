@@ -8,9 +8,9 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from service.mailbox import Mailbox
-from service.proofs import Proofs
-from service.stores import MapStore, owner
+from camcal.service.mailbox import Mailbox
+from camcal.service.proofs import Proofs
+from camcal.service.stores import MapStore, owner
 
 Answer = Callable[[str], Awaitable[bytes]]
 

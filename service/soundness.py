@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from service.metrics import Metrics
+from camcal.service.metrics import Metrics
 
 log = logging.getLogger("camcal")
 

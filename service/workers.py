@@ -22,17 +22,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 
-from service import logs, server
-from service.app import keyring
-from service.cpus import take_share
-from service.large import DecoderProcess
-from service.listening import Listeners, accept
-from service.mailbox import Mailbox
-from service.model import load_proven
-from service.proofs import Proofs
-from service.server import CONNECTION, DRAIN, FAILED, RELOAD, SERVING, SPREAD, STOP, work
-from service.settings import Settings
-from service.siblings import Siblings
+from camcal.cpus import take_share
+from camcal.service import logs, server
+from camcal.service.app import keyring
+from camcal.service.large import DecoderProcess
+from camcal.service.listening import Listeners, accept
+from camcal.service.mailbox import Mailbox
+from camcal.service.model import load_proven
+from camcal.service.proofs import Proofs
+from camcal.service.server import CONNECTION, DRAIN, FAILED, RELOAD, SERVING, SPREAD, STOP, work
+from camcal.service.settings import Settings
+from camcal.service.siblings import Siblings
 
 log = logging.getLogger("camcal")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from training import pipeline
-from training.config import Recipe, load_recipe
-from training.run import Run
+from camcal.training import pipeline
+from camcal.training.config import Recipe, load_recipe
+from camcal.training.run import Run
 
 
 @pytest.fixture(scope="session")

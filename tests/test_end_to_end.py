@@ -19,12 +19,12 @@ import pytest
 import torch
 from PIL import Image
 
-from models.bundle import Bundle
-from training.config import load_recipe
-from training.data import load_dataset
-from training.run import Run, load_network
+from camcal.models.bundle import Bundle
+from camcal.training.config import load_recipe
+from camcal.training.data import load_dataset
+from camcal.training.run import Run, load_network
 
-CAMCAL = [sys.executable, "-c", "from training.cli import main; main()"]
+CAMCAL = [sys.executable, "-c", "from camcal.__main__ import main; main()"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("CAMCAL_")}
 
 

@@ -19,8 +19,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from service.metrics import Metrics
-from service.settings import Settings
+from camcal.service.metrics import Metrics
+from camcal.service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {"serve": ["cpu"], "gpu": ["gpu"], "dev": ["cpu", "train", "dev"]}
@@ -73,7 +73,7 @@ def test_every_module_of_service_imports_without_torch() -> None:
 
 def test_command_line_starts_without_torch() -> None:
     result = run_without_training_packages(
-        "from training.cli import main\nsys.argv = ['camcal', 'serve', '--help']\nmain()\n"
+        "from camcal.__main__ import main\nsys.argv = ['camcal', 'serve', '--help']\nmain()\n"
     )
     assert result.returncode == 0, result.stderr
     assert "serve" in result.stdout
@@ -238,7 +238,9 @@ def test_image_installs_each_lock_with_its_hashes() -> None:
     assert "--require-hashes" in dockerfile
 
 
-@pytest.mark.parametrize("module", ["service.session", "training.export", "training.precision", "models.bundle"])
+@pytest.mark.parametrize(
+    "module", ["camcal.service.session", "camcal.training.export", "camcal.training.precision", "camcal.models.bundle"]
+)
 def test_onnx_runtime_never_starts_with_its_usage_reports_on(module: str) -> None:
     watch = (
         "import os, sys\n"

@@ -14,16 +14,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.classifier import LongTailClassifier
-from models.marc import MARC
-from models.normalized import Rescale, WeightNormHead, tau_norm
-from training.config import Recipe
-from training.data import Dataset
-from training.logits import TrainedLogits
-from training.margins import MIN_OMEGA, fit_lws, fit_marc
-from training.placement import measure_shift
-from training.priors import Floats, balanced_twice, even_prior, given_prior, is_balanced, logit_prior, prior_weights
-from training.temperature import fit_lean, fit_scale, fit_temperature, lean_offset, mean_nll
+from camcal.models.classifier import LongTailClassifier
+from camcal.models.marc import MARC
+from camcal.models.normalized import Rescale, WeightNormHead, tau_norm
+from camcal.training.config import Recipe
+from camcal.training.data import Dataset
+from camcal.training.logits import TrainedLogits
+from camcal.training.margins import MIN_OMEGA, fit_lws, fit_marc
+from camcal.training.placement import measure_shift
+from camcal.training.priors import (
+    Floats,
+    balanced_twice,
+    even_prior,
+    given_prior,
+    is_balanced,
+    logit_prior,
+    prior_weights,
+)
+from camcal.training.temperature import fit_lean, fit_scale, fit_temperature, lean_offset, mean_nll
 
 TAUS = tuple(t / 10 for t in range(21))
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
@@ -38,7 +46,7 @@ class Fitted:
     where it was asked for; tau_curve: each τ that was tried, with accuracy and negative log-likelihood of held-out
     images, class-balanced. temperature: for the balanced prior; prior_temperatures: for the others that probabilities
     may be asked for, by name. logit_prior: the class prior that the trained logits are for. penalty: λ of the margins.
-    omega_at_bound: classes whose ω met its lower bound. map_shift: see `training.placement`. train_accuracy: of the
+    omega_at_bound: classes whose ω met its lower bound. map_shift: see `camcal.training.placement`. train_accuracy: of the
     cached training logits, where MARC or LWS used them. logits_s, fits_s: seconds that went into computing logits, 0
     where they had been kept, and into all else. warnings: in sentences.
     """

@@ -1,4 +1,4 @@
-"""The `camcal` command: the steps of training here, those of serving from `service.cli`.
+"""The commands of training.
 
 Torch is imported inside the commands, so that serving neither needs it nor waits for it.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
@@ -17,14 +16,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from service.cli import app as app
-from service.cli import fail, spoken_errors
+from camcal.terminal import fail, spoken_errors
 
 if TYPE_CHECKING:
-    from training.config import Recipe
-    from training.data import Dataset
-    from training.run import Run
+    from camcal.training.config import Recipe
+    from camcal.training.data import Dataset
+    from camcal.training.run import Run
 
+app = typer.Typer()
 console = Console(highlight=False)
 
 _GOES_ON = "interrupted; the same command continues after the last finished epoch"
@@ -81,8 +80,8 @@ def _said_of(error: RuntimeError) -> str | None:
 
 def _changed(run: Run, overrides: list[str] | None, *sections: str) -> Recipe:
     """The recipe of a run with what may still change in it: where its data lies, and the sections named."""
-    from training import pipeline
-    from training.config import RecipeError
+    from camcal.training import pipeline
+    from camcal.training.config import RecipeError
 
     accepted = ("data.root=", *(f"{section}." for section in sections))
     if wrong := [o for o in overrides or () if not o.strip().startswith(accepted)]:
@@ -93,7 +92,7 @@ def _changed(run: Run, overrides: list[str] | None, *sections: str) -> Recipe:
 
 def _data_of(run: Run, overrides: list[str] | None) -> Dataset | None:
     """The data of a run at the place that was given; None where none was."""
-    from training import pipeline
+    from camcal.training import pipeline
 
     return pipeline.load(_changed(run, overrides), console) if overrides else None
 
@@ -111,15 +110,15 @@ def train(
     An interrupted run continues when the same command is given again.
     """
     with _spoken_errors(_GOES_ON):
-        from training.config import load_recipe
-        from training.idle import refuse_idle
+        from camcal.training.config import load_recipe
+        from camcal.training.idle import refuse_idle
 
         settings = load_recipe(recipe, overrides or ())
         refuse_idle(settings, overrides or ())
         for taught_by, changes in zip(settings.teaching(), settings.distill.changes(), strict=True):
             refuse_idle(taught_by, changes)
-        from training import pipeline
-        from training.run import Run
+        from camcal.training import pipeline
+        from camcal.training.run import Run
 
         if (bundle := pipeline.train(settings, Run(out), console)) is None:
             return
@@ -141,9 +140,9 @@ def calibrate(
 ) -> None:
     """Fit scalar, margins and temperature again, with other settings of the recipe's calibrate section if wanted."""
     with _spoken_errors():
-        from training import pipeline
-        from training.idle import refuse_idle
-        from training.run import Run
+        from camcal.training import pipeline
+        from camcal.training.idle import refuse_idle
+        from camcal.training.run import Run
 
         recipe = _changed(Run(run), overrides, "calibrate")
         refuse_idle(recipe, overrides or ())
@@ -154,8 +153,8 @@ def calibrate(
 def evaluate(run: RunFolder, overrides: Moved = None) -> None:
     """Judge a calibrated run on its test part, and write and print the report."""
     with _spoken_errors():
-        from training import pipeline
-        from training.run import Run
+        from camcal.training import pipeline
+        from camcal.training.run import Run
 
         pipeline.evaluate_run(Run(run), _data_of(Run(run), overrides), console)
 
@@ -173,9 +172,9 @@ def export(
 ) -> None:
     """Write the bundle of a calibrated and evaluated run."""
     with _spoken_errors():
-        from training import pipeline
-        from training.precision import parse_precision
-        from training.run import Run
+        from camcal.training import pipeline
+        from camcal.training.precision import parse_precision
+        from camcal.training.run import Run
 
         chosen = parse_precision(precision)
         own = Run(run).bundle if chosen == "fp32" else Run(run).path / f"bundle-{chosen}"
@@ -189,9 +188,9 @@ def verify(
 ) -> None:
     """Judge a bundle by its graph alone, on the test part of its data, and compare that with what it says of itself."""
     with _spoken_errors():
-        from models.bundle import Bundle
-        from training import pipeline
-        from training import verify as verification
+        from camcal.models.bundle import Bundle
+        from camcal.training import pipeline
+        from camcal.training import verify as verification
 
         loaded = Bundle.load(bundle)
         recipe = verification.recipe_of(loaded, overrides or ())
@@ -209,8 +208,8 @@ def results(
 ) -> None:
     """Print the table of all committed results: mean ± standard deviation over seeds, in percent."""
     with _spoken_errors():
-        from training import tables
-        from training.results import FOLDER, load_results
+        from camcal.training import tables
+        from camcal.training.results import FOLDER, load_results
 
         if as_json and as_markdown:
             fail("--json and --markdown are two forms of the same: choose one")
@@ -240,18 +239,11 @@ def bench_table(
 ) -> None:
     """Train, calibrate and evaluate every row of a table; finished ones are skipped, interrupted ones continue."""
     with _spoken_errors(_GOES_ON):
-        from training import pipeline
-        from training.sweep import load_table, run_table
+        from camcal.training import pipeline
+        from camcal.training.sweep import load_table, run_table
 
         wanted = load_table(table, data or (), only, overrides or ())
         gpu = pipeline.default_device().type == "cuda"
         processes = jobs or (min(8, max(1, (os.cpu_count() or 1) // 2)) if gpu else 1)
         if failed := run_table(wanted, out, processes, console):
             fail(f"{failed} of {len(wanted)} rows failed; the same command tries them again")
-
-
-def main() -> None:
-    """The entry point of the `camcal` command."""
-    if not sys.stdout.isatty():
-        os.environ.setdefault("COLUMNS", "140")
-    app()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from models.preprocessing import Rgb
+from camcal.models.preprocessing import Rgb
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -51,7 +51,7 @@ class DataConfig(_Section):
     split_file: for `folder`, a CSV with the columns path, split and label, relative to root.
     test_fraction: for a `folder` without a test part, the share of each class that is put aside as one.
     holdout_fraction: the share of each training class that fits scalar and temperature, and is not trained on.
-    fit, resize, input_size, mean, std, interpolation: see `models.preprocessing.Preprocessing`; the last three are
+    fit, resize, input_size, mean, std, interpolation: see `camcal.models.preprocessing.Preprocessing`; the last three are
         those that pretrained weights expect, where none are given.
     """
 
@@ -103,11 +103,11 @@ class AugmentConfig(_Section):
         whole image goes beyond it, and `fill` shows there.
     rotate: up to this many degrees either way.
     fill: what is shown outside the image: `zero`, `mirror`, or `random` (mirror or a random plain colour, per image).
-    policy: a published policy of operations on grey levels and geometry; see `training.data.policies`.
+    policy: a published policy of operations on grey levels and geometry; see `camcal.training.data.policies`.
     erase: side of a square that is blanked, as a share of the image's (Cutout, arXiv 1708.04552).
     colour: strength of changes to brightness, contrast and saturation.
     mixup, cutmix: parameter of the Beta distribution that says how much of another image is mixed in, 0 for none; with
-        both, each batch takes one of the two. See `training.data.mix`.
+        both, each batch takes one of the two. See `camcal.training.data.mix`.
     """
 
     flip: bool = False
@@ -137,17 +137,17 @@ def _first_scalar(head: str) -> float:
 
 
 class ModelConfig(_Section):
-    """The network; see `models.classifier.LongTailClassifier`.
+    """The network; see `camcal.models.classifier.LongTailClassifier`.
 
-    backbone: one of `models.backbones.BACKBONES`, or `timm/NAME` for any network of timm's.
+    backbone: one of `camcal.models.backbones.BACKBONES`, or `timm/NAME` for any network of timm's.
     weights: to start from. For timm's networks `pip`, from an installed package of weights; `hub`, from the Hugging
         Face hub; or a `.safetensors` or `.pth` file. For torchvision's its name of them, such as `IMAGENET1K_V1`.
     neck: channels of a 1×1 convolution with batch normalisation and ReLU behind the trunk, 0 for none; or `last`, the
         one in which an EfficientNet of timm's ends, which then is trained where the trunk is frozen.
-    head: `linear`, or a normalised one: `weight`, `cosine`, `cosnorm`, `causal`; see `models.normalized`.
+    head: `linear`, or a normalised one: `weight`, `cosine`, `cosnorm`, `causal`; see `camcal.models.normalized`.
     scalar: s of a normalised head, at first or, without learn_scalar, for good; 16, or 1 for `weight`.
-    camc: where CAMC takes its evidence from, or `taught`, its second form; camc_attention, camc_top: see `models.camc`.
-    reslt: the form of ResLT's branches; see `models.reslt`.
+    camc: where CAMC takes its evidence from, or `taught`, its second form; camc_attention, camc_top: see `camcal.models.camc`.
+    reslt: the form of ResLT's branches; see `camcal.models.reslt`.
     """
 
     backbone: str = "resnet32"
@@ -170,14 +170,14 @@ class ModelConfig(_Section):
 
     @model_validator(mode="after")
     def _known_backbone(self) -> ModelConfig:
-        from models.backbones import check_backbone  # needs torch, which `camcal results` does without
+        from camcal.models.backbones import check_backbone  # needs torch, which `camcal results` does without
 
         check_backbone(self.backbone)
         return self
 
 
 class LossConfig(_Section):
-    """The training loss; see `training.losses` for the formulas. n_k are the counts of the images trained on.
+    """The training loss; see `camcal.training.losses` for the formulas. n_k are the counts of the images trained on.
 
     name: what is computed of an image: `cross_entropy`; `focal`, with gamma; `ldam`, with the largest margin `margin`,
         for normalised heads; `balanced_softmax`; `logit_adjustment`, with the strength tau.
@@ -219,13 +219,13 @@ class FitConfig(_Section):
 
     mode: `all` trains the whole network. `frozen` keeps the trunk as its pretrained weights have it and trains what
         follows, on maps of the images as they are and, with augment.flip, mirrored: they are computed once and kept,
-        see `training.features`. `head-then-all` does the one for head_epochs, at head_lr, and then the other.
+        see `camcal.training.features`. `head-then-all` does the one for head_epochs, at head_lr, and then the other.
     trunk_lr: the share of the learning rate at which the trunk learns.
     milestones: instead of the cosine, the epochs from which on the rate is a tenth of what it was before.
     batch_size: of all processes together.
-    sampler: how often a class is seen; see `training.samplers`.
+    sampler: how often a class is seen; see `camcal.training.samplers`.
     precision: `bf16` and `fp16` run the network under autocast; head, maps and loss stay in fp32. `fp16` is for GPUs
-        without bf16; its gradients are scaled, see `training.descent`.
+        without bf16; its gradients are scaled, see `camcal.training.descent`.
     compile: compile the network first, which takes about a minute; on a GPU it then runs as CUDA graphs. It decides
         the speed alone: a run may go on with or without it.
     """
@@ -278,7 +278,7 @@ _OF_A_TEACHER = re.compile(r"\s*(augment|model|loss|fit)\.\w+\s*=")
 
 
 class DistillConfig(_Section):
-    """Learning from another network too; see `training.distill`.
+    """Learning from another network too; see `camcal.training.distill`.
 
     teacher: the folder of a finished run with the same `seed` and `data`, relative to the current folder; or a list of
         several, which are heard as one.
@@ -313,22 +313,22 @@ class DistillConfig(_Section):
 
 
 class CalibrateConfig(_Section):
-    """The steps after training; see `training.calibrate`.
+    """The steps after training; see `camcal.training.calibrate`.
 
     scalar: `select` a normalised head's scalar on held-out images, or `keep` the trained one.
     spread: how far, as the standard deviation of its logarithm, the factor by which the scalar or the temperature
         changes the logits is expected to be from 1, before any image is seen, and the lean from 0; see
-        `training.temperature.fit_scale`.
+        `camcal.training.temperature.fit_scale`.
     rescale: of a linear head: `tau` normalises the weights by ‖W‖^τ, `lws` learns a scale a class.
     marc: fit margins.
     marc_on: the images that they are fitted on: `train` as published, the `holdout` part, or `both`.
     start: where margins start (and stay, without marc): `identity`, or `prior`, which takes the logarithm of the class
         prior that the logits are trained for from them: logit adjustment afterwards.
-    penalty: λ that pulls margins towards their start, see `training.margins.fit_marc`. On `train` the defaults are
+    penalty: λ that pulls margins towards their start, see `camcal.training.margins.fit_marc`. On `train` the defaults are
         those of the paper, `identity` and 0; with held-out images, `prior` (`identity` after rescaling) and the λ that
         cross-validation chooses. Without marc the start is `prior` too.
     lean: fit on held-out images, with the temperature, how far the logits still lean to the common classes, and take
-        it out; see `training.temperature.fit_lean`.
+        it out; see `camcal.training.temperature.fit_lean`.
     passes: how many augmented passes over the training images MARC's cached logits come from.
     exponent: of the generalised re-weighting, w_k ∝ (n_k/N)^-exponent.
     iterations, batch_size, lr, momentum, weight_decay: of SGD with a cosine rate; the first `warmup` iterations rise
@@ -386,7 +386,7 @@ class Recipe(_Section):
         model, data = (raw.get(name) for name in ("model", "data")) if isinstance(raw, dict) else (None, None)
         if not isinstance(model, dict) or not isinstance(data, dict) or model.get("weights") in (None, "none"):
             return raw
-        from models.backbones import inputs_of
+        from camcal.models.backbones import inputs_of
 
         return raw | {"data": inputs_of(model.get("backbone")) | data}
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training import metrics
+from camcal.training import metrics
 
 
 def scalars_around(selected: float) -> list[float]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from training.config import FitConfig
+from camcal.training.config import FitConfig
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

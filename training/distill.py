@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.classifier import LongTailClassifier
-from training.config import Recipe, RecipeError
-from training.data import Dataset
-from training.descent import autocast
-from training.priors import logit_prior
-from training.run import Run, RunError, check_data, load_finished
+from camcal.models.classifier import LongTailClassifier
+from camcal.training.config import Recipe, RecipeError
+from camcal.training.data import Dataset
+from camcal.training.descent import autocast
+from camcal.training.priors import logit_prior
+from camcal.training.run import Run, RunError, check_data, load_finished
 
 
 class Teacher:
     """Trained networks, as they were before calibration, that another network learns from.
 
-    Each network may have been trained for a class prior of its own, q_T and q (`training.priors.logit_prior`). A
+    Each network may have been trained for a class prior of its own, q_T and q (`camcal.training.priors.logit_prior`). A
     teacher's logits are moved from the one to the other, so that one trained by plain cross-entropy does not pull a
     student of balanced softmax back to the frequent classes. Of several the mean of the probabilities is heard.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.camc import CAMC
+from camcal.models.camc import CAMC
 
 
 @dataclass(frozen=True)

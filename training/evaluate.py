@@ -11,18 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.bundle import GROUPS, group_of
-from models.classifier import LongTailClassifier
-from models.normalized import WeightNormHead
-from training import metrics
-from training.calibrate import other_priors
-from training.config import Recipe
-from training.curves import scalar_curve, scalars_around
-from training.data import Dataset
-from training.logits import TrainedLogits
-from training.priors import even_prior, logit_prior, prior_weights, shift_prior
-from training.provenance import made_with
-from training.temperature import fit_temperature, lean_offset
+from camcal.models.bundle import GROUPS, group_of
+from camcal.models.classifier import LongTailClassifier
+from camcal.models.normalized import WeightNormHead
+from camcal.training import metrics
+from camcal.training.calibrate import other_priors
+from camcal.training.config import Recipe
+from camcal.training.curves import scalar_curve, scalars_around
+from camcal.training.data import Dataset
+from camcal.training.logits import TrainedLogits
+from camcal.training.priors import even_prior, logit_prior, prior_weights, shift_prior
+from camcal.training.provenance import made_with
+from camcal.training.temperature import fit_temperature, lean_offset
 
 WORST = 12
 """How many of the hardest classes the report names, with what they are mistaken for."""

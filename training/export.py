@@ -17,8 +17,8 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from models import answers
-from models.bundle import (
+from camcal.models import answers
+from camcal.models.bundle import (
     INPUTS,
     MANIFEST_FILE,
     MODEL_FILE,
@@ -34,14 +34,14 @@ from models.bundle import (
     sha256,
     write_bundle,
 )
-from models.canary import CANARY_FILE, Canary
-from models.classifier import LongTailClassifier, ServedClassifier, can_fold, fold_branches
-from training.config import Recipe
-from training.data import Dataset
-from training.data.sources import preprocessing_of
-from training.precision import PrecisionError, compare, halve, quantize
-from training.priors import given_prior
-from training.run import save_json
+from camcal.models.canary import CANARY_FILE, Canary
+from camcal.models.classifier import LongTailClassifier, ServedClassifier, can_fold, fold_branches
+from camcal.training.config import Recipe
+from camcal.training.data import Dataset
+from camcal.training.data.sources import preprocessing_of
+from camcal.training.precision import PrecisionError, compare, halve, quantize
+from camcal.training.priors import given_prior
+from camcal.training.run import save_json
 
 TOLERANCE = 1e-4
 MAX_BATCH = 65535
@@ -189,7 +189,7 @@ def export_bundle(
     """Write a bundle into `folder`, replacing a bundle that is there, and return it verified.
 
     Args:
-        precision: of the trunk; see `training.precision`.
+        precision: of the trunk; see `camcal.training.precision`.
         data: of the run, needed for a precision other than fp32.
         judged: the network by whose answers such a precision is judged, where `network` has seen the held-out images;
             the report gets the figures.

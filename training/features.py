@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from models.classifier import LongTailClassifier, Neck
-from training.config import Recipe
-from training.data import Dataset, Images, LabelledImages
-from training.data.augment import Augment
+from camcal.models.classifier import LongTailClassifier, Neck
+from camcal.training.config import Recipe
+from camcal.training.data import Dataset, Images, LabelledImages
+from camcal.training.data.augment import Augment
 
 Maps = NDArray[np.float16]
 View = Literal["plain", "mirrored"]

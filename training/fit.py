@@ -14,20 +14,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from models.camc import TaughtAttention
-from models.classifier import LongTailClassifier
-from training.config import FitConfig, Recipe, parse_recipe
-from training.data import Dataset
-from training.data.augment import Augment
-from training.data.mix import Mix
-from training.descent import Descent, autocast
-from training.distill import Teacher
-from training.distributed import ALONE, Group
-from training.features import start_at_class_means
-from training.losses import Criterion, branch_members
-from training.provenance import Made, also_made_with
-from training.results import teachers_in
-from training.run import (
+from camcal.models.camc import TaughtAttention
+from camcal.models.classifier import LongTailClassifier
+from camcal.training.config import FitConfig, Recipe, parse_recipe
+from camcal.training.data import Dataset
+from camcal.training.data.augment import Augment
+from camcal.training.data.mix import Mix
+from camcal.training.descent import Descent, autocast
+from camcal.training.distill import Teacher
+from camcal.training.distributed import ALONE, Group
+from camcal.training.features import start_at_class_means
+from camcal.training.losses import Criterion, branch_members
+from camcal.training.provenance import Made, also_made_with
+from camcal.training.results import teachers_in
+from camcal.training.run import (
     Run,
     RunError,
     build_network,
@@ -38,7 +38,7 @@ from training.run import (
     restore,
     save_tensors,
 )
-from training.samplers import epoch_order
+from camcal.training.samplers import epoch_order
 
 LESSON = 0.3
 """What the attention's lesson counts for in the loss."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from training.config import MADE_TAILED, Recipe, RecipeError
+from camcal.training.config import MADE_TAILED, Recipe, RecipeError
 
 _LWS: dict[str, tuple[object, ...]] = {"calibrate.rescale": ("lws",)}
 _SGD = (

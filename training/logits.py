@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.classifier import LongTailClassifier
-from training.config import Recipe
-from training.data import Dataset, Images, LabelledImages
-from training.data.augment import Augment
-from training.features import LabelledMaps
-from training.provenance import code_digest
-from training.run import RunError, load_tensors, save_tensors
+from camcal.models.classifier import LongTailClassifier
+from camcal.training.config import Recipe
+from camcal.training.data import Dataset, Images, LabelledImages
+from camcal.training.data.augment import Augment
+from camcal.training.features import LabelledMaps
+from camcal.training.provenance import code_digest
+from camcal.training.run import RunError, load_tensors, save_tensors
 
 PIXELS = 256 * 224**2  # at most, that a network looks at in one go
 KEPT = 2**26  # values at most in a file, 256 MiB

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.reslt import BRANCHES
-from training.config import LossConfig
-from training.metrics import ranks
+from camcal.models.reslt import BRANCHES
+from camcal.training.config import LossConfig
+from camcal.training.metrics import ranks
 
 
 def grw_weights(counts_K: NDArray[np.int64], exponent: float) -> Tensor:

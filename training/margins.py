@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.marc import MARC
-from training.config import CalibrateConfig
-from training.losses import grw_weights
-from training.samplers import class_shares
+from camcal.models.marc import MARC
+from camcal.training.config import CalibrateConfig
+from camcal.training.losses import grw_weights
+from camcal.training.samplers import class_shares
 
 MIN_OMEGA = 1e-3
 CHUNK = 2**22  # logits at once, in fp64: of a large data set, all would take many gigabytes

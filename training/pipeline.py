@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from models.backbones import build_backbone
-from models.bundle import Bundle, Precision
-from training.calibrate import calibrate
-from training.config import Recipe, parse_recipe
-from training.data import Dataset, load_dataset
-from training.distill import Teacher, load_teachers
-from training.distributed import ALONE, Group, process_group
-from training.evaluate import evaluate
-from training.features import with_maps
-from training.fit import check_start, fit
-from training.priors import balanced_twice, given_prior, logit_prior
-from training.report import page
-from training.results import teachers_in
-from training.run import (
+from camcal.models.backbones import build_backbone
+from camcal.models.bundle import Bundle, Precision
+from camcal.training.calibrate import calibrate
+from camcal.training.config import Recipe, parse_recipe
+from camcal.training.data import Dataset, load_dataset
+from camcal.training.distill import Teacher, load_teachers
+from camcal.training.distributed import ALONE, Group, process_group
+from camcal.training.evaluate import evaluate
+from camcal.training.features import with_maps
+from camcal.training.fit import check_start, fit
+from camcal.training.priors import balanced_twice, given_prior, logit_prior
+from camcal.training.report import page
+from camcal.training.results import teachers_in
+from camcal.training.run import (
     Run,
     RunError,
     build_network,
@@ -38,7 +38,7 @@ from training.run import (
     save_json,
     save_tensors,
 )
-from training.summary import print_report
+from camcal.training.summary import print_report
 
 
 def default_device() -> torch.device:
@@ -247,7 +247,7 @@ def export_run(
     Raises:
         RunError: if there is no report of this very calibration, or the data is not that of the run.
     """
-    from training.export import export_bundle  # the only step that needs onnx and onnxruntime
+    from camcal.training.export import export_bundle  # the only step that needs onnx and onnxruntime
 
     network, recipe, meta = load_network(run.network)
     try:

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.cam import contributions
-from models.classifier import LongTailClassifier
-from service.heatmap import enlargement
-from training.data import Images
-from training.features import LabelledMaps, pictures
+from camcal.models.cam import contributions
+from camcal.models.classifier import LongTailClassifier
+from camcal.models.enlargement import enlargement
+from camcal.training.data import Images
+from camcal.training.features import LabelledMaps, pictures
 
 SAMPLES = 512
 BATCH = 64

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from training.metrics import ReliabilityBin
+from camcal.training.metrics import ReliabilityBin
 
 WIDTH, HEIGHT = 440, 290
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 18, 44

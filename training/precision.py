@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import Tensor, nn
 
-from models.bundle import INPUTS, OUTPUTS, Precision
-from models.classifier import LongTailClassifier
-from training.data import Dataset, Images
-from training.metrics import expected_calibration_error, softmax
-from training.priors import shift_prior
+from camcal.models.bundle import INPUTS, OUTPUTS, Precision
+from camcal.models.classifier import LongTailClassifier
+from camcal.training.data import Dataset, Images
+from camcal.training.metrics import expected_calibration_error, softmax
+from camcal.training.priors import shift_prior
 
 ALLOWED = 0.005  # loss of accuracy, or growth of ECE, on held-out images; one image where it weighs more
 CALIBRATION_IMAGES = 256

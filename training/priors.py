@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from training.config import Recipe
-from training.losses import class_weights, log_prior
-from training.samplers import class_shares
+from camcal.training.config import Recipe
+from camcal.training.losses import class_weights, log_prior
+from camcal.training.samplers import class_shares
 
 Floats = NDArray[np.float64]
 

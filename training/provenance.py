@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from service.cpus import usable_cpus
+from camcal.cpus import usable_cpus
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,7 +53,7 @@ COMMIT = commit()
 
 @functools.cache
 def code_digest() -> str:
-    """Of the source files that decide what a network says of an image: those of `models` and `training.data`."""
+    """Of the source files that decide what a network says of an image: those of `models` and `camcal.training.data`."""
     files = [file for folder in ("models", "training/data") for file in sorted((ROOT / folder).glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 

@@ -9,10 +9,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from training import plots
-from training.plots import Point, Series
-from training.results import teachers_in
-from training.summary import groups_shown, reservations, steps_for_prior, steps_taken
+from camcal.training import plots
+from camcal.training.plots import Point, Series
+from camcal.training.results import teachers_in
+from camcal.training.summary import groups_shown, reservations, steps_for_prior, steps_taken
 
 Report = dict[str, Any]
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from training.config import MADE_TAILED, AugmentConfig
+from camcal.training.config import MADE_TAILED, AugmentConfig
 
 Row = dict[str, Any]
 

@@ -16,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.classifier import LongTailClassifier
-from models.preprocessing import Preprocessing
-from training.config import Recipe, RecipeError, parse_recipe
-from training.data import Dataset
-from training.data.sources import preprocessing_of
+from camcal.models.classifier import LongTailClassifier
+from camcal.models.preprocessing import Preprocessing
+from camcal.training.config import Recipe, RecipeError, parse_recipe
+from camcal.training.data import Dataset
+from camcal.training.data.sources import preprocessing_of
 
 if sys.platform != "win32":
     import fcntl

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from models.bundle import GROUPS
-from training.metrics import GroupCalibration
+from camcal.models.bundle import GROUPS
+from camcal.training.metrics import GroupCalibration
 
 _RESCALED = {"off": "+ scalar", "tau": "+ τ-norm", "lws": "+ weight scaling"}
 NAMED = 12

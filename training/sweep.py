@@ -23,13 +23,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
-from training import pipeline
-from training.config import MADE_TAILED, Recipe, RecipeError, load_recipe, parse_recipe
-from training.data import Dataset, load_dataset
-from training.distill import load_teachers, weights_digest
-from training.idle import refuse_idle
-from training.results import Row, result_of, teachers_in
-from training.run import Run, save_json
+from camcal.training import pipeline
+from camcal.training.config import MADE_TAILED, Recipe, RecipeError, load_recipe, parse_recipe
+from camcal.training.data import Dataset, load_dataset
+from camcal.training.distill import load_teachers, weights_digest
+from camcal.training.idle import refuse_idle
+from camcal.training.results import Row, result_of, teachers_in
+from camcal.training.run import Run, save_json
 
 
 class _Strict(BaseModel):
@@ -46,7 +46,7 @@ class TableData(_Strict):
 class TableRow(_Strict):
     """One method: what it changes in the recipe.
 
-    calibrated: the name after calibration, see `training.results.result_of`. plain: whether to report the network as
+    calibrated: the name after calibration, see `camcal.training.results.result_of`. plain: whether to report the network as
     trained; false for a second row that only calibrates the same training in another way, which is then not trained
     again.
     """

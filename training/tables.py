@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from training.results import Row, group_names, methods, settings, spread
+from camcal.training.results import Row, group_names, methods, settings, spread
 
 WIDE = 92
 """Columns a terminal needs for the error under the training prior, `long-tailed`, as well."""

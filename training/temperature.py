@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.priors import Floats, even_prior, prior_weights
+from camcal.training.priors import Floats, even_prior, prior_weights
 
 
 def fit_scale(

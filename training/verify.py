@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from models.bundle import Bundle
-from training import metrics, precision
-from training.config import Recipe, RecipeError, parse_recipe
-from training.data import Dataset
-from training.evaluate import by_predicted_group
-from training.priors import even_prior, prior_weights, shift_prior
-from training.summary import figures_table, group_table
+from camcal.models.bundle import Bundle
+from camcal.training import metrics, precision
+from camcal.training.config import Recipe, RecipeError, parse_recipe
+from camcal.training.data import Dataset
+from camcal.training.evaluate import by_predicted_group
+from camcal.training.priors import even_prior, prior_weights, shift_prior
+from camcal.training.summary import figures_table, group_table
 
 JUDGED = ("probabilities", "calibrated_probabilities", "calibrated_logits")
 """The graph's outputs that the figures come from."""

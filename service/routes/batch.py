@@ -10,19 +10,19 @@ from typing import Annotated
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
-from service.access import needs
-from service.address import client_address
-from service.admission import Ticket
-from service.body import FIELD, FORM, check_size, images_of_form, read_body, require_form
-from service.deadline import TimeoutMs, latest
-from service.decoding import Data
-from service.errors import Problem, refused
-from service.rates import charge_images
-from service.routes.documented import problems
-from service.routes.fields import form_schema
-from service.routes.predict import PredictOptions, answer_image, checked
-from service.runtime import Running, log, unless_gone
-from service.schemas import PredictionBatch
+from camcal.service.access import needs
+from camcal.service.address import client_address
+from camcal.service.admission import Ticket
+from camcal.service.body import FIELD, FORM, check_size, images_of_form, read_body, require_form
+from camcal.service.deadline import TimeoutMs, latest
+from camcal.service.decoding import Data
+from camcal.service.errors import Problem, refused
+from camcal.service.rates import charge_images
+from camcal.service.routes.documented import problems
+from camcal.service.routes.fields import form_schema
+from camcal.service.routes.predict import PredictOptions, answer_image, checked
+from camcal.service.runtime import Running, log, unless_gone
+from camcal.service.schemas import PredictionBatch
 
 router = APIRouter()
 

@@ -13,18 +13,18 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.access import needs, owner_of
-from service.colormaps import Colormap
-from service.errors import Problem, bad_parameter
-from service.explanation import Explanation
-from service.heatmap import View, render
-from service.legend import MIN_SIZE
-from service.metrics import server_timing
-from service.prediction import is_index
-from service.routes.documented import binary, header, problems
-from service.runtime import Running, Runtime, log
-from service.schemas import Contributions
-from service.stores import is_id
+from camcal.service.access import needs, owner_of
+from camcal.service.colormaps import Colormap
+from camcal.service.errors import Problem, bad_parameter
+from camcal.service.explanation import Explanation
+from camcal.service.heatmap import View, render
+from camcal.service.legend import MIN_SIZE
+from camcal.service.metrics import server_timing
+from camcal.service.prediction import is_index
+from camcal.service.routes.documented import binary, header, problems
+from camcal.service.runtime import Running, Runtime, log
+from camcal.service.schemas import Contributions
+from camcal.service.stores import is_id
 
 router = APIRouter()
 

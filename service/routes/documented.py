@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-from service.errors import KINDS, PROBLEM_JSON
+from camcal.service.errors import KINDS, PROBLEM_JSON
 
 Responses = dict[int | str, dict[str, Any]]
 

@@ -8,9 +8,9 @@ from typing import Any, TypeVar, get_origin
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from service.body import FIELD
-from service.errors import Problem, bad_parameter
-from service.multipart import Part
+from camcal.service.body import FIELD
+from camcal.service.errors import Problem, bad_parameter
+from camcal.service.multipart import Part
 
 MAX_VALUE_BYTES = 1024
 

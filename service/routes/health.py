@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from service.errors import Problem
-from service.routes.documented import problems
-from service.runtime import Running, running
-from service.schemas import Alive, ModelName, Ready
+from camcal.service.errors import Problem
+from camcal.service.routes.documented import problems
+from camcal.service.runtime import Running, running
+from camcal.service.schemas import Alive, ModelName, Ready
 
 router = APIRouter(prefix="/health")
 

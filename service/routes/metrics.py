@@ -8,10 +8,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import State
 
-from service.access import for_metrics
-from service.metrics import Metrics, joined
-from service.routes.documented import problems
-from service.siblings import Siblings
+from camcal.service.access import for_metrics
+from camcal.service.metrics import Metrics, joined
+from camcal.service.routes.documented import problems
+from camcal.service.siblings import Siblings
 
 router = APIRouter()
 

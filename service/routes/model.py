@@ -5,11 +5,11 @@ from __future__ import annotations
 import orjson
 from fastapi import APIRouter, Response
 
-from models.bundle import GROUPS, Bundle
-from service.access import needs
-from service.routes.documented import problems
-from service.runtime import Running
-from service.schemas import ModelDescription
+from camcal.models.bundle import GROUPS, Bundle
+from camcal.service.access import needs
+from camcal.service.routes.documented import problems
+from camcal.service.runtime import Running
+from camcal.service.schemas import ModelDescription
 
 router = APIRouter()
 

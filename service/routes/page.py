@@ -6,11 +6,11 @@ from pathlib import Path
 
 from fastapi import APIRouter, Response
 
-import service
+import camcal.service
 
 router = APIRouter(include_in_schema=False)
 
-_FOLDER = Path(service.__file__).parent / "page"
+_FOLDER = Path(camcal.service.__file__).parent / "page"
 _MEDIA_TYPES = {
     ".css": "text/css",
     ".html": "text/html",

@@ -14,26 +14,26 @@ from fastapi import APIRouter, Query, Request, Response
 from opentelemetry import trace
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.bundle import Prior
-from service.access import needs, owner_of
-from service.address import client_address
-from service.admission import Ticket
-from service.batching import Answer
-from service.body import FIELD, read_upload
-from service.deadline import TimeoutMs, latest
-from service.decoding import Data, Decoded, LargeImageError, decode
-from service.errors import bad_parameter
-from service.explanation import explain
-from service.logs import MODEL
-from service.metrics import server_timing
-from service.model import Model
-from service.multipart import Part
-from service.prediction import Ranking
-from service.routes.documented import binary, header, problems
-from service.routes.fields import form_schema, with_fields
-from service.runtime import Running, Runtime, log, unless_gone
-from service.schemas import Prediction
-from service.stores import new_id
+from camcal.models.bundle import Prior
+from camcal.service.access import needs, owner_of
+from camcal.service.address import client_address
+from camcal.service.admission import Ticket
+from camcal.service.batching import Answer
+from camcal.service.body import FIELD, read_upload
+from camcal.service.deadline import TimeoutMs, latest
+from camcal.service.decoding import Data, Decoded, LargeImageError, decode
+from camcal.service.errors import bad_parameter
+from camcal.service.explanation import explain
+from camcal.service.logs import MODEL
+from camcal.service.metrics import server_timing
+from camcal.service.model import Model
+from camcal.service.multipart import Part
+from camcal.service.prediction import Ranking
+from camcal.service.routes.documented import binary, header, problems
+from camcal.service.routes.fields import form_schema, with_fields
+from camcal.service.runtime import Running, Runtime, log, unless_gone
+from camcal.service.schemas import Prediction
+from camcal.service.stores import new_id
 
 S = TypeVar("S")
 T = TypeVar("T")

@@ -13,13 +13,13 @@ from fastapi import APIRouter, Header, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from service.access import needs
-from service.address import client_address
-from service.batching import Answer
-from service.body import read_body
-from service.deadline import TimeoutMs, latest
-from service.errors import Problem
-from service.inference_protocol import (
+from camcal.service.access import needs
+from camcal.service.address import client_address
+from camcal.service.batching import Answer
+from camcal.service.body import read_body
+from camcal.service.deadline import TimeoutMs, latest
+from camcal.service.errors import Problem
+from camcal.service.inference_protocol import (
     HEADER_LENGTH,
     Inference,
     ProtocolError,
@@ -30,14 +30,14 @@ from service.inference_protocol import (
     output_metadata,
     parse,
 )
-from service.logs import MODEL
-from service.metrics import server_timing
-from service.model import Model
-from service.rates import charge_images
-from service.routes import health
-from service.routes.documented import binary, protocol_errors
-from service.routes.predict import observe
-from service.runtime import Running, Runtime, unless_gone
+from camcal.service.logs import MODEL
+from camcal.service.metrics import server_timing
+from camcal.service.model import Model
+from camcal.service.rates import charge_images
+from camcal.service.routes import health
+from camcal.service.routes.documented import binary, protocol_errors
+from camcal.service.routes.predict import observe
+from camcal.service.runtime import Running, Runtime, unless_gone
 
 NAME = "camcal"
 EXTENSIONS = ["binary_tensor_data"]

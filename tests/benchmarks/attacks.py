@@ -139,7 +139,7 @@ def measure(port: int, image: bytes, seconds: float) -> tuple[float, float, Coun
 @contextmanager
 def served(checkout: Path | None = None) -> Iterator[int]:
     """The port of the service of a checkout; by default of the working directory."""
-    command = [sys.executable, "-m", "service", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "camcal", "serve", "--port", "0"]
     with subprocess.Popen(command, cwd=checkout, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         lines = iter(server.stderr.readline, "")

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.bundle import Bundle
-from service import decoding
-from service.decoding import Limits, decode
-from service.session import Session
+from camcal.models.bundle import Bundle
+from camcal.service import decoding
+from camcal.service.decoding import Limits, decode
+from camcal.service.session import Session
 
 LIMITS = Limits(max_bytes=50_000_000, max_pixels=50_000_000)
 

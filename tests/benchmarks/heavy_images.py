@@ -28,7 +28,7 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
-from service.settings import DEFAULT_BUNDLE
+from camcal.service.settings import DEFAULT_BUNDLE
 from tests.benchmarks.attacks import measure, photograph, served
 from tests.benchmarks.serving.load import Load, Outcome
 from tests.service.crafted import CASES

@@ -14,13 +14,13 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from service.app import create_app
-from service.decoding import Limits
-from service.legend import PAPER
-from service.offline import predict_files
-from service.session import load_sessions
-from service.settings import Settings
-from service.sheet import sheet
+from camcal.service.app import create_app
+from camcal.service.decoding import Limits
+from camcal.service.legend import PAPER
+from camcal.service.offline import predict_files
+from camcal.service.session import load_sessions
+from camcal.service.settings import Settings
+from camcal.service.sheet import sheet
 from tests.service.browser import Tab, browser, find_chromium
 from tests.service.test_live import running
 

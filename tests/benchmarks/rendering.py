@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from models.preprocessing import Preprocessing
-from service.decoding import Limits, decode
-from service.heatmap import PictureFormat, View, positive_scale, render
-from service.legend import Caption
+from camcal.models.preprocessing import Preprocessing
+from camcal.service.decoding import Limits, decode
+from camcal.service.heatmap import PictureFormat, View, positive_scale, render
+from camcal.service.legend import Caption
 
 SIZE = 512  # px
 FORMATS: tuple[PictureFormat, ...] = ("png", "webp", "jpeg")

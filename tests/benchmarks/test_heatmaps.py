@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.classifier import LongTailClassifier
-from models.preprocessing import Preprocessing
+from camcal.models.classifier import LongTailClassifier
+from camcal.models.preprocessing import Preprocessing
+from camcal.training.data import DataError, load_dataset
+from camcal.training.run import Run, load_network
 from tests.benchmarks.heatmaps import (
     comparison,
     faithfulness,
@@ -24,8 +26,6 @@ from tests.benchmarks.heatmaps import (
 )
 from tests.benchmarks.heatmaps.__main__ import measure
 from tests.benchmarks.heatmaps.boxes import BoxedImages, is_usable, load_boxes, scaled, unpack
-from training.data import DataError, load_dataset
-from training.run import Run, load_network
 
 RULE = Preprocessing(fit="stretch", resize=32, input_size=32, mean=(0, 0, 0), std=(1, 1, 1))
 BOX = np.array([[2, 1, 5, 4]])  # columns 2, 3, 4 and rows 1, 2, 3

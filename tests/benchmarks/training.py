@@ -29,16 +29,16 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
-from models.classifier import LongTailClassifier
-from training.config import Recipe, parse_recipe
-from training.data.dataset import Dataset, LabelledImages, long_tail_counts
-from training.data.operations import FILL
-from training.data.sources import preprocessing_of
-from training.descent import Descent
-from training.fit import _epoch, compiled
-from training.losses import Criterion
-from training.provenance import COMMIT, hardware
-from training.run import build_network
+from camcal.models.classifier import LongTailClassifier
+from camcal.training.config import Recipe, parse_recipe
+from camcal.training.data.dataset import Dataset, LabelledImages, long_tail_counts
+from camcal.training.data.operations import FILL
+from camcal.training.data.sources import preprocessing_of
+from camcal.training.descent import Descent
+from camcal.training.fit import _epoch, compiled
+from camcal.training.losses import Criterion
+from camcal.training.provenance import COMMIT, hardware
+from camcal.training.run import build_network
 
 SIZE = 32
 IMAGES = 12_406

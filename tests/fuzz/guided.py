@@ -12,7 +12,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["service.multipart", "service.inference_protocol", "models"]):
+with atheris.instrument_imports(
+    include=["camcal.service.multipart", "camcal.service.inference_protocol", "camcal.models"]
+):
     from tests.fuzz.targets import TARGETS
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from models.bundle import MANIFEST_FILE, MODEL_FILE, Bundle, BundleError, sha256
-from service.inference_protocol import ProtocolError, parse
-from service.multipart import FormError, parse_form
+from camcal.models.bundle import MANIFEST_FILE, MODEL_FILE, Bundle, BundleError, sha256
+from camcal.service.inference_protocol import ProtocolError, parse
+from camcal.service.multipart import FormError, parse_form
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "models/pretrained/cifar10-lt-if100"

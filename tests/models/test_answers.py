@@ -8,9 +8,9 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from models import answers
-from models.bundle import INPUTS, OUTPUTS, Bundle, BundleError, write_bundle
-from models.canary import CANARY_FILE, MAX_CANARY_BYTES, MAX_VALUES, canary_count, canary_images
+from camcal.models import answers
+from camcal.models.bundle import INPUTS, OUTPUTS, Bundle, BundleError, write_bundle
+from camcal.models.canary import CANARY_FILE, MAX_CANARY_BYTES, MAX_VALUES, canary_count, canary_images
 
 
 @pytest.fixture(scope="module")

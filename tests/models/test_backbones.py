@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.models import ResNet18_Weights
 
-from models.backbones import build_backbone
+from camcal.models.backbones import build_backbone
 
 
 @pytest.mark.parametrize(

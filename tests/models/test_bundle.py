@@ -6,7 +6,7 @@ from typing import Any
 import onnx
 import pytest
 
-from models.bundle import Bundle, BundleError, group_of, sha256
+from camcal.models.bundle import Bundle, BundleError, group_of, sha256
 
 
 @pytest.fixture

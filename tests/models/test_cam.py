@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from models import cam
-from models.marc import MARC
-from models.normalized import HEADS, build_head
+from camcal.models import cam
+from camcal.models.marc import MARC
+from camcal.models.normalized import HEADS, build_head
 
 
 def test_contributions_by_hand() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.camc import CAMC, Attention, Evidence, TaughtAttention, contrast
+from camcal.models.camc import CAMC, Attention, Evidence, TaughtAttention, contrast
 
 
 def _inputs(classes: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.camc import CAMC, TaughtAttention
-from models.classifier import LongTailClassifier, ServedClassifier, can_fold, fold_branches
-from models.normalized import Rescale
-from models.preprocessing import Preprocessing
+from camcal.models.camc import CAMC, TaughtAttention
+from camcal.models.classifier import LongTailClassifier, ServedClassifier, can_fold, fold_branches
+from camcal.models.normalized import Rescale
+from camcal.models.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(fit="crop", resize=32, input_size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 IMAGES = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from models.colour import cmyk_to_srgb, is_srgb, to_srgb
+from camcal.models.colour import cmyk_to_srgb, is_srgb, to_srgb
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 # The colourants of Display P3 (DCI-P3 primaries, D65 adapted to D50), as Apple's profile has them.

@@ -6,7 +6,7 @@ import struct
 import pytest
 from PIL import Image
 
-from models.headers import (
+from camcal.models.headers import (
     MAX_SIDE,
     ImageTooLargeError,
     UndecodableImageError,

@@ -1,7 +1,7 @@
 import torch
 from torch.nn import functional
 
-from models.marc import MARC
+from camcal.models.marc import MARC
 
 
 def test_it_starts_as_the_identity() -> None:

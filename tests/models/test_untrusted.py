@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.untrusted import BundleError, checksum, illegible, parse_json, read
+from camcal.models.untrusted import BundleError, checksum, illegible, parse_json, read
 
 
 def test_reads_a_file_of_the_folder(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.bundle import Bundle
-from service.app import create_app
-from service.batching import Answer, Batcher
-from service.session import Images, Outputs, Session
-from service.settings import PREFIX, Settings
+from camcal.models.bundle import Bundle
+from camcal.service.app import create_app
+from camcal.service.batching import Answer, Batcher
+from camcal.service.session import Images, Outputs, Session
+from camcal.service.settings import PREFIX, Settings
 
 with warnings.catch_warnings():
     # Starlette asks for another client library than httpx from its next major version on.

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from models.bundle import MANIFEST_FILE, MAX_CLASSES, MODEL_FILE, REPORT_FILE, sha256
+from camcal.models.bundle import MANIFEST_FILE, MAX_CLASSES, MODEL_FILE, REPORT_FILE, sha256
 
 Spoil = Callable[[Path], None]  # what is done to a copy of a good bundle
 

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import Bundle
-from service.access import MAX_ADDRESSES, Attempts
-from service.keys import new_key
+from camcal.models.bundle import Bundle
+from camcal.service.access import MAX_ADDRESSES, Attempts
+from camcal.service.keys import new_key
 from tests.service.conftest import KEY, ClientFactory, TestClient, png
 from tests.service.test_keys import keys_file
 from tests.service.test_live import process

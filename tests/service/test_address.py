@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.address import client_address, exact_address, parse_proxies
+from camcal.service.address import client_address, exact_address, parse_proxies
 
 PROXIES = "10.0.0.0/8,2001:db8:ffff::/48,unix"
 

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from service.admission import Admission, BodyTooLargeError, QueueFullError, Ticket
+from camcal.service.admission import Admission, BodyTooLargeError, QueueFullError, Ticket
 
 
 class Clock:

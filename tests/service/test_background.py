@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.background import in_background
+from camcal.service.background import in_background
 
 
 def test_result_and_error_come_back() -> None:
@@ -23,7 +23,7 @@ def test_result_and_error_come_back() -> None:
 def test_work_without_end_does_not_hold_up_the_end() -> None:
     code = (
         "import asyncio, threading\n"
-        "from service.background import in_background\n"
+        "from camcal.service.background import in_background\n"
         "async def main():\n"
         "    task = asyncio.ensure_future(in_background(threading.Event().wait))\n"
         "    await asyncio.sleep(0)\n"

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from service.routes import batch
+from camcal.service.routes import batch
 from tests.service.conftest import ClientFactory, GatedSession, TestClient, encoded, picture, png
 from tests.service.test_live import wait_for
 from tests.service.test_predict import RAW, problem

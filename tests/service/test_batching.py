@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.batching import Answer, Batcher, BatchReport, ClosedError, DeadlineError, InferenceError
-from service.session import Images, Outputs
+from camcal.service.batching import Answer, Batcher, BatchReport, ClosedError, DeadlineError, InferenceError
+from camcal.service.session import Images, Outputs
 
 
 def image(value: int) -> NDArray[np.uint8]:

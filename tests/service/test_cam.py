@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.bundle import Bundle
-from service.app import create_app
-from service.colormaps import COLORMAPS
-from service.heatmap import fit
-from service.legend import MIN_SIZE
-from service.session import Session
-from service.settings import Settings
+from camcal.models.bundle import Bundle
+from camcal.service.app import create_app
+from camcal.service.colormaps import COLORMAPS
+from camcal.service.heatmap import fit
+from camcal.service.legend import MIN_SIZE
+from camcal.service.session import Session
+from camcal.service.settings import Settings
 from tests.service.conftest import ClientFactory, TestClient, encoded, picture, png
 from tests.service.test_live import wait_for
 from tests.service.test_predict import RAW, problem

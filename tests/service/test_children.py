@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.children import command, environment
+from camcal.service.children import command, environment
 
 
 def test_another_package_of_the_same_name_in_the_working_directory_is_not_taken(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from models.bundle import MODEL_FILE, Bundle
-from service.app import create_app
-from service.app import openapi as document
-from service.cli import app
-from service.keys import ApiKey, Keyring
-from service.settings import Settings
-from service.sheet import TILE
+from camcal.__main__ import app
+from camcal.models.bundle import MODEL_FILE, Bundle
+from camcal.service.app import create_app
+from camcal.service.app import openapi as document
+from camcal.service.keys import ApiKey, Keyring
+from camcal.service.settings import Settings
+from camcal.service.sheet import TILE
 from tests.service import hostile
 from tests.service.conftest import TestClient, png
 
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_traces_without_the_sdk_are_refused_in_a_sentence(bundle: Bundle) -> None:
-    block = "import sys\nsys.modules['opentelemetry.sdk'] = None\nfrom service.cli import app\napp()\n"
+    block = "import sys\nsys.modules['opentelemetry.sdk'] = None\nfrom camcal.__main__ import app\napp()\n"
     command = [sys.executable, "-c", block, "serve", "--bundle", str(bundle.path), "--port", "0"]
     environment = os.environ | {"CAMCAL_OTEL": "true"}
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment)
@@ -252,13 +252,13 @@ def test_openapi() -> None:
 
 
 def test_start_is_light() -> None:
-    code = "import sys, service.cli; print(*sys.modules)"
+    code = "import sys, camcal.__main__; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"fastapi", "onnxruntime", "numpy", "PIL", "pydantic", "torch"} & set(loaded.split())
 
 
 def test_module_runs() -> None:
-    command = [sys.executable, "-m", "service", "--help"]
+    command = [sys.executable, "-m", "camcal", "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(name in shown for name in ("serve", "predict", "inspect"))
     assert "openapi" not in shown
@@ -266,7 +266,7 @@ def test_module_runs() -> None:
 
 def test_missing_onnxruntime_is_one_sentence(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    for module in ("service.session", "service.model"):
+    for module in ("camcal.service.session", "camcal.service.model"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     result = run("serve", "--bundle", bundle.path)
     assert result.exit_code == 2

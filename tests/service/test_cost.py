@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.cost import FIXED_BYTES
+from camcal.service.cost import FIXED_BYTES
 from tests.service.conftest import encoded, picture
 from tests.service.crafted import CASES
 from tests.service.crafted.seeds import deep
@@ -26,10 +26,10 @@ SIDE = 1800
 # Each file is decoded in a child of its own, so that none profits from the memory that another has given back.
 MEASURE = """
 import json, os, sys
-from models.headers import read_header
-from models.preprocessing import Preprocessing
-from service.cost import cost
-from service.decoding import Limits, decode, shrink_of
+from camcal.models.headers import read_header
+from camcal.models.preprocessing import Preprocessing
+from camcal.service.cost import cost
+from camcal.service.decoding import Limits, decode, shrink_of
 rule = Preprocessing(fit="stretch", resize=112, input_size=112, mean=(0.5,) * 3, std=(0.5,) * 3)
 limits = Limits(max_bytes=10**9, max_pixels=10**9)
 

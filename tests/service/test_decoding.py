@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from models.headers import read_header
-from models.preprocessing import Preprocessing
-from service.decoding import (
+from camcal.models.headers import read_header
+from camcal.models.preprocessing import Preprocessing
+from camcal.service.decoding import (
     PICTURE_SIDE,
     Decoded,
     ImageTooLargeError,
@@ -87,7 +87,7 @@ def test_exif_orientation(orientation: int) -> None:
     np.testing.assert_array_equal(result.pixels, RULE.apply(upright.convert("RGB")))
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # as service.decoding does, outside of pytest
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # as camcal.service.decoding does, outside of pytest
 @pytest.mark.parametrize("block", [b"II*\0\xff\xff\xff\xff", b"neither II nor MM"])
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
 def test_damaged_exif_is_ignored(format: str, block: bytes) -> None:

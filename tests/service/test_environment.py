@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from service.environment import SettingsError, read
-from service.settings import load_settings
+from camcal.service.environment import SettingsError, read
+from camcal.service.settings import load_settings
 
 FIELDS = ("port", "api_key", "api_keys_file", "max_batch")
 

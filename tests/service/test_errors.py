@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from starlette.exceptions import HTTPException
 
-from service.admission import QueueFullError
-from service.batching import ClosedError, InferenceError
-from service.errors import KINDS, Problem, problem_of
-from service.routes import predict
+from camcal.service.admission import QueueFullError
+from camcal.service.batching import ClosedError, InferenceError
+from camcal.service.errors import KINDS, Problem, problem_of
+from camcal.service.routes import predict
 from tests.service.conftest import ClientFactory, png
 from tests.service.test_predict import RAW
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.bundle import Bundle
-from service.explanation import Explanation, marc_map, offsets
-from service.heatmap import positive_scale, signed_scale
+from camcal.models.bundle import Bundle
+from camcal.service.explanation import Explanation, marc_map, offsets
+from camcal.service.heatmap import positive_scale, signed_scale
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.colormaps import COLORMAPS
-from service.heatmap import (
+from camcal.service.colormaps import COLORMAPS
+from camcal.service.heatmap import (
     PictureFormat,
     Scale,
     View,
@@ -23,7 +23,7 @@ from service.heatmap import (
     shares,
     signed_scale,
 )
-from service.legend import Caption
+from camcal.service.legend import Caption
 from tests.service.conftest import encoded, picture
 
 Map = NDArray[np.float32]

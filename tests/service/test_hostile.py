@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models.bundle import Bundle
+from camcal.models.bundle import Bundle
 from tests.service import hostile
 from tests.service.conftest import png
 from tests.service.test_live import metric, process, wait_for
@@ -93,7 +93,7 @@ def test_workers_give_up_once_and_go_on(bundle: Bundle, tmp_path: Path, current:
 
 def test_start_on_an_endless_bundle(bundle: Bundle, tmp_path: Path) -> None:
     endless = hostile.make(bundle.path, tmp_path / "endless", hostile.endless_graph)
-    command = [sys.executable, "-m", "service", "serve", "--bundle", str(endless), "--port", "0"]
+    command = [sys.executable, "-m", "camcal", "serve", "--bundle", str(endless), "--port", "0"]
     environment = os.environ | {"CAMCAL_LOAD_TIMEOUT_S": "2"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
@@ -107,5 +107,5 @@ def test_start_on_an_endless_bundle(bundle: Bundle, tmp_path: Path) -> None:
 
 def trials(folder: Path) -> list[str]:
     """The processes that try the bundle in `folder`."""
-    found = subprocess.run(["pgrep", "-f", f"service.probe.*{folder}"], capture_output=True, text=True)
+    found = subprocess.run(["pgrep", "-f", f"camcal.service.probe.*{folder}"], capture_output=True, text=True)
     return found.stdout.split()

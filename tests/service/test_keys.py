@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.keys import ApiKey, Keyring, check_strength, new_key, read_keys
+from camcal.service.keys import ApiKey, Keyring, check_strength, new_key, read_keys
 from tests.service.conftest import KEY
 
 HASH = "ab" * 32

@@ -18,13 +18,13 @@ import httpx
 import numpy as np
 import pytest
 
-from models.bundle import Bundle
-from models.preprocessing import Preprocessing
-from service import large
-from service.admission import QueueFullError
-from service.batching import DeadlineError
-from service.cost import Cost
-from service.decoding import (
+from camcal.models.bundle import Bundle
+from camcal.models.preprocessing import Preprocessing
+from camcal.service import large
+from camcal.service.admission import QueueFullError
+from camcal.service.batching import DeadlineError
+from camcal.service.cost import Cost
+from camcal.service.decoding import (
     Data,
     ImageTooLargeError,
     LargeImageError,
@@ -33,7 +33,7 @@ from service.decoding import (
     UnsupportedFormatError,
     decode,
 )
-from service.large import WAITING, DecoderError, DecoderProcess, LargeImages
+from camcal.service.large import WAITING, DecoderError, DecoderProcess, LargeImages
 from tests.service.conftest import encoded, picture, png
 from tests.service.crafted import CASES, SEEDS
 from tests.service.test_live import metric, process, wait_for
@@ -51,7 +51,7 @@ MAX_WAITING_BYTES = 30_000_000
 
 @asynccontextmanager
 async def large_images(limits: Limits = LIMITS, patch: str = "") -> AsyncIterator[tuple[LargeImages, DecoderProcess]]:
-    """With the process of the service; or with one whose module `service.decoder` is changed by the code `patch`."""
+    """With the process of the service; or with one whose module `camcal.service.decoder` is changed by the code `patch`."""
     loop = asyncio.get_running_loop()
     if not patch:
         decoder = DecoderProcess(loop.add_reader, loop.remove_reader)
@@ -61,7 +61,7 @@ async def large_images(limits: Limits = LIMITS, patch: str = "") -> AsyncIterato
             decoder.close()
         return
     decoder = DecoderProcess(lambda descriptor, act: None, lambda descriptor: None)
-    code = f"import os, signal, time\nfrom service import decoder\n{patch}\ndecoder.main({decoder.mailbox.fileno()})"
+    code = f"import os, signal, time\nfrom camcal.service import decoder\n{patch}\ndecoder.main({decoder.mailbox.fileno()})"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, pass_fds=[decoder.mailbox.fileno()]) as child:
         try:
             yield LargeImages(decoder.mailbox, limits, MAX_WAITING_BYTES), decoder
@@ -273,7 +273,7 @@ def test_one_process_for_the_whole_service(bundle: Bundle, workers: str) -> None
 
 
 def decoders_of(pid: int) -> list[int]:
-    return [one for one in descendants(pid) if "service.decoder" in command(one)]
+    return [one for one in descendants(pid) if "camcal.service.decoder" in command(one)]
 
 
 def descendants(pid: int) -> list[int]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.colormaps import COLORMAPS
-from service.legend import (
+from camcal.service.colormaps import COLORMAPS
+from camcal.service.legend import (
     MIN_SIZE,
     PAPER,
     Caption,

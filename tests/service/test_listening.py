@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models.bundle import Bundle
-from service.listening import ListenError, Listeners
-from service.settings import Settings
+from camcal.models.bundle import Bundle
+from camcal.service.listening import ListenError, Listeners
+from camcal.service.settings import Settings
 from tests.service.conftest import png
 from tests.service.test_live import ROOT, process
 from tests.service.test_predict import RAW
@@ -151,7 +151,7 @@ def test_hosts_that_cannot_be_listened_on(host: str, said: str) -> None:
 def test_a_port_in_use_is_told_before_the_model_is_loaded(tmp_path: Path, workers: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "service", "serve", "--port", str(port), "--workers", workers]
+        command = [sys.executable, "-m", "camcal", "serve", "--port", str(port), "--workers", workers]
         absent = ["--bundle", str(tmp_path / "absent")]  # which would be told otherwise
         ended = subprocess.run([*command, *absent], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
@@ -171,7 +171,7 @@ def test_a_read_only_file_system(bundle: Bundle, workers: str) -> None:
         try:
             open(os.path.join(sys.argv.pop(1), "probe"), "w")
         except OSError:
-            from service.cli import app
+            from camcal.__main__ import app
             app()"""
     folder = str(bundle.path)
     command = ["unshare", "-m", sys.executable, "-c", program, folder, "serve", "--bundle", folder, "--port", "0"]

@@ -22,15 +22,15 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Response
 
-from models.bundle import Bundle
-from service import body, protocol
-from service.app import create_app
-from service.decoding import decode
-from service.listening import let_nobody_else_in
-from service.protocol import guarded
-from service.routes import predict
-from service.session import Session
-from service.settings import Settings
+from camcal.models.bundle import Bundle
+from camcal.service import body, protocol
+from camcal.service.app import create_app
+from camcal.service.decoding import decode
+from camcal.service.listening import let_nobody_else_in
+from camcal.service.protocol import guarded
+from camcal.service.routes import predict
+from camcal.service.session import Session
+from camcal.service.settings import Settings
 from tests.service.conftest import GatedSession, png
 from tests.service.test_predict import RAW, problem
 
@@ -480,9 +480,9 @@ def test_an_offer_of_another_protocol_is_overlooked(
 
 @contextmanager
 def process(
-    bundle: Bundle | Path, program: tuple[str, str] = ("-m", "service"), **environment: str
+    bundle: Bundle | Path, program: tuple[str, str] = ("-m", "camcal"), **environment: str
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`python -m service serve` on a free port."""
+    """`python -m camcal serve` on a free port."""
     folder = bundle.path if isinstance(bundle, Bundle) else bundle
     command = [sys.executable, *program, "serve", "--bundle", str(folder), "--port", "0"]
     with subprocess.Popen(
@@ -498,7 +498,7 @@ def process(
 
 
 def test_sighup_before_the_service_is_up_does_no_harm(bundle: Bundle) -> None:
-    command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle.path), "--port", "0"]
+    command = [sys.executable, "-m", "camcal", "serve", "--bundle", str(bundle.path), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as child:
         try:
             assert child.stderr is not None
@@ -511,7 +511,7 @@ def test_sighup_before_the_service_is_up_does_no_harm(bundle: Bundle) -> None:
 
 
 def test_sigterm_while_the_model_is_loaded_ends_at_once(bundle: Bundle) -> None:
-    program = "import time; from service import cli, model; model.load_proven = lambda *_: time.sleep(30); cli.app()"
+    program = "import time; from camcal.__main__ import main; from camcal.service import model; model.load_proven = lambda *_: time.sleep(30); main()"
     command = [sys.executable, "-c", program, "serve", "--bundle", str(bundle.path), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT) as child:
         try:
@@ -538,7 +538,7 @@ def test_sigterm_drains(bundle: Bundle, workers: str) -> None:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_as_many_connections_as_the_system_allows(bundle: Bundle, workers: str) -> None:
-    limited = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (200, 900)); from service import cli; cli.app()"
+    limited = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (200, 900)); from camcal.__main__ import main; main()"
     with process(bundle, ("-c", limited), CAMCAL_WORKERS=workers) as (_, url), ExitStack() as stack:
         address = httpx.URL(url).host, httpx.URL(url).port
         clients = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(600)]
@@ -593,7 +593,7 @@ def test_a_listener_that_lets_nobody_else_in_keeps_those_it_has() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux filters what comes to a listener")
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_who_calls_while_the_service_closes_is_neither_let_in_nor_refused(bundle: Bundle, workers: str) -> None:
-    program = "-c", "from service import cli, server; server.LAST_S = 3; cli.app()"
+    program = "-c", "from camcal.__main__ import main; from camcal.service import server; server.LAST_S = 3; main()"
     with process(bundle, program, CAMCAL_WORKERS=workers) as (child, url):
         child.send_signal(signal.SIGINT)
         with pytest.raises(TimeoutError):

@@ -18,8 +18,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from models.bundle import Bundle
-from service.logs import JsonFormatter, TextFormatter
+from camcal.models.bundle import Bundle
+from camcal.service.logs import JsonFormatter, TextFormatter
 from tests.service.conftest import ClientFactory, GatedSession, png
 from tests.service.test_live import ROOT, process
 from tests.service.test_predict import RAW
@@ -86,7 +86,7 @@ def test_json_cannot_be_forged() -> None:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_server_in_json(bundle: Bundle, workers: str) -> None:
     settings = {"CAMCAL_LOG_FORMAT": "json", "CAMCAL_ACCESS_LOG": "true", "CAMCAL_DRAIN_S": "0"}
-    with process(bundle, ("-m", "service"), CAMCAL_WORKERS=workers, **settings) as (child, url):
+    with process(bundle, ("-m", "camcal"), CAMCAL_WORKERS=workers, **settings) as (child, url):
         httpx.post(f"{url}/predict", content=png(), headers=RAW | {"X-Request-Id": "one"})
         child.terminate()
         assert child.stderr is not None
@@ -97,7 +97,7 @@ def test_server_in_json(bundle: Bundle, workers: str) -> None:
 
 NOISY = """if True:
     import os, subprocess, threading, warnings
-    from service import cli, server
+    from camcal.__main__ import main; from camcal.service import server
 
     class Careless:
         def __del__(self):
@@ -118,7 +118,7 @@ NOISY = """if True:
         Careless()
 
     server.Server.reload = noise
-    cli.app()"""
+    main()"""
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -142,7 +142,7 @@ def test_whatever_is_written_to_standard_error_is_json(bundle: Bundle, workers: 
 
 
 def serve(
-    *arguments: str, program: tuple[str, str] = ("-m", "service"), environment: dict[str, str] | None = None
+    *arguments: str, program: tuple[str, str] = ("-m", "camcal"), environment: dict[str, str] | None = None
 ) -> tuple[int, list[Any]]:
     """Exit code and records of a service that ends by itself."""
     command = [sys.executable, *program, "serve", "--port", "0", *arguments]
@@ -172,11 +172,11 @@ def test_a_start_that_fails_in_json(arguments: list[str], environment: dict[str,
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_fault_of_the_service_itself_in_json(bundle: Bundle, workers: str) -> None:
     program = """if True:
-        from service import cli, server
+        from camcal.__main__ import main; from camcal.service import server
         async def startup(self, sockets=None):
             raise ArithmeticError("a fault")
         server.DrainingServer.startup = server.Worker.startup = startup
-        cli.app()"""
+        main()"""
     arguments = ["--bundle", str(bundle.path), "--workers", workers]
     code, records = serve(*arguments, program=("-c", program))
     assert code == (1 if workers == "1" else 2)
@@ -186,12 +186,12 @@ def test_a_fault_of_the_service_itself_in_json(bundle: Bundle, workers: str) -> 
 def test_the_last_words_of_a_process_that_is_aborted_are_json(bundle: Bundle) -> None:
     program = """if True:
         import os
-        from service import cli, server
+        from camcal.__main__ import main; from camcal.service import server
         async def startup(self, sockets=None):
             os.write(2, b"terminate called without an active exception\\n")
             os.abort()
         server.DrainingServer.startup = startup
-        cli.app()"""
+        main()"""
     code, records = serve("--bundle", str(bundle.path), program=("-c", program))
     assert code == -signal.SIGABRT
     assert records[-1]["message"] == "terminate called without an active exception"

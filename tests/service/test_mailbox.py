@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from service.mailbox import Mailbox
+from camcal.service.mailbox import Mailbox
 
 
 @pytest.fixture

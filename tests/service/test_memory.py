@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from service import body
+from camcal.service import body
 from tests.service.conftest import ClientFactory, GatedSession, TestClient, encoded, picture, png
 from tests.service.crafted import CASES
 from tests.service.test_live import wait_for

@@ -11,7 +11,7 @@ import sys
 import httpx
 import pytest
 
-from models.bundle import Bundle
+from camcal.models.bundle import Bundle
 from tests.service.conftest import KEY
 from tests.service.test_live import ROOT, process, wait_for
 from tests.service.test_workers import gone, workers
@@ -57,7 +57,7 @@ def test_port_in_use_is_told_at_once(bundle: Bundle, workers: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         environment = os.environ | {"CAMCAL_METRICS_PORT": str(port), "CAMCAL_WORKERS": workers}
-        command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle.path), "--port", "0"]
+        command = [sys.executable, "-m", "camcal", "serve", "--bundle", str(bundle.path), "--port", "0"]
         ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == f"error: port {port} of 127.0.0.1 is in use; choose another with CAMCAL_METRICS_PORT\n"

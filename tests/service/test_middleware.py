@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.bundle import Bundle
+from camcal.models.bundle import Bundle
 from tests.service.conftest import KEY, ClientFactory, png
 from tests.service.test_predict import RAW, problem
 

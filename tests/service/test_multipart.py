@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.multipart import FormError, parse_form
+from camcal.service.multipart import FormError, parse_form
 
 TYPE = "multipart/form-data; boundary=x"
 

@@ -34,7 +34,7 @@ def listens(path: Path) -> bool:
 @contextmanager
 def service_on(path: Path, stderr: int, **environment: str) -> Iterator[httpx.Client]:
     """A service on a Unix socket that writes its log to `stderr`, and a client of it."""
-    command = [sys.executable, "-m", "service", "serve", "--bundle", str(BUNDLE), "--uds", str(path)]
+    command = [sys.executable, "-m", "camcal", "serve", "--bundle", str(BUNDLE), "--uds", str(path)]
     settings = {"CAMCAL_ACCESS_LOG": "true", "CAMCAL_DRAIN_S": "0.1", **environment}
     with subprocess.Popen(command, cwd=ROOT, env=settings, stderr=stderr) as child:
         try:
@@ -80,8 +80,8 @@ def test_clock_that_jumps_changes_no_answer(tmp_path: Path, days: int) -> None:
         import os, time
         true = time.time
         time.time = lambda: true() + ({days} * 86400 if os.path.exists({str(jumped)!r}) else 0)
-        from service import cli
-        cli.app()""",
+        from camcal.__main__ import main
+        main()""",
     )
     with process(BUNDLE, program, CAMCAL_TIMEOUT_S="5", CAMCAL_CAM_TTL_S="300") as (_, url):
         before = post(url).json()["cam"]["url"]

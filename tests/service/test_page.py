@@ -16,10 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import MANIFEST_FILE, Bundle
-from service.app import create_app
-from service.session import Session
-from service.settings import Settings
+from camcal.models.bundle import MANIFEST_FILE, Bundle
+from camcal.service.app import create_app
+from camcal.service.session import Session
+from camcal.service.settings import Settings
 from tests.service.browser import Tab, browser, find_chromium
 from tests.service.conftest import KEY, encoded, picture, png
 from tests.service.test_live import running, wait_for

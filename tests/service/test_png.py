@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.png import encode_png
+from camcal.service.png import encode_png
 from tests.service.conftest import picture
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from models.bundle import Bundle
-from service import body
-from service.session import Session
+from camcal.models.bundle import Bundle
+from camcal.service import body
+from camcal.service.session import Session
 from tests.service.conftest import ClientFactory, TestClient, encoded, picture, png
 from tests.service.test_session import changed
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.bundle import Bundle
-from service.prediction import Ranker
-from service.session import Outputs, Session
+from camcal.models.bundle import Bundle
+from camcal.service.prediction import Ranker
+from camcal.service.session import Outputs, Session
 
 
 @pytest.fixture(scope="module")

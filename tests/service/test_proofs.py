@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from models.bundle import MODEL_FILE, Bundle, BundleError, manifest_checksum
-from service.model import load_proven
-from service.proofs import Proofs
-from service.settings import Settings
+from camcal.models.bundle import MODEL_FILE, Bundle, BundleError, manifest_checksum
+from camcal.service.model import load_proven
+from camcal.service.proofs import Proofs
+from camcal.service.settings import Settings
 from tests.service import hostile
 from tests.service.test_live import wait_for
 
@@ -180,7 +180,7 @@ def test_trial_ends_with_the_service(bundle: Bundle, tmp_path: Path) -> None:
 
     wait_for(lambda: bool(trial()))
     (child,) = map(int, trial())
-    wait_for(lambda: "service.probe" in Path(f"/proc/{child}/cmdline").read_text())
+    wait_for(lambda: "camcal.service.probe" in Path(f"/proc/{child}/cmdline").read_text())
     # Until it has asked the kernel to end with its parent, it can outlive it, for the time limit and two seconds.
     wait_for(lambda: Path(f"/proc/{child}/oom_score_adj").read_text().strip() == "1000")
     parent.kill()

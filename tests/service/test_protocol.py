@@ -14,10 +14,10 @@ import httpx
 import pytest
 import uvloop
 
-from service.app import create_app
-from service.protocol import _Lingering
-from service.session import Session
-from service.settings import Settings
+from camcal.service.app import create_app
+from camcal.service.protocol import _Lingering
+from camcal.service.session import Session
+from camcal.service.settings import Settings
 from tests.service.conftest import png
 from tests.service.test_live import connect, running
 from tests.service.test_predict import RAW

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from service import rates
-from service.rates import RateLimitError, RateLimits
+from camcal.service import rates
+from camcal.service.rates import RateLimitError, RateLimits
 from tests.service.conftest import ClientFactory, png
 from tests.service.test_admission import Clock
 from tests.service.test_batch import files

@@ -18,12 +18,12 @@ import onnx
 import pytest
 from onnx import helper
 
-from models.bundle import MODEL_FILE, REPORT_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
-from service import runtime, session
-from service.app import create_app
-from service.model import Model
-from service.proofs import Proofs
-from service.settings import Settings
+from camcal.models.bundle import MODEL_FILE, REPORT_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
+from camcal.service import runtime, session
+from camcal.service.app import create_app
+from camcal.service.model import Model
+from camcal.service.proofs import Proofs
+from camcal.service.settings import Settings
 from tests.service import hostile
 from tests.service.conftest import TestClient, png
 from tests.service.test_live import metric, process, running, wait_for

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from models.bundle import Bundle, BundleError
-from service.app import create_app, openapi
-from service.metrics import STAGES, Metrics
-from service.routes.model import describe
-from service.schemas import Contributions, ModelDescription, Prediction
-from service.settings import Settings
+from camcal.models.bundle import Bundle, BundleError
+from camcal.service.app import create_app, openapi
+from camcal.service.metrics import STAGES, Metrics
+from camcal.service.routes.model import describe
+from camcal.service.schemas import Contributions, ModelDescription, Prediction
+from camcal.service.settings import Settings
 from tests.service.conftest import KEY, ClientFactory, GatedSession, TestClient, png
 from tests.service.test_live import wait_for
 from tests.service.test_predict import RAW, problem
@@ -308,7 +308,7 @@ def test_apps_do_not_share_metrics(client_factory: ClientFactory) -> None:
 
 def test_openapi_file_is_the_apps(client: TestClient) -> None:
     document = openapi(create_app())
-    assert yaml.safe_load(OPENAPI_FILE.read_text()) == document, "run: python -m service openapi > openapi.yaml"
+    assert yaml.safe_load(OPENAPI_FILE.read_text()) == document, "run: python -m camcal openapi > openapi.yaml"
     assert client.get("/openapi.json").json() == document
 
 

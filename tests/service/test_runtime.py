@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from service.errors import Problem
-from service.runtime import unless_gone
+from camcal.service.errors import Problem
+from camcal.service.runtime import unless_gone
 
 
 def test_client_that_leaves_several_answers_leaves_no_trace() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from models.bundle import Bundle
-from service.settings import Settings
+from camcal.models.bundle import Bundle
+from camcal.service.settings import Settings
 from tests.service.conftest import KEY, ClientFactory, TestClient, png
 from tests.service.test_predict import RAW, problem
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models.bundle import Bundle
+from camcal.models.bundle import Bundle
 from tests.service.conftest import png
 from tests.service.test_live import metric, post, process, wait_for
 from tests.service.test_predict import RAW
@@ -23,7 +23,10 @@ from tests.service.test_workers import gone
 from tests.service.test_workers import workers as workers_of
 
 WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
-FEW_FILES = "-c", "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (150, 150)); from service import cli; cli.app()"
+FEW_FILES = (
+    "-c",
+    "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (150, 150)); from camcal.__main__ import main; main()",
+)
 GET = b"GET /health/live HTTP/1.1\r\nHost: camcal\r\n\r\n"
 
 
@@ -69,14 +72,14 @@ def test_a_single_process_whose_model_is_broken_ends(bundle: Bundle, tmp_path: P
     flag = tmp_path / "broken"
     program = f"""if True:
         import os
-        from service import cli, server, session
+        from camcal.__main__ import main; from camcal.service import server, session
         server.BEAT_S, server.BROKEN_S, run = 0.1, 0.5, session.Session.run
         def fail(self, *given):
             if os.path.exists({str(flag)!r}):
                 raise ArithmeticError("the device is gone")
             return run(self, *given)
         session.Session.run = fail
-        cli.app()"""
+        main()"""
     with process(bundle, ("-c", program)) as (child, url):
         assert post(url).status_code == 200
         flag.touch()
@@ -92,7 +95,7 @@ def test_a_model_that_is_mended_in_time_is_kept(bundle: Bundle, tmp_path: Path) 
     beats.touch()
     program = f"""if True:
         import os
-        from service import cli, server, session
+        from camcal.__main__ import main; from camcal.service import server, session
         server.BEAT_S, server.BROKEN_S, run, beat = 0.1, 1000, session.Session.run, server.DrainingServer._beat
         def fail(self, *given):
             if os.path.exists({str(flag)!r}):
@@ -103,7 +106,7 @@ def test_a_model_that_is_mended_in_time_is_kept(bundle: Bundle, tmp_path: Path) 
                 print(broken_s, file=file)
             beat(self, broken_s)
         session.Session.run, server.DrainingServer._beat = fail, counted
-        cli.app()"""
+        main()"""
     with process(bundle, ("-c", program)) as (_, url):
         flag.touch()
         assert [post(url).status_code for _ in range(5)] == [500] * 5

@@ -10,9 +10,9 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from models.bundle import MODEL_FILE, REPORT_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
-from service.session import DeviceError, Images, Outputs, Session, load_session, load_sessions
-from service.settings import Settings
+from camcal.models.bundle import MODEL_FILE, REPORT_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
+from camcal.service.session import DeviceError, Images, Outputs, Session, load_session, load_sessions
+from camcal.service.settings import Settings
 
 
 def images(count: int, size: int, seed: int = 0) -> NDArray[np.uint8]:

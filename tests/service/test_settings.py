@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from service.multipart import ENVELOPE_BYTES
-from service.settings import DEFAULT_BUNDLE, SettingsError, load_settings
+from camcal.service.multipart import ENVELOPE_BYTES
+from camcal.service.settings import DEFAULT_BUNDLE, SettingsError, load_settings
 from tests.service.conftest import KEY
 
 

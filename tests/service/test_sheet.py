@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.bundle import Bundle
-from service.decoding import Limits, decode
-from service.explanation import Explanation, explain
-from service.legend import builtin_font
-from service.prediction import Ranker
-from service.session import Session
-from service.sheet import TILE, sheet
+from camcal.models.bundle import Bundle
+from camcal.service.decoding import Limits, decode
+from camcal.service.explanation import Explanation, explain
+from camcal.service.legend import builtin_font
+from camcal.service.prediction import Ranker
+from camcal.service.session import Session
+from camcal.service.sheet import TILE, sheet
 from tests.service.conftest import png
 
 Told = tuple[Explanation, list[dict[str, object]]]

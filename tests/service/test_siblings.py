@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.mailbox import Mailbox
-from service.siblings import SharedStore, Siblings
-from service.stores import new_id
-from service.stores.memory import MemoryStore
+from camcal.service.mailbox import Mailbox
+from camcal.service.siblings import SharedStore, Siblings
+from camcal.service.stores import new_id
+from camcal.service.stores.memory import MemoryStore
 
 
 @contextlib.contextmanager
@@ -74,7 +74,7 @@ def test_others_that_are_away_are_left_out() -> None:
 
 
 def test_a_worker_that_hangs_or_ends_half_way_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.siblings.ANSWER_S", 0.1)
+    monkeypatch.setattr("camcal.service.siblings.ANSWER_S", 0.1)
 
     async def main(asking: Siblings, hangs: Siblings, ends: Siblings) -> None:
         held: list[socket.socket] = []

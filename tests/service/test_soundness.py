@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.bundle import Bundle
-from service.app import create_app
-from service.decoding import Limits
-from service.offline import predict_files
-from service.prediction import Ranker
-from service.session import Session, load_session
-from service.settings import Settings
-from service.soundness import FAILURES
+from camcal.models.bundle import Bundle
+from camcal.service.app import create_app
+from camcal.service.decoding import Limits
+from camcal.service.offline import predict_files
+from camcal.service.prediction import Ranker
+from camcal.service.session import Session, load_session
+from camcal.service.settings import Settings
+from camcal.service.soundness import FAILURES
 from tests.service import hostile
 from tests.service.conftest import ClientFactory, TestClient, encoded, png
 from tests.service.test_live import wait_for

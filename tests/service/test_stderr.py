@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from service.stderr import as_json
+from camcal.service.stderr import as_json
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from service.stores import MAX_OWNERS, is_id, new_id, owner
-from service.stores.memory import OVERHEAD_BYTES, MemoryStore
+from camcal.service.stores import MAX_OWNERS, is_id, new_id, owner
+from camcal.service.stores.memory import OVERHEAD_BYTES, MemoryStore
 
 
 class Clock:

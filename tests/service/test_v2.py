@@ -15,10 +15,10 @@ import tritonclient.http as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from models.bundle import OUTPUTS, Bundle
-from service.inference_protocol import HEADER_LENGTH, MAX_JSON_BYTES, parse
-from service.routes import v2
-from service.session import Session
+from camcal.models.bundle import OUTPUTS, Bundle
+from camcal.service.inference_protocol import HEADER_LENGTH, MAX_JSON_BYTES, parse
+from camcal.service.routes import v2
+from camcal.service.session import Session
 from tests.service.conftest import KEY, ClientFactory, GatedSession, TestClient, encoded, picture
 from tests.service.test_live import Live as Live
 from tests.service.test_live import live as live

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import Bundle
-from service.cpus import take_share, usable_cpus
+from camcal.cpus import take_share, usable_cpus
+from camcal.models.bundle import Bundle
 from tests.service.conftest import png
 from tests.service.test_live import ROOT, metric, post, process, wait_for
 from tests.service.test_reload import check_map
@@ -106,7 +106,7 @@ def test_both_workers_die_and_come_again(service: Service) -> None:
 
 
 def test_worker_that_hangs_is_replaced_and_holds_up_no_other(bundle: Bundle) -> None:
-    program = "-c", "from service import cli, server; server.BEAT_S = 0.5; cli.app()"
+    program = "-c", "from camcal.__main__ import main; from camcal.service import server; server.BEAT_S = 0.5; main()"
     with process(bundle, program, CAMCAL_WORKERS="2") as (child, url):
         awake, hung = workers(child)
         os.kill(hung, signal.SIGSTOP)
@@ -130,7 +130,7 @@ def test_worker_whose_model_fails_on_every_batch_is_replaced(bundle: Bundle, tmp
         "-c",
         f"""if True:
         import os
-        from service import cli, server, session, workers
+        from camcal.__main__ import main; from camcal.service import server, session, workers
         stop = server.Worker.stop
         if {stuck}:
             server.Worker.stop = lambda self: None if os.path.exists({str(holds)!r}) else stop(self)
@@ -141,7 +141,7 @@ def test_worker_whose_model_fails_on_every_batch_is_replaced(bundle: Bundle, tmp
                 raise ArithmeticError("the device is gone")
             return run(self, *given)
         session.Session.run = fail
-        cli.app()""",
+        main()""",
     )
     settings = {"CAMCAL_WORKERS": "2", "CAMCAL_TIMEOUT_S": "5", "CAMCAL_BODY_TIMEOUT_S": "0.5"}
     with process(bundle, program, **settings) as (child, url):
@@ -219,7 +219,10 @@ def test_worker_that_finds_another_bundle_brings_it_to_all(
 
 
 def test_service_ends_when_no_worker_can_start_again(bundle: Bundle, current: Callable[[Path], Path]) -> None:
-    program = "-c", "from service import cli, workers; workers.RESTART_S = 0.02; cli.app()"
+    program = (
+        "-c",
+        "from camcal.__main__ import main; from camcal.service import workers; workers.RESTART_S = 0.02; main()",
+    )
     with process(current(bundle.path), program, CAMCAL_WORKERS="2") as (child, _):
         current(bundle.path / "absent")
         for pid in workers(child):
@@ -243,7 +246,7 @@ def test_workers_end_with_their_supervisor_and_leave_nothing(bundle: Bundle) -> 
 
 def test_signals_to_all_processes_are_one(bundle: Bundle) -> None:
     """As a terminal sends them."""
-    command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle.path), "--port", "0", "--workers", "2"]
+    command = [sys.executable, "-m", "camcal", "serve", "--bundle", str(bundle.path), "--port", "0", "--workers", "2"]
     environment = {"CAMCAL_DRAIN_S": "1"}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -280,7 +283,7 @@ def test_reload_reaches_every_worker(bundle: Bundle, other: Bundle, current: Cal
 
 
 def start(*arguments: str) -> Any:
-    command = [sys.executable, "-m", "service", "serve", "--workers", "2", *arguments]
+    command = [sys.executable, "-m", "camcal", "serve", "--workers", "2", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
@@ -298,7 +301,7 @@ def test_one_worker_that_cannot_start(bundle: Bundle, tmp_path: Path) -> None:
     program = f"""
 import os
 import time
-from service import cli, workers
+from camcal.__main__ import main; from camcal.service import workers
 
 work, serves = workers._work, workers.Supervisor._serves
 
@@ -317,7 +320,7 @@ def heard(self, worker, version):
 
 
 workers._work, workers.Supervisor._serves = start, heard
-cli.app()
+main()
 """
     command = [sys.executable, "-c", program, "serve", "--workers", "2", "--bundle", str(bundle.path), "--port", "0"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -339,9 +342,9 @@ def test_shares_of_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     cpus: dict[int, set[int]] = {0: set(range(8, 13))}
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cpus[pid])
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, wanted: cpus.update({pid: set(wanted)}))
-    monkeypatch.setattr("service.cpus._quotas", lambda root: iter([]))
+    monkeypatch.setattr("camcal.cpus._quotas", lambda root: iter([]))
     assert (take_share(1, 2), cpus[0]) == (3, {10, 11, 12})
     assert (take_share(0, 4), cpus[0]) == (1, {10, 11, 12})  # more parts than CPUs
-    monkeypatch.setattr("service.cpus._quotas", lambda root: iter([2.0]))
+    monkeypatch.setattr("camcal.cpus._quotas", lambda root: iter([2.0]))
     assert usable_cpus() == 2
     assert (take_share(1, 2), cpus[0]) == (1, {10, 11, 12})  # a quota is of time, not of CPUs

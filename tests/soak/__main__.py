@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from service.settings import DEFAULT_BUNDLE
+from camcal.service.settings import DEFAULT_BUNDLE
 from tests.soak.drawing import draw
 from tests.soak.faults import Current
 from tests.soak.journal import Journal

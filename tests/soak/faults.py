@@ -19,7 +19,10 @@ from tests.soak.journal import Journal
 from tests.soak.server import Server
 
 LOADED_S = 60.0  # for a good bundle to be served by every worker
-WORKER, HELPER = " serve ", " service.decoder "  # what the command lines of a worker and of the decode helper have
+WORKER, HELPER = (
+    " serve ",
+    " camcal.service.decoder ",
+)  # what the command lines of a worker and of the decode helper have
 
 
 class Current:

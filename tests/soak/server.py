@@ -78,8 +78,8 @@ class Server:
 
 @contextmanager
 def serving(bundle: Path, log: Path, **environment: str) -> Iterator[Server]:
-    """`python -m service serve` on a free port; nothing of it is left afterwards."""
-    command = [sys.executable, "-m", "service", "serve", "--bundle", str(bundle), "--port", "0"]
+    """`python -m camcal serve` on a free port; nothing of it is left afterwards."""
+    command = [sys.executable, "-m", "camcal", "serve", "--bundle", str(bundle), "--port", "0"]
     with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stderr=file)
     server = None

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from service.app import create_app
-from service.settings import Settings
-from training import pipeline
-from training.config import load_recipe
-from training.data import load_dataset
-from training.run import Run
+from camcal.service.app import create_app
+from camcal.service.settings import Settings
+from camcal.training import pipeline
+from camcal.training.config import load_recipe
+from camcal.training.data import load_dataset
+from camcal.training.run import Run
 
 with warnings.catch_warnings():
     # Starlette asks for another client library than httpx from its next major version on.

@@ -6,21 +6,21 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from models.classifier import LongTailClassifier
-from training import calibrate as calibrate_module
-from training.calibrate import (
+from camcal.models.classifier import LongTailClassifier
+from camcal.training import calibrate as calibrate_module
+from camcal.training.calibrate import (
     PENALTIES,
     TAUS,
     CalibrationError,
     Fitted,
     calibrate,
 )
-from training.config import AugmentConfig, Recipe, load_recipe, parse_recipe
-from training.data import Dataset, LabelledImages, load_dataset
-from training.logits import TrainedLogits, predict_logits
-from training.priors import Floats, logit_prior
-from training.run import Run, build_network, load_network
-from training.temperature import fit_lean
+from camcal.training.config import AugmentConfig, Recipe, load_recipe, parse_recipe
+from camcal.training.data import Dataset, LabelledImages, load_dataset
+from camcal.training.logits import TrainedLogits, predict_logits
+from camcal.training.priors import Floats, logit_prior
+from camcal.training.run import Run, build_network, load_network
+from camcal.training.temperature import fit_lean
 
 
 def test_calibration_of_a_real_run_moves_the_tail_up(digits_run: Run, digits_recipe: Recipe) -> None:

@@ -9,8 +9,8 @@ import torch
 import torch._inductor.config as inductor
 from typer.testing import CliRunner, Result
 
-from training.cli import app
-from training.run import Run
+from camcal.__main__ import app
+from camcal.training.run import Run
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models" / "pretrained" / "caltech100"
 
@@ -113,7 +113,7 @@ def test_a_mistake_ends_in_one_sentence(tmp_path: Path, arguments: list[str], me
 
 
 def test_calibrating_half_a_run_is_refused(run: Run) -> None:
-    from training.run import load_tensors, save_tensors
+    from camcal.training.run import load_tensors, save_tensors
 
     tensors, meta = load_tensors(run.checkpoint)
     save_tensors(run.checkpoint, tensors, meta | {"epoch": 5})
@@ -131,13 +131,13 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.pipeline.train", stop)
+    monkeypatch.setattr("camcal.training.pipeline.train", stop)
     result = _camcal("train", "digits", "--out", tmp_path)
     assert result.exit_code == 130 and "the same command continues" in result.stderr
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [n for n in sys.modules if n == "training.pipeline"]:
+    for name in [n for n in sys.modules if n == "camcal.training.pipeline"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     result = _camcal("train", "digits", "--out", tmp_path)
@@ -180,7 +180,7 @@ def test_want_of_memory_ends_in_one_sentence(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("training.pipeline.train", fail)
+    monkeypatch.setattr("camcal.training.pipeline.train", fail)
     result = _camcal("train", "digits", "--out", tmp_path)
     assert result.exit_code == 2 and words in result.stderr and result.stderr.count("\n") == 1
 
@@ -189,7 +189,7 @@ def test_other_faults_stay_tracebacks(monkeypatch: pytest.MonkeyPatch, tmp_path:
     def fail(*_: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr("training.pipeline.train", fail)
+    monkeypatch.setattr("camcal.training.pipeline.train", fail)
     assert isinstance(_camcal("train", "digits", "--out", tmp_path).exception, RuntimeError)
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import RecipeError, load_recipe, parse_recipe
+from camcal.training.config import RecipeError, load_recipe, parse_recipe
 
 MINIMAL = 'name = "r"\n[data]\nsource = "digits"\n[fit]\nepochs = 3\n'
 

@@ -1,7 +1,7 @@
 import numpy as np
 
-from training import metrics
-from training.curves import scalar_curve, scalars_around
+from camcal.training import metrics
+from camcal.training.curves import scalar_curve, scalars_around
 
 
 def _problem() -> tuple[metrics.Labels, metrics.Floats]:

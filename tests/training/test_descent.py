@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.camc import CAMC
-from training.config import FitConfig, load_recipe
-from training.descent import Descent, autocast
-from training.run import build_network
+from camcal.models.camc import CAMC
+from camcal.training.config import FitConfig, load_recipe
+from camcal.training.descent import Descent, autocast
+from camcal.training.run import build_network
 
 CPU = torch.device("cpu")
 

@@ -15,18 +15,18 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from camcal.training import pipeline
+from camcal.training import report as report_module
+from camcal.training.config import RecipeError, load_recipe
+from camcal.training.data import Dataset, load_dataset
+from camcal.training.descent import Descent
+from camcal.training.distill import Teacher
+from camcal.training.fit import _epoch
+from camcal.training.losses import Criterion
+from camcal.training.metrics import softmax
+from camcal.training.results import teachers_in
+from camcal.training.run import Run, RunError, build_network, load_network, load_tensors, save_tensors
 from tests.training.test_fit import interrupt
-from training import pipeline
-from training import report as report_module
-from training.config import RecipeError, load_recipe
-from training.data import Dataset, load_dataset
-from training.descent import Descent
-from training.distill import Teacher
-from training.fit import _epoch
-from training.losses import Criterion
-from training.metrics import softmax
-from training.results import teachers_in
-from training.run import Run, RunError, build_network, load_network, load_tensors, save_tensors
 
 CPU = torch.device("cpu")
 QUICK = ["fit.epochs=2", "fit.warmup_epochs=1", "fit.precision=fp32", "calibrate.iterations=50", "calibrate.passes=1"]

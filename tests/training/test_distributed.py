@@ -15,13 +15,13 @@ from torch import nn
 from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional
 
-from training.config import Recipe, load_recipe
-from training.data import Dataset, LabelledImages
-from training.data.sources import preprocessing_of
-from training.distill import Teacher
-from training.distributed import ALONE, Group, process_group
-from training.fit import fit
-from training.run import Run, load_tensors
+from camcal.training.config import Recipe, load_recipe
+from camcal.training.data import Dataset, LabelledImages
+from camcal.training.data.sources import preprocessing_of
+from camcal.training.distill import Teacher
+from camcal.training.distributed import ALONE, Group, process_group
+from camcal.training.fit import fit
+from camcal.training.run import Run, load_tensors
 
 CPU = torch.device("cpu")
 # One batch of all images, which two processes cannot share evenly; nothing random but the initial weights.
@@ -99,7 +99,7 @@ def test_two_processes_give_the_gradients_and_statistics_of_one(
 
 
 def test_torchrun_trains_together_and_the_leader_alone_writes_and_speaks(tmp_path: Path) -> None:
-    command = "from training.cli import main; main()"
+    command = "from camcal.__main__ import main; main()"
     changes = ["fit.epochs=2", "calibrate.iterations=20", "augment.policy=trivialaugment"]
     changes += ["distill.weight=0.5", "distill.set=fit.epochs=3"]
     options = [part for change in changes for part in ("--set", change)]

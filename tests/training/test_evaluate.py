@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy.optimize import minimize_scalar
 
-from training.calibrate import calibrate
-from training.config import LossConfig, Recipe, load_recipe, parse_recipe
-from training.data import load_dataset
-from training.evaluate import evaluate
-from training.logits import predict_logits
-from training.priors import Floats
-from training.report import page
-from training.run import Run, build_network, load_network
-from training.summary import print_report, steps_for_prior, steps_taken
+from camcal.training.calibrate import calibrate
+from camcal.training.config import LossConfig, Recipe, load_recipe, parse_recipe
+from camcal.training.data import load_dataset
+from camcal.training.evaluate import evaluate
+from camcal.training.logits import predict_logits
+from camcal.training.priors import Floats
+from camcal.training.report import page
+from camcal.training.run import Run, build_network, load_network
+from camcal.training.summary import print_report, steps_for_prior, steps_taken
 
 
 def test_the_report_of_a_real_run(digits_run: Run) -> None:

@@ -8,13 +8,13 @@ import onnxruntime
 import pytest
 import torch
 
-from models.bundle import INPUTS, OUTPUTS, Bundle
-from models.classifier import ServedClassifier
-from training import export
-from training.config import Recipe, load_recipe
-from training.data import load_dataset
-from training.export import ExportError
-from training.run import Run, build_network, load_network
+from camcal.models.bundle import INPUTS, OUTPUTS, Bundle
+from camcal.models.classifier import ServedClassifier
+from camcal.training import export
+from camcal.training.config import Recipe, load_recipe
+from camcal.training.data import load_dataset
+from camcal.training.export import ExportError
+from camcal.training.run import Run, build_network, load_network
 
 
 @pytest.mark.parametrize(("batch", "top_k"), [(1, 1), (7, 3), (5, 10)])

@@ -8,15 +8,15 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 
-from models.backbones import build_backbone
-from models.timm_trunk import TimmTrunk, packaged_file
-from training import pipeline
-from training.config import Recipe, RecipeError, load_recipe
-from training.data import Dataset, load_dataset
-from training.data.augment import Augment
-from training.features import LabelledMaps, cache_folder, pictures, start_at_class_means, with_maps
-from training.placement import measure_shift
-from training.run import Run, RunError, build_network, load_network, load_tensors
+from camcal.models.backbones import build_backbone
+from camcal.models.timm_trunk import TimmTrunk, packaged_file
+from camcal.training import pipeline
+from camcal.training.config import Recipe, RecipeError, load_recipe
+from camcal.training.data import Dataset, load_dataset
+from camcal.training.data.augment import Augment
+from camcal.training.features import LabelledMaps, cache_folder, pictures, start_at_class_means, with_maps
+from camcal.training.placement import measure_shift
+from camcal.training.run import Run, RunError, build_network, load_network, load_tensors
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +138,7 @@ def test_an_interrupted_computation_leaves_nothing(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.features.os.replace", interrupted)
+    monkeypatch.setattr("camcal.training.features.os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _mapped(_recipe(photographs, weights))
     assert not list(cache_folder().iterdir())

@@ -10,15 +10,15 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from models.classifier import LongTailClassifier
-from training import fit as fit_module
-from training.config import FitConfig, Recipe, load_recipe
-from training.data import Dataset, load_dataset
-from training.descent import Descent
-from training.distributed import Group
-from training.fit import compiled, fit, learning_rate
-from training.losses import Criterion
-from training.run import Run, RunError, build_network, load_tensors
+from camcal.models.classifier import LongTailClassifier
+from camcal.training import fit as fit_module
+from camcal.training.config import FitConfig, Recipe, load_recipe
+from camcal.training.data import Dataset, load_dataset
+from camcal.training.descent import Descent
+from camcal.training.distributed import Group
+from camcal.training.fit import compiled, fit, learning_rate
+from camcal.training.losses import Criterion
+from camcal.training.run import Run, RunError, build_network, load_tensors
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> list[object]:
@@ -103,7 +103,7 @@ def test_a_checkpoint_says_what_trained_it(
         _fit(recipe, data, tmp_path)
     monkeypatch.undo()
     first = load_tensors(Run(tmp_path).checkpoint)[1]["made_with"]
-    monkeypatch.setattr("training.provenance.COMMIT", "a later one")
+    monkeypatch.setattr("camcal.training.provenance.COMMIT", "a later one")
     _fit(recipe, data, tmp_path)
     assert load_tensors(Run(tmp_path).checkpoint)[1]["made_with"] == [*first, first[0] | {"commit": "a later one"}]
 

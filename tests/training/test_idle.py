@@ -3,8 +3,8 @@ from typing import get_args
 import pytest
 from pydantic import TypeAdapter
 
-from training.config import Recipe, RecipeError, load_recipe
-from training.idle import _IDLE_AT, _ONLY_WITH, refuse_idle
+from camcal.training.config import Recipe, RecipeError, load_recipe
+from camcal.training.idle import _IDLE_AT, _ONLY_WITH, refuse_idle
 
 
 def test_an_override_that_would_change_nothing_is_refused() -> None:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from models.classifier import LongTailClassifier
-from training import logits as logits_module
-from training import pipeline
-from training.config import Recipe, parse_recipe
-from training.data import Dataset, LabelledImages, load_dataset
-from training.logits import TrainedLogits, predict_logits
-from training.run import Run, load_network
+from camcal.models.classifier import LongTailClassifier
+from camcal.training import logits as logits_module
+from camcal.training import pipeline
+from camcal.training.config import Recipe, parse_recipe
+from camcal.training.data import Dataset, LabelledImages, load_dataset
+from camcal.training.logits import TrainedLogits, predict_logits
+from camcal.training.run import Run, load_network
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_logits_of_other_code_are_computed_anew(
     path = tmp_path / "logits.safetensors"
     TrainedLogits(network, path).holdout(digits)
     asked = _asked(network)
-    monkeypatch.setattr("training.logits.code_digest", lambda: "edited since")
+    monkeypatch.setattr("camcal.training.logits.code_digest", lambda: "edited since")
     TrainedLogits(network, path).holdout(digits)
     assert sum(asked) == len(digits.holdout)
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from training.config import LossConfig
-from training.losses import Criterion, branch_members, effective_weights, grw_weights, ldam_margins, smoothing
+from camcal.training.config import LossConfig
+from camcal.training.losses import Criterion, branch_members, effective_weights, grw_weights, ldam_margins, smoothing
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 COUNTS = np.array([500, 120, 40, 16, 5])

@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from training import margins
-from training.config import CalibrateConfig
-from training.losses import grw_weights
-from training.margins import MIN_OMEGA, fit_lws, fit_marc
+from camcal.training import margins
+from camcal.training.config import CalibrateConfig
+from camcal.training.losses import grw_weights
+from camcal.training.margins import MIN_OMEGA, fit_lws, fit_marc
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 COUNTS = np.array([200, 100, 60, 30, 10])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training import metrics
+from camcal.training import metrics
 
 P = np.array([[0.7, 0.2, 0.1], [0.4, 0.5, 0.1], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]])
 Y = np.array([0, 0, 2, 1])

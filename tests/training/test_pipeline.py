@@ -14,13 +14,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from models.bundle import Bundle
-from training import pipeline, precision
-from training.calibrate import Fitted, calibrate
-from training.config import Recipe, RecipeError, load_recipe
-from training.data import load_dataset
-from training.logits import predict_logits
-from training.run import Run, RunError, load_network, load_tensors, save_tensors
+from camcal.models.bundle import Bundle
+from camcal.training import pipeline, precision
+from camcal.training.calibrate import Fitted, calibrate
+from camcal.training.config import Recipe, RecipeError, load_recipe
+from camcal.training.data import load_dataset
+from camcal.training.logits import predict_logits
+from camcal.training.run import Run, RunError, load_network, load_tensors, save_tensors
 
 QUICK = ["fit.epochs=2", "fit.warmup_epochs=1", "calibrate.iterations=50", "calibrate.passes=1", "calibrate.lean=true"]
 
@@ -120,7 +120,7 @@ def test_a_smaller_precision_is_judged_by_the_network_that_has_not_seen_the_held
         return compare(full, *rest)
 
     data = load_dataset(recipe.data, recipe.seed)
-    monkeypatch.setattr("training.export.compare", watched)
+    monkeypatch.setattr("camcal.training.export.compare", watched)
     monkeypatch.setattr(precision, "ALLOWED", 1.0)
     bundle = pipeline.export_run(again, tmp_path / "int8", Console(file=io.StringIO()), "int8")
     before, after = (load_network(path)[0] for path in (again.before_refit, again.network))

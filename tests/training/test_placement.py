@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import Bundle
-from models.classifier import LongTailClassifier
-from models.preprocessing import Preprocessing
-from service.heatmap import enlargement
-from training.data import LabelledImages
-from training.placement import map_shift, measure_shift
-from training.run import Run, load_network
+from camcal.models.bundle import Bundle
+from camcal.models.classifier import LongTailClassifier
+from camcal.models.enlargement import enlargement
+from camcal.models.preprocessing import Preprocessing
+from camcal.training.data import LabelledImages
+from camcal.training.placement import map_shift, measure_shift
+from camcal.training.run import Run, load_network
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 

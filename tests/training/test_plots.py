@@ -4,8 +4,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from training import plots
-from training.plots import Point, Series, linear_axis, log_axis, percent_axis
+from camcal.training import plots
+from camcal.training.plots import Point, Series, linear_axis, log_axis, percent_axis
 
 
 def _shapes(svg: str, tag: str) -> list[dict[str, str]]:

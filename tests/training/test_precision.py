@@ -12,13 +12,13 @@ import torch
 from onnx import TensorProto
 from typer.testing import CliRunner
 
-from models.bundle import OUTPUTS, Bundle, Precision
-from training import export, precision
-from training.cli import app
-from training.config import Recipe
-from training.data import Dataset, load_dataset
-from training.precision import PrecisionError
-from training.run import Run, load_network
+from camcal.__main__ import app
+from camcal.models.bundle import OUTPUTS, Bundle, Precision
+from camcal.training import export, precision
+from camcal.training.config import Recipe
+from camcal.training.data import Dataset, load_dataset
+from camcal.training.precision import PrecisionError
+from camcal.training.run import Run, load_network
 
 Bundles = dict[Precision, Path]
 

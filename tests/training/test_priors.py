@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from training import losses
-from training.config import Recipe, load_recipe
-from training.priors import balanced_twice, given_prior, is_balanced, logit_prior, prior_weights, shift_prior
+from camcal.training import losses
+from camcal.training.config import Recipe, load_recipe
+from camcal.training.priors import balanced_twice, given_prior, is_balanced, logit_prior, prior_weights, shift_prior
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 COUNTS = np.array([400, 36, 4])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import provenance
+from camcal.training import provenance
 
 
 def test_the_version_is_the_projects() -> None:

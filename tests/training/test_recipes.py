@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from training import pipeline
-from training.config import RECIPES, load_recipe
-from training.data import load_dataset
-from training.data.dataset import long_tail_counts
-from training.run import Run, build_network
-from training.verify import verify
+from camcal.training import pipeline
+from camcal.training.config import RECIPES, load_recipe
+from camcal.training.data import load_dataset
+from camcal.training.data.dataset import long_tail_counts
+from camcal.training.run import Run, build_network
+from camcal.training.verify import verify
 
 # How each benchmark names its files: (training, test) path of image i of a class.
 LAYOUTS = {

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from training.config import parse_recipe
-from training.report import page
-from training.run import Run
+from camcal.training.config import parse_recipe
+from camcal.training.report import page
+from camcal.training.run import Run
 
 VOID = {"meta", "br"}
 

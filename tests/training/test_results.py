@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from training.config import AugmentConfig, RecipeError, load_recipe, parse_recipe
-from training.results import (
+from camcal.training.config import AugmentConfig, RecipeError, load_recipe, parse_recipe
+from camcal.training.results import (
     FOLDER,
     ResultsError,
     Row,
@@ -19,7 +19,7 @@ from training.results import (
     spread,
     teachers_in,
 )
-from training.run import Run, save_json
+from camcal.training.run import Run, save_json
 
 ASKED_FOR = {
     "dataset",

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.run import Run, RunError, load_network, load_tensors, save_tensors
+from camcal.training.run import Run, RunError, load_network, load_tensors, save_tensors
 
 
 def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:

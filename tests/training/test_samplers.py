@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.samplers import Sampler, class_shares, epoch_order
+from camcal.training.samplers import Sampler, class_shares, epoch_order
 
 COUNTS = np.array([100, 25, 4])
 LABELS = torch.arange(3).repeat_interleave(torch.from_numpy(COUNTS))

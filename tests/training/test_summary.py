@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from training.config import Recipe
-from training.data import load_dataset
-from training.evaluate import evaluate
-from training.report import page
-from training.run import Run, load_network
-from training.summary import print_report, reservations, steps_for_prior, steps_taken
+from camcal.training.config import Recipe
+from camcal.training.data import load_dataset
+from camcal.training.evaluate import evaluate
+from camcal.training.report import page
+from camcal.training.run import Run, load_network
+from camcal.training.summary import print_report, reservations, steps_for_prior, steps_taken
 
 
 def _printed(report: dict[str, Any], width: int = 140) -> str:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from training import pipeline
-from training.config import RecipeError
-from training.results import result_of
-from training.run import Run, load_tensors, save_tensors
-from training.sweep import load_table, run_table
+from camcal.training import pipeline
+from camcal.training.config import RecipeError
+from camcal.training.results import result_of
+from camcal.training.run import Run, load_tensors, save_tensors
+from camcal.training.sweep import load_table, run_table
 
 TABLES = Path(__file__).parents[1] / "benchmarks" / "tables"
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from training.results import FOLDER, Row, load_results, result_of
-from training.run import Run, save_json
-from training.tables import markdown, print_results
+from camcal.training.results import FOLDER, Row, load_results, result_of
+from camcal.training.run import Run, save_json
+from camcal.training.tables import markdown, print_results
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy.optimize import minimize, minimize_scalar
 
-from training.priors import Floats
-from training.temperature import fit_lean, fit_scale, fit_temperature
+from camcal.training.priors import Floats
+from camcal.training.temperature import fit_lean, fit_scale, fit_temperature
 
 
 def _problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,11 +4,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from models.bundle import Bundle
-from training.config import RecipeError
-from training.data import Dataset, load_dataset
-from training.run import Run
-from training.verify import VerifyError, recipe_of, verify
+from camcal.models.bundle import Bundle
+from camcal.training.config import RecipeError
+from camcal.training.data import Dataset, load_dataset
+from camcal.training.run import Run
+from camcal.training.verify import VerifyError, recipe_of, verify
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.config import AugmentConfig
-from training.data.policies import PolicyAugment
+from camcal.training.config import AugmentConfig
+from camcal.training.data.policies import PolicyAugment
 
 
 class Augment:
-    """Applies an `AugmentConfig` to batches of any size; mixing is not part of it, see `training.data.mix`.
+    """Applies an `AugmentConfig` to batches of any size; mixing is not part of it, see `camcal.training.data.mix`.
 
     Args:
         config: what to do.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import DataError
+from camcal.training.data.dataset import DataError
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 Loaded = tuple[list[str], Arrays, Arrays]

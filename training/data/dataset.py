@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.preprocessing import Preprocessing
-from models.untrusted import illegible
-from training.data.augment import Augment
+from camcal.models.preprocessing import Preprocessing
+from camcal.models.untrusted import illegible
+from camcal.training.data.augment import Augment
 
 
 class DataError(ValueError):
@@ -26,7 +26,7 @@ class DataError(ValueError):
 
 
 class Images(Protocol):
-    """N images and their labels: in memory (`LabelledImages`) or in files (`training.data.listed.ListedImages`)."""
+    """N images and their labels: in memory (`LabelledImages`) or in files (`camcal.training.data.listed.ListedImages`)."""
 
     @property
     def labels(self) -> Tensor:

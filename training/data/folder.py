@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.pictures import read_file
-from models.preprocessing import Preprocessing
-from service.cpus import usable_cpus
-from training.data.dataset import DataError, path_below
+from camcal.cpus import usable_cpus
+from camcal.models.pictures import read_file
+from camcal.models.preprocessing import Preprocessing
+from camcal.training.data.dataset import DataError, path_below
 
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif"}
 TRAIN = ("train", "training")  # names of a part's folder, in any case

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.headers import read_header
-from models.pictures import read_file, read_picture
-from models.preprocessing import Preprocessing
-from service.cpus import usable_cpus
-from training.config import AugmentConfig
-from training.data.augment import Augment
-from training.data.dataset import DataError, path_below
+from camcal.cpus import usable_cpus
+from camcal.models.headers import read_header
+from camcal.models.pictures import read_file, read_picture
+from camcal.models.preprocessing import Preprocessing
+from camcal.training.config import AugmentConfig
+from camcal.training.data.augment import Augment
+from camcal.training.data.dataset import DataError, path_below
 
 AHEAD = 3
 """Batches that are being decoded while one is used."""
@@ -66,7 +66,7 @@ class ListedImages:
     def batches(
         self, indices: Sequence[Tensor], device: torch.device, augment: Augment | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `training.data.dataset.Images.batches`.
+        """See `camcal.training.data.dataset.Images.batches`.
 
         Random crops are cut while decoding, out of the whole picture, where a JPEG can be decoded at a fraction of its
         size; all other augmentation happens on the device.

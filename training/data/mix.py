@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.config import AugmentConfig
+from camcal.training.config import AugmentConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.preprocessing import Preprocessing
-from training.config import DataConfig
-from training.data import cifar, folder, listed
-from training.data.dataset import (
+from camcal.models.preprocessing import Preprocessing
+from camcal.training.config import DataConfig
+from camcal.training.data import cifar, folder, listed
+from camcal.training.data.dataset import (
     DataError,
     Dataset,
     Images,

@@ -15,17 +15,17 @@ import torch
 import typer
 from rich.console import Console
 
-from models.bundle import GROUPS, MANIFEST_FILE
-from models.classifier import LongTailClassifier
+from camcal.models.bundle import GROUPS, MANIFEST_FILE
+from camcal.models.classifier import LongTailClassifier
+from camcal.training import pipeline
+from camcal.training.config import load_recipe
+from camcal.training.data.sources import preprocessing_of
+from camcal.training.provenance import hardware
+from camcal.training.run import Run, load_network
 from tests.benchmarks.heatmaps import comparison, gallery, mosaics, placement, report, speed
 from tests.benchmarks.heatmaps.boxes import BoxedImages, load_boxes, unpack
 from tests.benchmarks.heatmaps.comparison import Draw
 from tests.benchmarks.heatmaps.localisation import Ints
-from training import pipeline
-from training.config import load_recipe
-from training.data.sources import preprocessing_of
-from training.provenance import hardware
-from training.run import Run, load_network
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = "tiny-imagenet100-lt"

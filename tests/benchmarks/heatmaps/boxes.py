@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.bundle import GROUPS, group_of
-from models.preprocessing import Preprocessing
-from training.data import DataError
-from training.data.folder import decode
+from camcal.models.bundle import GROUPS, group_of
+from camcal.models.preprocessing import Preprocessing
+from camcal.training.data import DataError
+from camcal.training.data.folder import decode
 
 FULL = 0.9  # of the image: a box that covers more of it says nothing about the place
 

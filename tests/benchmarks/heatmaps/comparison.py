@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.classifier import LongTailClassifier
+from camcal.models.classifier import LongTailClassifier
 from tests.benchmarks.heatmaps import faithfulness, localisation, maps
 from tests.benchmarks.heatmaps.boxes import BoxedImages
 from tests.benchmarks.heatmaps.localisation import Ints, Maps, Statistics

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.bundle import GROUPS, group_of
-from models.classifier import LongTailClassifier
-from service.heatmap import Scale, View, levels, overlay, positive_scale
-from service.legend import PAPER, Caption
-from service.sheet import side_by_side
+from camcal.models.bundle import GROUPS, group_of
+from camcal.models.classifier import LongTailClassifier
+from camcal.service.heatmap import Scale, View, levels, overlay, positive_scale
+from camcal.service.legend import PAPER, Caption
+from camcal.service.sheet import side_by_side
+from camcal.training.metrics import softmax
 from tests.benchmarks.heatmaps import maps
 from tests.benchmarks.heatmaps.comparison import Draw
-from training.metrics import softmax
 
 TILE = 200  # px
 COLUMNS = 2  # photographs side by side, each with three maps

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from models import cam
-from models.classifier import LongTailClassifier
-from service.heatmap import enlargement, positive_scale
+from camcal.models import cam
+from camcal.models.classifier import LongTailClassifier
+from camcal.models.enlargement import enlargement
+from camcal.service.heatmap import positive_scale
 from tests.benchmarks.heatmaps.localisation import Maps, unit_range
 
 BATCH = 64

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import GROUPS
-from models.classifier import LongTailClassifier
+from camcal.models.bundle import GROUPS
+from camcal.models.classifier import LongTailClassifier
+from camcal.training.metrics import softmax
 from tests.benchmarks.heatmaps import localisation, maps
 from tests.benchmarks.heatmaps.boxes import BoxedImages
 from tests.benchmarks.heatmaps.comparison import ALONG, CENTRE, HALF, OURS, PLAIN, VERSIONS, Draw
 from tests.benchmarks.heatmaps.localisation import Floats, Ints, Maps
-from training.metrics import softmax
 
 PHOTOGRAPHS = 4
 CONFIDENT = 240  # photographs to draw from, at most

@@ -14,7 +14,7 @@ from pytorch_grad_cam.base_cam import BaseCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from models.classifier import LongTailClassifier
+from camcal.models.classifier import LongTailClassifier
 from tests.benchmarks.heatmaps.localisation import Maps, unit_range
 
 BATCH = 5  # Score-CAM holds 256 images for each

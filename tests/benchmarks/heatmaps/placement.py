@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.cam import contributions
-from models.classifier import LongTailClassifier
+from camcal.models.cam import contributions
+from camcal.models.classifier import LongTailClassifier
 
 BORDER = 2  # positions from the edge that are left out: what lies beyond it has no gradient
 BATCH = 32

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from models.bundle import GROUPS
+from camcal.models.bundle import GROUPS
 from tests.benchmarks.heatmaps.comparison import (
     ALONG,
     CENTRE,

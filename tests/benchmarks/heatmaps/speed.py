@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models import cam
-from models.bundle import Bundle
-from models.classifier import LongTailClassifier
-from service.session import Session
+from camcal.models import cam
+from camcal.models.bundle import Bundle
+from camcal.models.classifier import LongTailClassifier
+from camcal.service.session import Session
 from tests.benchmarks.heatmaps.comparison import Draw
 from tests.benchmarks.heatmaps.maps import enlarge
 

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from models.bundle import MANIFEST_FILE, MODEL_FILE, Bundle, sha256
-from training.config import parse_recipe
-from training.export import _write_onnx, export_bundle
-from training.precision import halve
-from training.run import build_network
+from camcal.models.bundle import MANIFEST_FILE, MODEL_FILE, Bundle, sha256
+from camcal.training.config import parse_recipe
+from camcal.training.export import _write_onnx, export_bundle
+from camcal.training.precision import halve
+from camcal.training.run import build_network
 
 CLASSES = 1000
 

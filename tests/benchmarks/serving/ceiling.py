@@ -19,9 +19,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from models.bundle import OUTPUTS, Bundle
-from service.cpus import usable_cpus
-from service.decoding import Limits, decode
+from camcal.cpus import usable_cpus
+from camcal.models.bundle import OUTPUTS, Bundle
+from camcal.service.decoding import Limits, decode
 
 MAX_BATCH = 32
 TOP_K = 5

@@ -22,12 +22,13 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from models.bundle import OUTPUTS, Bundle
-from service.batching import Batcher
-from service.cpus import usable_cpus
-from service.decoding import decode
-from service.session import CPU, CUDA, Session
-from service.settings import Device
+from camcal.cpus import usable_cpus
+from camcal.models.bundle import OUTPUTS, Bundle
+from camcal.service.batching import Batcher
+from camcal.service.decoding import decode
+from camcal.service.session import CPU, CUDA, Session
+from camcal.service.settings import Device
+from camcal.training.provenance import commit, hardware
 from tests.benchmarks.serving import photos
 from tests.benchmarks.serving.__main__ import RESULTS
 from tests.benchmarks.serving.bundles import random_weights
@@ -36,7 +37,6 @@ from tests.benchmarks.serving.load import Load
 from tests.benchmarks.serving.rounds import SKIP_S, generate
 from tests.benchmarks.serving.servers import SERVERS, Running, Server, running
 from tests.benchmarks.serving.summary import closed_loop
-from training.provenance import commit, hardware
 
 TENSOR_OUTPUT = "calibrated_probabilities"
 

@@ -52,7 +52,7 @@ def _camcal(bin_: Path, bundle: Path, port: int) -> list[str]:
 
 
 def _camcal_1(bin_: Path, bundle: Path, port: int) -> list[str]:
-    return [str(bin_ / "python"), "-m", "service", "serve", "--bundle", str(bundle), "--port", str(port)]
+    return [str(bin_ / "python"), "-m", "camcal", "serve", "--bundle", str(bundle), "--port", str(port)]
 
 
 def _fastapi(bin_: Path, _: Path, port: int) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.data import cifar
-from training.data.dataset import DataError
+from camcal.training.data import cifar
+from camcal.training.data.dataset import DataError
 
 
 def _pixels(count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.preprocessing import Preprocessing
-from training.data.dataset import DataError, Dataset, LabelledImages, first_of_each, long_tail_counts, split_each
+from camcal.models.preprocessing import Preprocessing
+from camcal.training.data.dataset import DataError, Dataset, LabelledImages, first_of_each, long_tail_counts, split_each
 
 
 def test_the_profile_of_cifar10_lt_at_100_is_the_published_one() -> None:

@@ -5,13 +5,13 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from models.pictures import read_file
-from models.preprocessing import Preprocessing
-from service.decoding import Limits
-from service.decoding import decode as serve
-from training.config import AugmentConfig
-from training.data import folder, listed
-from training.data.dataset import DataError
+from camcal.models.pictures import read_file
+from camcal.models.preprocessing import Preprocessing
+from camcal.service.decoding import Limits
+from camcal.service.decoding import decode as serve
+from camcal.training.config import AugmentConfig
+from camcal.training.data import folder, listed
+from camcal.training.data.dataset import DataError
 
 
 def _image(path: Path, colour: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] = (40, 30)) -> None:

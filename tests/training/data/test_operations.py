@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as reference
 
-from training.data import operations
-from training.data.operations import NAMES, POINTWISE, apply, matrices, warp
+from camcal.training.data import operations
+from camcal.training.data.operations import NAMES, POINTWISE, apply, matrices, warp
 
 
 def _images(count: int, size: int = 32) -> Tensor:

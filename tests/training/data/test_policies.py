@@ -2,9 +2,9 @@ import pytest
 import torch
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy, TrivialAugmentWide
 
-from training.config import Policy
-from training.data.operations import NAMES
-from training.data.policies import CIFAR10, IMAGENET, SIGNED, TRIVIAL, PolicyAugment, Step, magnitudes
+from camcal.training.config import Policy
+from camcal.training.data.operations import NAMES
+from camcal.training.data.policies import CIFAR10, IMAGENET, SIGNED, TRIVIAL, PolicyAugment, Step, magnitudes
 
 THEIRS = [
     "ShearX ShearY TranslateX TranslateY Rotate Brightness Color Contrast Sharpness",

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.bundle import GROUPS, group_of
-from training.data.listed import read_list
+from camcal.models.bundle import GROUPS, group_of
+from camcal.training.data.listed import read_list
 
 FOLDER = os.environ.get("CAMCAL_LISTS", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="CAMCAL_LISTS names no folder of published lists")

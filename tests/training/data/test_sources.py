@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from camcal.training.config import DataConfig, load_recipe
+from camcal.training.data import DataError, Dataset, LabelledImages, load_dataset
 from tests.training.data.test_cifar import _dump, _packed, _planes
-from training.config import DataConfig, load_recipe
-from training.data import DataError, Dataset, LabelledImages, load_dataset
 
 
 def test_digits_have_a_long_tail_and_a_balanced_test() -> None:

@@ -17,8 +17,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.preprocessing import Preprocessing
-from service.decoding import Limits, decode
+from camcal.models.preprocessing import Preprocessing
+from camcal.service.decoding import Limits, decode
 
 LIMITS = Limits(max_bytes=20_000_000, max_pixels=50_000_000)
 MAX_BATCH = 32

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cpus import usable_cpus, yield_to_event_loop
+from camcal.cpus import usable_cpus, yield_to_event_loop
 
 HOST = 16
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from service.printable import printable, printable_lines
+from camcal.printable import printable, printable_lines
 
 
 @pytest.mark.parametrize("text", ["", "Äpfel, 林檎, 🍎, a\\b", "família 👩‍👩‍👧", "عربي"])

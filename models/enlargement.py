@@ -1,0 +1,27 @@
+"""How the positions of a map spread over the pixels of a picture: the same in training and serving."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def enlargement(count: int, size: int, shift: float = 0.0) -> NDArray[np.float32]:
+    """What each of `count` values in a row gives to each of `size` pixels, size×count; rows sum to 1.
+
+    The values lie evenly, each in the middle of its part of the row, and then moved to the left by `shift` parts.
+    Cubic convolution with a = -1/2 (Keys, 1981), the outermost values repeated beyond the edges.
+    """
+    at = (np.arange(size) + 0.5) * (count / size) - 0.5 + shift
+    first = np.floor(at).astype(np.int64)
+    t = at - first
+    taps = (
+        ((2 - t) * t - 1) * t / 2,
+        ((3 * t - 5) * t * t + 2) / 2,
+        ((4 - 3 * t) * t + 1) * t / 2,
+        (t - 1) * t * t / 2,
+    )
+    weights = np.zeros((size, count))
+    for offset, tap in enumerate(taps, start=-1):
+        np.add.at(weights, (np.arange(size), (first + offset).clip(0, count - 1)), tap)
+    return weights.astype(np.float32)

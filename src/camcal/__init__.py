@@ -1,0 +1,47 @@
+"""Train image classifiers on long-tailed data; serve calibrated probabilities with exact heatmaps.
+
+The names of `__all__` are the public Python API. Each is imported when it is first used, so that `import camcal` costs
+neither torch nor ONNX Runtime. The folders `models`, `training` and `service` of the repository are the packages
+`camcal.models`, `camcal.training` and `camcal.service`.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime's official builds report usage to their maker unless this is set before their first import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+if TYPE_CHECKING:
+    from camcal.models.bundle import Bundle as Bundle
+    from camcal.models.bundle import BundleError as BundleError
+    from camcal.models.bundle import Manifest as Manifest
+    from camcal.service.app import create_app as create_app
+    from camcal.service.settings import Settings as Settings
+    from camcal.service.settings import load_settings as load_settings
+
+__version__ = version("camcal")
+
+_HOMES = {
+    "Bundle": "camcal.models.bundle",
+    "BundleError": "camcal.models.bundle",
+    "Manifest": "camcal.models.bundle",
+    "Settings": "camcal.service.settings",
+    "create_app": "camcal.service.app",
+    "load_settings": "camcal.service.settings",
+}
+
+__all__ = ["Bundle", "BundleError", "Manifest", "Settings", "__version__", "create_app", "load_settings"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
