@@ -11,11 +11,8 @@ from camcal.service.settings import PREFIX
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """`python -m module arguments`, without the working directory in front of the module path.
-
-    There may be another package of the same name.
-    """
-    return [sys.executable, "-P", "-m", f"{__package__}.{module}", *arguments]
+    """`python -m module arguments`, without the working directory on the module path: it may hold another `camcal`."""
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def environment() -> dict[str, str]:

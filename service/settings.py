@@ -19,10 +19,11 @@ from camcal.service.environment import PREFIX as PREFIX
 from camcal.service.environment import SettingsError as SettingsError
 from camcal.service.environment import variable
 from camcal.service.keys import check_strength, read_keys
-from camcal.service.multipart import ENVELOPE_BYTES
-from camcal.service.stores import MAX_OWNERS
 
 DEFAULT_BUNDLE = Path(bundle_module.__file__).parent / "pretrained" / "caltech100"
+
+MAX_WORKERS = 64  # the id of a heatmap names its worker by one character
+ENVELOPE_BYTES = 64 * 2**10  # what a form may hold beside its image
 
 Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["text", "json"]
@@ -67,7 +68,7 @@ class Settings(BaseSettings):
     log_format: LogFormat = Field("text", description="`json`: every line on standard error is a JSON object.")
     otel: bool = Field(False, description="Send traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra `otel`.")
 
-    workers: int = Field(1, ge=1, le=MAX_OWNERS, description="Processes that serve; each has its share of the CPUs.")
+    workers: int = Field(1, ge=1, le=MAX_WORKERS, description="Processes that serve; each has its share of the CPUs.")
     device: Device = Field("auto", description="`cuda` fails without CUDA; `auto` falls back to the CPU and says so.")
     sessions: int = Field(1, ge=1, le=64, description="Copies of the model behind the queue, each on its own GPU.")
     load_timeout_s: float = Field(

@@ -46,7 +46,7 @@ class Fitted:
     where it was asked for; tau_curve: each τ that was tried, with accuracy and negative log-likelihood of held-out
     images, class-balanced. temperature: for the balanced prior; prior_temperatures: for the others that probabilities
     may be asked for, by name. logit_prior: the class prior that the trained logits are for. penalty: λ of the margins.
-    omega_at_bound: classes whose ω met its lower bound. map_shift: see `camcal.training.placement`. train_accuracy: of the
+    omega_at_bound: classes whose ω met its lower bound. map_shift: see `training.placement`. train_accuracy: of the
     cached training logits, where MARC or LWS used them. logits_s, fits_s: seconds that went into computing logits, 0
     where they had been kept, and into all else. warnings: in sentences.
     """

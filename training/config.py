@@ -51,7 +51,7 @@ class DataConfig(_Section):
     split_file: for `folder`, a CSV with the columns path, split and label, relative to root.
     test_fraction: for a `folder` without a test part, the share of each class that is put aside as one.
     holdout_fraction: the share of each training class that fits scalar and temperature, and is not trained on.
-    fit, resize, input_size, mean, std, interpolation: see `camcal.models.preprocessing.Preprocessing`; the last three are
+    fit, resize, input_size, mean, std, interpolation: see `models.preprocessing.Preprocessing`; the last three are
         those that pretrained weights expect, where none are given.
     """
 
@@ -146,7 +146,7 @@ class ModelConfig(_Section):
         one in which an EfficientNet of timm's ends, which then is trained where the trunk is frozen.
     head: `linear`, or a normalised one: `weight`, `cosine`, `cosnorm`, `causal`; see `camcal.models.normalized`.
     scalar: s of a normalised head, at first or, without learn_scalar, for good; 16, or 1 for `weight`.
-    camc: where CAMC takes its evidence from, or `taught`, its second form; camc_attention, camc_top: see `camcal.models.camc`.
+    camc: where CAMC takes its evidence from, or `taught`, its second form; camc_attention, camc_top: see `models.camc`.
     reslt: the form of ResLT's branches; see `camcal.models.reslt`.
     """
 
@@ -324,7 +324,7 @@ class CalibrateConfig(_Section):
     marc_on: the images that they are fitted on: `train` as published, the `holdout` part, or `both`.
     start: where margins start (and stay, without marc): `identity`, or `prior`, which takes the logarithm of the class
         prior that the logits are trained for from them: logit adjustment afterwards.
-    penalty: λ that pulls margins towards their start, see `camcal.training.margins.fit_marc`. On `train` the defaults are
+    penalty: λ that pulls margins towards their start, see `training.margins.fit_marc`. On `train` the defaults are
         those of the paper, `identity` and 0; with held-out images, `prior` (`identity` after rescaling) and the λ that
         cross-validation chooses. Without marc the start is `prior` too.
     lean: fit on held-out images, with the temperature, how far the logits still lean to the common classes, and take

@@ -46,7 +46,7 @@ class TableData(_Strict):
 class TableRow(_Strict):
     """One method: what it changes in the recipe.
 
-    calibrated: the name after calibration, see `camcal.training.results.result_of`. plain: whether to report the network as
+    calibrated: the name after calibration, see `training.results.result_of`. plain: whether to report the network as
     trained; false for a second row that only calibrates the same training in another way, which is then not trained
     again.
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from camcal.models.bundle import Bundle as Bundle
     from camcal.models.bundle import BundleError as BundleError
     from camcal.models.bundle import Manifest as Manifest
-    from camcal.service.app import create_app as create_app
+    from camcal.service.http.app import create_app as create_app
     from camcal.service.settings import Settings as Settings
     from camcal.service.settings import load_settings as load_settings
 
@@ -30,7 +30,7 @@ _HOMES = {
     "BundleError": "camcal.models.bundle",
     "Manifest": "camcal.models.bundle",
     "Settings": "camcal.service.settings",
-    "create_app": "camcal.service.app",
+    "create_app": "camcal.service.http.app",
     "load_settings": "camcal.service.settings",
 }
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import camcal
-from camcal.service.cli import app as serving
+from camcal.service.command.cli import app as serving
 from camcal.training.cli import app as training
 
 app = typer.Typer(

@@ -1,4 +1,4 @@
-"""What decoding costs beside what `camcal.service.cost` estimates: python -m tests.benchmarks.decoding_cost FOLDER
+"""What decoding costs beside what `service.engine.cost` estimates: python -m tests.benchmarks.decoding_cost FOLDER
 
 Each file is decoded in a child process of its own. Estimates are for one core of an EPYC at 2.6 GHz; on another
 machine all ratios of time shift together.
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from camcal.models.headers import read_header
 from camcal.models.preprocessing import Preprocessing
-from camcal.service.cost import cost
-from camcal.service.decoding import Limits, decode, shrink_of
+from camcal.service.engine.cost import cost
+from camcal.service.engine.decoding import Limits, decode, shrink_of
 
 RULE = Preprocessing(fit="stretch", resize=112, input_size=112, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 LIMITS = Limits(max_bytes=10**9, max_pixels=10**9)

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camcal.models.bundle import Bundle
-from camcal.service import decoding
-from camcal.service.decoding import Limits, decode
-from camcal.service.session import Session
+from camcal.service.engine import decoding
+from camcal.service.engine.decoding import Limits, decode
+from camcal.service.engine.session import Session
 
 LIMITS = Limits(max_bytes=50_000_000, max_pixels=50_000_000)
 

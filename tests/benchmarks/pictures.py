@@ -14,13 +14,13 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from camcal.service.app import create_app
-from camcal.service.decoding import Limits
-from camcal.service.legend import PAPER
-from camcal.service.offline import predict_files
-from camcal.service.session import load_sessions
+from camcal.service.command.offline import predict_files
+from camcal.service.engine.decoding import Limits
+from camcal.service.engine.session import load_sessions
+from camcal.service.heatmaps.legend import PAPER
+from camcal.service.heatmaps.sheet import sheet
+from camcal.service.http.app import create_app
 from camcal.service.settings import Settings
-from camcal.service.sheet import sheet
 from tests.service.browser import Tab, browser, find_chromium
 from tests.service.test_live import running
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from camcal.models.preprocessing import Preprocessing
-from camcal.service.decoding import Limits, decode
-from camcal.service.heatmap import PictureFormat, View, positive_scale, render
-from camcal.service.legend import Caption
+from camcal.service.engine.decoding import Limits, decode
+from camcal.service.heatmaps.heatmap import PictureFormat, View, positive_scale, render
+from camcal.service.heatmaps.legend import Caption
 
 SIZE = 512  # px
 FORMATS: tuple[PictureFormat, ...] = ("png", "webp", "jpeg")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from camcal.service.multipart import parse_form
+from camcal.service.http.multipart import parse_form
 from tests.benchmarks.serving import photos, report, rounds, servers, summary
 from tests.benchmarks.serving.load import FAILED, Load, body_of, requests_of
 from tests.benchmarks.serving.servers import Server, ServerError

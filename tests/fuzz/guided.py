@@ -13,7 +13,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["camcal.service.multipart", "camcal.service.inference_protocol", "camcal.models"]
+    include=["camcal.service.http.multipart", "camcal.service.http.inference_protocol", "camcal.models"]
 ):
     from tests.fuzz.targets import TARGETS
 

@@ -12,7 +12,13 @@ from pathlib import Path
 import httpx
 
 from camcal.models.preprocessing import Preprocessing
-from camcal.service.decoding import ImageTooLargeError, Limits, UndecodableImageError, UnsupportedFormatError, decode
+from camcal.service.engine.decoding import (
+    ImageTooLargeError,
+    Limits,
+    UndecodableImageError,
+    UnsupportedFormatError,
+    decode,
+)
 from tests.fuzz.findings import Findings
 from tests.fuzz.mutations import mutants
 from tests.soak.server import Server, serving

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 
 from camcal.models.bundle import MANIFEST_FILE, MODEL_FILE, Bundle, BundleError, sha256
-from camcal.service.inference_protocol import ProtocolError, parse
-from camcal.service.multipart import FormError, parse_form
+from camcal.service.http.inference_protocol import ProtocolError, parse
+from camcal.service.http.multipart import FormError, parse_form
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "models/pretrained/cifar10-lt-if100"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from camcal.service.decoding import decode
+from camcal.service.engine.decoding import decode
 from tests.fuzz import api, cases, images
 from tests.fuzz.mutations import mutant, mutants
 from tests.fuzz.targets import BUNDLE

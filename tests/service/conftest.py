@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from camcal.models.bundle import Bundle
-from camcal.service.app import create_app
-from camcal.service.batching import Answer, Batcher
-from camcal.service.session import Images, Outputs, Session
+from camcal.service.engine.batching import Answer, Batcher
+from camcal.service.engine.session import Images, Outputs, Session
+from camcal.service.http.app import create_app
 from camcal.service.settings import PREFIX, Settings
 
 with warnings.catch_warnings():

@@ -9,11 +9,11 @@ from camcal.service.children import command, environment
 
 
 def test_another_package_of_the_same_name_in_the_working_directory_is_not_taken(tmp_path: Path) -> None:
-    package = tmp_path / "service"
+    package = tmp_path / "camcal"
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('taken')")
     ended = subprocess.run(
-        command("__main__", "--help"), cwd=tmp_path, env=environment(), capture_output=True, text=True
+        command("camcal", "--help"), cwd=tmp_path, env=environment(), capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
     assert "serve" in ended.stdout

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from camcal.models.preprocessing import Preprocessing
-from camcal.service.decoding import Limits, decode
+from camcal.service.engine.decoding import Limits, decode
 from tests.service.crafted import CASES, SEEDS, webp
 
 RULE = Preprocessing(fit="stretch", resize=8, input_size=8, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))

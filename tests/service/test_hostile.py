@@ -17,8 +17,8 @@ import pytest
 from camcal.models.bundle import Bundle
 from tests.service import hostile
 from tests.service.conftest import png
+from tests.service.http.routes.test_predict import RAW
 from tests.service.test_live import metric, process, wait_for
-from tests.service.test_predict import RAW
 from tests.service.test_reload import load, predict
 
 TIMEOUT_S = "8"  # of a trial: enough for the small bundle on a busy machine
@@ -107,5 +107,5 @@ def test_start_on_an_endless_bundle(bundle: Bundle, tmp_path: Path) -> None:
 
 def trials(folder: Path) -> list[str]:
     """The processes that try the bundle in `folder`."""
-    found = subprocess.run(["pgrep", "-f", f"camcal.service.probe.*{folder}"], capture_output=True, text=True)
+    found = subprocess.run(["pgrep", "-f", f"camcal.service.engine.probe.*{folder}"], capture_output=True, text=True)
     return found.stdout.split()

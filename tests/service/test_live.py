@@ -23,18 +23,19 @@ import uvicorn
 from fastapi import FastAPI, Response
 
 from camcal.models.bundle import Bundle
-from camcal.service import body, protocol
-from camcal.service.app import create_app
-from camcal.service.decoding import decode
-from camcal.service.listening import let_nobody_else_in
-from camcal.service.protocol import guarded
-from camcal.service.routes import predict
-from camcal.service.session import Session
+from camcal.service.engine.decoding import decode
+from camcal.service.engine.session import Session
+from camcal.service.http import body, protocol
+from camcal.service.http.app import create_app
+from camcal.service.http.protocol import guarded
+from camcal.service.http.routes import predict
+from camcal.service.process.listening import let_nobody_else_in
 from camcal.service.settings import Settings
 from tests.service.conftest import GatedSession, png
-from tests.service.test_predict import RAW, problem
+from tests.service.http.routes.test_predict import RAW, problem
 
 ROOT = Path(__file__).parents[2]
+MAIN = "from camcal.__main__ import main"  # of a program that changes something before it runs `main()`
 
 Live = Callable[..., str]
 
@@ -511,7 +512,8 @@ def test_sighup_before_the_service_is_up_does_no_harm(bundle: Bundle) -> None:
 
 
 def test_sigterm_while_the_model_is_loaded_ends_at_once(bundle: Bundle) -> None:
-    program = "import time; from camcal.__main__ import main; from camcal.service import model; model.load_proven = lambda *_: time.sleep(30); main()"
+    slow = "from camcal.service.engine import model; model.load_proven = lambda *_: time.sleep(30)"
+    program = f"import time; {MAIN}; {slow}; main()"
     command = [sys.executable, "-c", program, "serve", "--bundle", str(bundle.path), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT) as child:
         try:
@@ -538,7 +540,7 @@ def test_sigterm_drains(bundle: Bundle, workers: str) -> None:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_as_many_connections_as_the_system_allows(bundle: Bundle, workers: str) -> None:
-    limited = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (200, 900)); from camcal.__main__ import main; main()"
+    limited = f"import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (200, 900)); {MAIN}; main()"
     with process(bundle, ("-c", limited), CAMCAL_WORKERS=workers) as (_, url), ExitStack() as stack:
         address = httpx.URL(url).host, httpx.URL(url).port
         clients = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(600)]
@@ -593,7 +595,7 @@ def test_a_listener_that_lets_nobody_else_in_keeps_those_it_has() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux filters what comes to a listener")
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_who_calls_while_the_service_closes_is_neither_let_in_nor_refused(bundle: Bundle, workers: str) -> None:
-    program = "-c", "from camcal.__main__ import main; from camcal.service import server; server.LAST_S = 3; main()"
+    program = "-c", f"{MAIN}; from camcal.service.process import server; server.LAST_S = 3; main()"
     with process(bundle, program, CAMCAL_WORKERS=workers) as (child, url):
         child.send_signal(signal.SIGINT)
         with pytest.raises(TimeoutError):

@@ -21,8 +21,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from camcal.models.bundle import Bundle
 from camcal.service.logs import JsonFormatter, TextFormatter
 from tests.service.conftest import ClientFactory, GatedSession, png
+from tests.service.http.routes.test_predict import RAW
 from tests.service.test_live import ROOT, process
-from tests.service.test_predict import RAW
 
 
 @pytest.fixture
@@ -97,7 +97,8 @@ def test_server_in_json(bundle: Bundle, workers: str) -> None:
 
 NOISY = """if True:
     import os, subprocess, threading, warnings
-    from camcal.__main__ import main; from camcal.service import server
+    from camcal.__main__ import main
+    from camcal.service.process import server
 
     class Careless:
         def __del__(self):
@@ -172,7 +173,8 @@ def test_a_start_that_fails_in_json(arguments: list[str], environment: dict[str,
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_fault_of_the_service_itself_in_json(bundle: Bundle, workers: str) -> None:
     program = """if True:
-        from camcal.__main__ import main; from camcal.service import server
+        from camcal.__main__ import main
+        from camcal.service.process import server
         async def startup(self, sockets=None):
             raise ArithmeticError("a fault")
         server.DrainingServer.startup = server.Worker.startup = startup
@@ -186,7 +188,8 @@ def test_a_fault_of_the_service_itself_in_json(bundle: Bundle, workers: str) -> 
 def test_the_last_words_of_a_process_that_is_aborted_are_json(bundle: Bundle) -> None:
     program = """if True:
         import os
-        from camcal.__main__ import main; from camcal.service import server
+        from camcal.__main__ import main
+        from camcal.service.process import server
         async def startup(self, sockets=None):
             os.write(2, b"terminate called without an active exception\\n")
             os.abort()

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from camcal.service import body
+from camcal.service.http import body
 from tests.service.conftest import ClientFactory, GatedSession, TestClient, encoded, picture, png
 from tests.service.crafted import CASES
+from tests.service.http.routes.test_predict import RAW
 from tests.service.test_live import wait_for
-from tests.service.test_predict import RAW
 
 pytestmark = pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs reference counts")
 

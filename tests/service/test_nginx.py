@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from tests.service.conftest import png
+from tests.service.http.routes.test_predict import RAW
 from tests.service.test_live import ROOT, process
-from tests.service.test_predict import RAW
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 BUNDLE = ROOT / "models/pretrained/cifar10-lt-if100"

@@ -19,15 +19,16 @@ import pytest
 from onnx import helper
 
 from camcal.models.bundle import MODEL_FILE, REPORT_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
-from camcal.service import runtime, session
-from camcal.service.app import create_app
-from camcal.service.model import Model
-from camcal.service.proofs import Proofs
+from camcal.service.engine import session
+from camcal.service.engine.model import Model
+from camcal.service.engine.proofs import Proofs
+from camcal.service.http import runtime
+from camcal.service.http.app import create_app
 from camcal.service.settings import Settings
 from tests.service import hostile
 from tests.service.conftest import TestClient, png
+from tests.service.http.routes.test_predict import RAW
 from tests.service.test_live import metric, process, running, wait_for
-from tests.service.test_predict import RAW
 
 RELOADS = 100
 
@@ -208,7 +209,7 @@ def test_reload_keeps_to_the_cpus_of_the_start(bundle: Bundle, monkeypatch: pyte
         before = app.state.runtime.model
         monkeypatch.setattr(session, "usable_cpus", lambda: 1)
         assert client.portal is not None
-        client.portal.call(app.state.runtime.reload)
+        client.portal.call(app.state.runtime.served.reload)
         after = app.state.runtime.model
         assert after is not before and len(after.runs) == len(before.runs) == 2
         assert predict(client, 0)
@@ -226,7 +227,7 @@ def test_reload_to_another_device_is_refused(
 
         monkeypatch.setattr(runtime, "load_model", padded)
         assert client.portal is not None
-        client.portal.call(app.state.runtime.reload)
+        client.portal.call(app.state.runtime.served.reload)
         assert app.state.runtime.model is before and "restart to serve there" in caplog.text
         assert predict(client, 0)
 
@@ -237,7 +238,7 @@ def test_reload_frees_the_first_model(bundle: Bundle) -> None:
     app = create_app(Settings(bundle=bundle.path, max_batch=1), sessions.pop())
     with TestClient(app) as client:
         assert client.portal is not None and first() is not None
-        client.portal.call(app.state.runtime.reload)
+        client.portal.call(app.state.runtime.served.reload)
         gc.collect()
         assert first() is None
 
@@ -254,7 +255,7 @@ def test_reloads_that_wait_are_one(bundle: Bundle, monkeypatch: pytest.MonkeyPat
 
         monkeypatch.setattr(runtime, "load_model", slowly)
         assert client.portal is not None
-        reloads = [client.portal.start_task_soon(app.state.runtime.reload) for _ in range(5)]
+        reloads = [client.portal.start_task_soon(app.state.runtime.served.reload) for _ in range(5)]
         wait_for(lambda: len(begun) == 1 and sum(reload.done() for reload in reloads) == 3)
         gate.set()
         for reload in reloads:

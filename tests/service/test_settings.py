@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from camcal.service.multipart import ENVELOPE_BYTES
-from camcal.service.settings import DEFAULT_BUNDLE, SettingsError, load_settings
+from camcal.service.settings import DEFAULT_BUNDLE, ENVELOPE_BYTES, SettingsError, load_settings
 from tests.service.conftest import KEY
 
 

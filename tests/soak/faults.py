@@ -19,10 +19,8 @@ from tests.soak.journal import Journal
 from tests.soak.server import Server
 
 LOADED_S = 60.0  # for a good bundle to be served by every worker
-WORKER, HELPER = (
-    " serve ",
-    " camcal.service.decoder ",
-)  # what the command lines of a worker and of the decode helper have
+# What the command lines of a worker and of the decode helper have.
+WORKER, HELPER = " serve ", " camcal.service.engine.decoder "
 
 
 class Current:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from camcal.service.app import create_app
+from camcal.service.http.app import create_app
 from camcal.service.settings import Settings
 from camcal.training import pipeline
 from camcal.training.config import load_recipe

@@ -10,9 +10,9 @@ from PIL import Image
 
 from camcal.models.bundle import GROUPS, group_of
 from camcal.models.classifier import LongTailClassifier
-from camcal.service.heatmap import Scale, View, levels, overlay, positive_scale
-from camcal.service.legend import PAPER, Caption
-from camcal.service.sheet import side_by_side
+from camcal.service.heatmaps.heatmap import Scale, View, levels, overlay, positive_scale
+from camcal.service.heatmaps.legend import PAPER, Caption
+from camcal.service.heatmaps.sheet import side_by_side
 from camcal.training.metrics import softmax
 from tests.benchmarks.heatmaps import maps
 from tests.benchmarks.heatmaps.comparison import Draw

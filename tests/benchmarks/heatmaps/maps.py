@@ -16,7 +16,7 @@ from torch.nn import functional
 from camcal.models import cam
 from camcal.models.classifier import LongTailClassifier
 from camcal.models.enlargement import enlargement
-from camcal.service.heatmap import positive_scale
+from camcal.service.heatmaps.heatmap import positive_scale
 from tests.benchmarks.heatmaps.localisation import Maps, unit_range
 
 BATCH = 64

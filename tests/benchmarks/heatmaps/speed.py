@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from camcal.models import cam
 from camcal.models.bundle import Bundle
 from camcal.models.classifier import LongTailClassifier
-from camcal.service.session import Session
+from camcal.service.engine.session import Session
 from tests.benchmarks.heatmaps.comparison import Draw
 from tests.benchmarks.heatmaps.maps import enlarge
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from camcal.cpus import usable_cpus
 from camcal.models.bundle import OUTPUTS, Bundle
-from camcal.service.decoding import Limits, decode
+from camcal.service.engine.decoding import Limits, decode
 
 MAX_BATCH = 32
 TOP_K = 5

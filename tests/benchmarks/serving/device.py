@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from camcal.cpus import usable_cpus
 from camcal.models.bundle import OUTPUTS, Bundle
-from camcal.service.batching import Batcher
-from camcal.service.decoding import decode
-from camcal.service.session import CPU, CUDA, Session
+from camcal.service.engine.batching import Batcher
+from camcal.service.engine.decoding import decode
+from camcal.service.engine.session import CPU, CUDA, Session
 from camcal.service.settings import Device
 from camcal.training.provenance import commit, hardware
 from tests.benchmarks.serving import photos

@@ -7,8 +7,8 @@ from PIL import Image, ImageOps
 
 from camcal.models.pictures import read_file
 from camcal.models.preprocessing import Preprocessing
-from camcal.service.decoding import Limits
-from camcal.service.decoding import decode as serve
+from camcal.service.engine.decoding import Limits
+from camcal.service.engine.decoding import decode as serve
 from camcal.training.config import AugmentConfig
 from camcal.training.data import folder, listed
 from camcal.training.data.dataset import DataError

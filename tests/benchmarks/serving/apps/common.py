@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camcal.models.preprocessing import Preprocessing
-from camcal.service.decoding import Limits, decode
+from camcal.service.engine.decoding import Limits, decode
 
 LIMITS = Limits(max_bytes=20_000_000, max_pixels=50_000_000)
 MAX_BATCH = 32

@@ -1,0 +1,1 @@
+"""Classify one image: decoding, batching, inference, ranking, and the life of the model."""

@@ -1,0 +1,221 @@
+"""Work-conserving batches: an idle device starts at once, a batch grows only while the device is busy."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camcal.cpus import yield_to_event_loop
+from camcal.service.engine.deadline import DeadlineError
+from camcal.service.engine.session import Outputs, Run
+
+log = logging.getLogger("camcal")
+
+Judged = tuple[Outputs, dict[int, str]]  # and what is wrong with the answers of some rows
+
+
+class ClosedError(RuntimeError):
+    """The batcher takes no more images."""
+
+
+class InferenceError(RuntimeError):
+    """The model failed on the batch that held this image, or its answer on the image cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One image's row in the outputs of the batch that carried it."""
+
+    outputs: Outputs
+    row: int
+    queue_s: float
+    inference_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchReport:
+    """One finished run of the model: how many images, how long it took, whether it failed, how many useless answers."""
+
+    size: int
+    inference_s: float
+    failed: bool = False
+    useless: int = 0
+
+
+@dataclass(eq=False, kw_only=True)
+class _Entry:
+    runs: Sequence[Run]
+    image: NDArray[np.uint8]
+    top_k: int
+    future: asyncio.Future[Answer]
+    on_dispatch: Callable[[], None]
+    arrived: float
+    timer: asyncio.TimerHandle | None = None
+
+
+class Batcher:
+    """Feeds the devices, each lane of each from a thread of its own, with batches of the images that wait.
+
+    Lives in one event loop. An image leaves the queue by being dispatched, by its deadline, or because its caller
+    was cancelled; the last two cost the devices nothing. All images of a batch go to the same model.
+
+    Args:
+        lanes: how many runs may go on at once.
+        max_batch: the most images in one run.
+        on_batch: told of every finished run.
+    """
+
+    def __init__(
+        self, *, lanes: int = 1, max_batch: int, on_batch: Callable[[BatchReport], None] = lambda report: None
+    ):
+        self._max_batch = max_batch
+        self._on_batch = on_batch
+        self._waiting: dict[_Entry, None] = {}  # in order of arrival
+        self._free = list(range(lanes))
+        self._threads = [
+            ThreadPoolExecutor(1, thread_name_prefix=f"inference-{i}", initializer=yield_to_event_loop)
+            for i in range(lanes)
+        ]
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def submit(
+        self,
+        runs: Sequence[Run],
+        image: NDArray[np.uint8],
+        top_k: int,
+        *,
+        deadline: float | None = None,
+        on_dispatch: Callable[[], None] = lambda: None,
+    ) -> Answer:
+        """Wait for the model's answer on one image.
+
+        Args:
+            runs: the model: for each lane what takes images, top_k, the largest that an image of the batch asks for,
+                and whether no other run goes on. Images share a batch only if they come with the very same object.
+            image: uint8, H×W×3.
+            top_k: how many maps are needed at least.
+            deadline: latest dispatch, in the time of `time.monotonic`.
+            on_dispatch: called when the image leaves the queue for the device.
+
+        Raises:
+            DeadlineError: if the deadline passes before dispatch.
+            ClosedError: after `close`.
+            InferenceError: if the model fails on the batch.
+        """
+        if self._closed:
+            raise ClosedError("the service is shutting down")
+        loop = asyncio.get_running_loop()
+        entry = _Entry(
+            runs=runs,
+            image=image,
+            top_k=top_k,
+            future=loop.create_future(),
+            on_dispatch=on_dispatch,
+            arrived=time.perf_counter(),
+        )
+        if deadline is not None:
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
+                raise DeadlineError
+            entry.timer = loop.call_later(remaining_s, _expire, entry)
+        self._waiting[entry] = None
+        self._idle.clear()
+        self._pump()
+        try:
+            return await entry.future
+        finally:
+            self._waiting.pop(entry, None)
+            if entry.timer is not None:
+                entry.timer.cancel()
+            del entry  # see `camcal.service.engine.deadline.until`
+
+    async def close(self) -> None:
+        """Take no more images, answer those that wait, and end the threads."""
+        self._closed = True
+        await self._idle.wait()
+        for thread in self._threads:
+            thread.shutdown()
+
+    def _pump(self) -> None:
+        """Dispatch the next batches while a lane is free and somebody waits; free lanes share alike."""
+        while self._free:
+            batch = self._take(-(-len(self._waiting) // len(self._free)))
+            if not batch:
+                if len(self._free) == len(self._threads):
+                    self._idle.set()
+                return
+            self._dispatch(batch, self._free.pop())
+
+    def _dispatch(self, batch: list[_Entry], lane: int) -> None:
+        started = time.perf_counter()
+        for entry in batch:
+            entry.on_dispatch()
+            if entry.timer is not None:
+                entry.timer.cancel()
+        images, top_k = [entry.image for entry in batch], max(entry.top_k for entry in batch)
+        alone = not self._waiting and len(self._free) == len(self._threads) - 1
+        run = batch[0].runs[lane]
+        work = asyncio.get_running_loop().run_in_executor(self._threads[lane], _run, run, images, top_k, alone)
+        work.add_done_callback(lambda done: self._finish(batch, lane, started, done))
+
+    def _take(self, share: int) -> list[_Entry]:
+        """The images that have waited longest, all of the model that the first of them wants, at most `share`."""
+        batch: list[_Entry] = []
+        for entry in list(self._waiting):
+            if entry.future.done():  # its deadline passed, or its client is gone
+                del self._waiting[entry]
+            elif not batch or entry.runs is batch[0].runs:
+                del self._waiting[entry]
+                batch.append(entry)
+                if len(batch) == min(share, self._max_batch):
+                    break
+        return batch
+
+    def _finish(self, batch: list[_Entry], lane: int, started: float, work: asyncio.Future[Judged]) -> None:
+        inference_s = time.perf_counter() - started
+        self._free.append(lane)
+        self._pump()  # first: the lane should not wait for what follows
+        error, faults = work.exception(), dict[int, str]()
+        if error:
+            log.error("the model failed on a batch of %d", len(batch), exc_info=error)
+        else:
+            outputs, faults = work.result()
+        if faults:
+            log.error(
+                "the model's answers on %d of %d images: %s", len(faults), len(batch), next(iter(faults.values()))
+            )
+        for row, entry in enumerate(batch):
+            if entry.future.done():  # its client went while the model was at work
+                continue
+            if error:
+                failure = InferenceError("the model failed on this batch")
+                failure.__cause__ = error
+                entry.future.set_exception(failure)
+            elif row in faults:
+                entry.future.set_exception(InferenceError(faults[row]))
+            else:
+                queue_s = started - entry.arrived
+                answer = Answer(outputs=outputs, row=row, queue_s=queue_s, inference_s=inference_s)
+                entry.future.set_result(answer)
+        self._on_batch(
+            BatchReport(size=len(batch), inference_s=inference_s, failed=error is not None, useless=len(faults))
+        )
+
+
+def _run(run: Run, images: Sequence[NDArray[np.uint8]], top_k: int, alone: bool) -> Judged:
+    outputs = run(images, top_k, alone)
+    return outputs, outputs.faults()
+
+
+def _expire(entry: _Entry) -> None:
+    if not entry.future.done():
+        entry.future.set_exception(DeadlineError())

@@ -1,0 +1,206 @@
+"""Classifies one image: decoding, the queue, the model, the ranking, and what is kept for its heatmaps."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from opentelemetry import trace
+
+from camcal.cpus import usable_cpus, yield_to_event_loop
+from camcal.models.bundle import Prior
+from camcal.service.engine.admission import Ticket
+from camcal.service.engine.batching import Answer
+from camcal.service.engine.deadline import in_thread
+from camcal.service.engine.decoding import Data, Decoded, LargeImageError, Limits, decode
+from camcal.service.engine.large import LargeImages
+from camcal.service.engine.model import Model
+from camcal.service.engine.prediction import Ranking, explain
+from camcal.service.engine.served import ServedModel
+from camcal.service.heatmaps.stores import MapStore, new_id
+from camcal.service.mailbox import Mailbox
+from camcal.service.metrics import Metrics
+from camcal.service.settings import Settings
+
+log = logging.getLogger("camcal")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a client asked for, of a model that has it.
+
+    cam: whether to keep heatmaps, of the `top_k` best classes and of `cam_classes`. owner: who alone may read them.
+    """
+
+    top_k: int
+    prior: Prior
+    cam: bool
+    cam_classes: list[int]
+    owner: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The classes whose heatmaps were kept, and until when, as Unix time."""
+
+    classes: list[int]
+    expires_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """One image's answer. `stages` are the seconds that each stage of it took."""
+
+    id: str
+    model: Model
+    ranking: Ranking
+    width: int
+    height: int
+    kept: Kept | None
+    stages: dict[str, float]
+
+
+class Predictor:
+    """Classifies images with the served model. Lives in one event loop.
+
+    Args:
+        settings: of this process.
+        served: the model.
+        store: where heatmaps are kept.
+        metrics: where to count.
+        decoder: the mailbox of the process that decodes large images; None decodes them in a thread.
+        worker: the index of this process, which becomes a part of every id.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        served: ServedModel,
+        store: MapStore,
+        metrics: Metrics,
+        decoder: Mailbox | None,
+        worker: int,
+    ):
+        threads = settings.decode_threads or usable_cpus()
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=yield_to_event_loop)
+        self._ordinary_bytes = settings.decode_bytes // threads
+        self._limits = Limits(
+            max_bytes=settings.max_bytes,
+            max_pixels=settings.max_pixels,
+            large_bytes=settings.large_bytes,
+            decode_cpu_s=settings.decode_cpu_s,
+        )
+        self._large = LargeImages(decoder, self._limits, settings.queue_bytes // 4)
+        self._cam_ttl_s = settings.cam_ttl_s
+        self._served = served
+        self._store = store
+        self._metrics = metrics
+        self._worker = worker
+
+    async def in_thread(
+        self, work: Callable[[], T], *, deadline: float = math.inf, after: Callable[[], None] = lambda: None
+    ) -> T:
+        """Run `work` in a thread that decodes; see `deadline.in_thread`."""
+        return await in_thread(self._threads, work, deadline=deadline, after=after)
+
+    async def predict(
+        self, model: Model, read: Callable[[], Data], wanted: Wanted, *, deadline: float, place: Ticket, body: Ticket
+    ) -> Predicted:
+        """Classify the image that `read` returns.
+
+        Args:
+            model: the one that the request began with.
+            read: called in a thread that decodes.
+            wanted: of this model.
+            deadline: in the time of `time.monotonic`.
+            place: this image's place in the queue, which it leaves when the model takes it.
+            body: the ticket that holds the bytes which `read` needs; `place`, unless a body holds several images.
+
+        Raises:
+            DeadlineError, QueueFullError, DecoderError, ClosedError, InferenceError: no answer in time, or none at all.
+            UnsupportedFormatError, ImageTooLargeError, UndecodableImageError, MemoryError: for the image.
+        """
+        arrived = time.perf_counter()
+
+        decoded, decode_started = await self._decoded(model, read, wanted.cam, deadline, body)
+        decode_s = time.perf_counter() - decode_started
+        top_k = model.ranker.maps_needed(wanted.top_k, wanted.prior, wanted.cam, bool(wanted.cam_classes))
+        answer = await self._served.batcher.submit(
+            model.runs, decoded.pixels, top_k, deadline=deadline, on_dispatch=place.leave
+        )
+
+        post_started = time.perf_counter()
+        key = new_id(self._worker)
+        with self._served.concluding():
+            ranking = model.ranker.rank(answer.outputs, answer.row, wanted.top_k, wanted.prior)
+            self._served.observe(model, ranking)
+            kept = await self._keep(key, model, answer, ranking, decoded, wanted) if wanted.cam else None
+        stages = {
+            "decode": decode_s,
+            "queue": decode_started - arrived + answer.queue_s,
+            "inference": answer.inference_s,
+            "post": time.perf_counter() - post_started,
+        }
+        for stage, seconds in stages.items():
+            self._metrics.stage_seconds.labels(stage).observe(seconds)
+        span = trace.get_current_span()  # does nothing without CAMCAL_OTEL
+        span.set_attributes({f"camcal.{stage}_ms": seconds * 1000 for stage, seconds in stages.items()})
+        return Predicted(
+            id=key,
+            model=model,
+            ranking=ranking,
+            width=decoded.width,
+            height=decoded.height,
+            kept=kept,
+            stages=stages,
+        )
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown()
+        self._large.close()
+
+    async def _decoded(
+        self, model: Model, read: Callable[[], Data], picture: bool, deadline: float, body: Ticket
+    ) -> tuple[Decoded, float]:
+        """The image, and when its decoding began: in a thread, or in another process if it is large."""
+        rule = model.manifest.preprocessing
+
+        def decode_ordinary() -> tuple[Decoded, float]:
+            started = time.perf_counter()
+            return decode(read(), rule, self._limits, picture=picture, ordinary_bytes=self._ordinary_bytes), started
+
+        try:
+            return await self.in_thread(decode_ordinary, deadline=deadline, after=body.keep())
+        except LargeImageError as error:
+            large, started = error.with_traceback(None), time.perf_counter()  # its traceback would hold this frame
+        self._metrics.large_images.inc()
+        return await self._large.decode(large, rule, picture=picture, deadline=deadline), started
+
+    async def _keep(
+        self, key: str, model: Model, answer: Answer, ranking: Ranking, decoded: Decoded, wanted: Wanted
+    ) -> Kept | None:
+        """Store the maps. A store that fails costs the prediction its heatmaps and nothing else."""
+        started = time.perf_counter()
+        kept = Kept(
+            classes=list(dict.fromkeys((*ranking.classes, *wanted.cam_classes))),
+            expires_at=time.time() + self._cam_ttl_s,
+        )
+        explanation = explain(
+            model.ranker, answer.outputs, answer.row, ranking, kept.classes, decoded, kept.expires_at, wanted.owner
+        )
+        try:
+            await self._store.put(key, explanation.pack(), self._cam_ttl_s)
+        except Exception as error:  # whatever a store can raise: the network, the disk, no room
+            log.warning("a heatmap could not be kept: %s", error)
+            self._metrics.store_failures.labels("put").inc()
+            return None
+        self._metrics.stage_seconds.labels("store").observe(time.perf_counter() - started)
+        return kept

@@ -1,0 +1,297 @@
+"""ONNX Runtime over a bundle: a batch of images in, named arrays out."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from camcal.cpus import usable_cpus
+from camcal.models import answers
+from camcal.models.bundle import INPUTS, OUTPUTS, REPORT_FILE, Bundle, BundleError
+from camcal.models.report import ShownReport
+from camcal.service.settings import Device, Settings
+
+log = logging.getLogger("camcal")
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+MAX_LANES = 4  # runs side by side on the CPU
+SPIN_US = "50"  # for how long a thread of a run that has the CPUs to itself waits awake for its next part
+
+
+class DeviceError(ValueError):
+    """The device that the settings ask for cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What the graph says of N images, for K classes, the k best of them and a map of h×w positions.
+
+    `maps` are the plain contribution maps of `top_classes`, the classes of the k highest calibrated logits in
+    falling order; each map sums over its positions to that class's entry of `logits`.
+    """
+
+    logits: NDArray[np.float32]  # N×K
+    calibrated_logits: NDArray[np.float32]  # N×K
+    probabilities: NDArray[np.float32]  # N×K
+    calibrated_probabilities: NDArray[np.float32]  # N×K
+    top_classes: NDArray[np.int64]  # N×k
+    maps: NDArray[np.float32]  # N×k×h×w
+
+    def faults(self) -> dict[int, str]:
+        """Why the answer on an image cannot be used, by its row; empty where all can."""
+        return answers.faults(vars(self))
+
+
+Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]  # N of H×W×3, or one N×H×W×3
+Run = Callable[[Images, int, bool], Outputs]  # whether it is the only one
+
+
+class Session:
+    """One model on one device.
+
+    `lanes` threads may call `run` at once: one on a GPU, up to four on the CPU. There a run that is alone takes all
+    threads for itself, which is quickest for one client; runs side by side have few threads each, which need not wait
+    for one another at every layer, and answer more images a second.
+
+    Args:
+        bundle: what to run.
+        device: where.
+        threads: of a run that is alone on the CPU; by default every usable CPU.
+        max_batch: the most images in one run. By default 32 on a GPU; 8 on the CPU, where more are no quicker for each
+            and take memory.
+        gpu: which one, where the device is CUDA.
+        pad: whether batches are padded to a few sizes. By default on a GPU, where each new size costs time.
+
+    Raises:
+        BundleError: if the graph's inputs, outputs, classes or grid are not what the manifest says.
+        DeviceError: if `device` is `cuda` and CUDA cannot be used.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        max_batch: int | None = None,
+        gpu: int = 0,
+        pad: bool | None = None,
+    ):
+        self.bundle = bundle
+        threads = threads or usable_cpus()
+        model = bundle.read_model()
+        self._session, self.fallback = _open(bundle, model, device, threads, gpu)
+        self.provider: str = self._session.get_providers()[0]
+        on_cpu = self.provider == CPU
+        self.threads = threads
+        self._pad = not on_cpu if pad is None else pad
+        self.lanes = min(threads, MAX_LANES) if on_cpu and not self._pad else 1
+        self._narrow = self._session
+        if self.lanes > 1:
+            self._narrow = _create(bundle, model, threads // self.lanes, [CPU], alone=False)
+        self.max_batch = max_batch = max_batch or (8 if on_cpu else 32)
+        powers = (1 << power for power in range(max_batch.bit_length()))
+        self._buckets: list[int] = sorted({*(powers if self._pad else range(1, max_batch)), max_batch})
+        size = bundle.manifest.preprocessing.input_size
+        self._input = np.zeros((max_batch, size, size, 3), dtype=np.uint8)  # of padded runs, which use its head
+        self._check_names()
+        place = ("cpu", 0) if on_cpu else ("cuda", gpu)
+        padded = self._buckets if self._pad else []
+        self._bound = {count: _Bound(self._session, (count, size, size, 3), place) for count in padded}
+        self._check_shapes()
+
+    def buckets(self) -> list[int]:
+        """The batch sizes that are run: 1, 2, 4, … and `max_batch` where batches are padded, else every one."""
+        return self._buckets
+
+    def bucket(self, count: int) -> int:
+        """The smallest batch size that is run and holds `count` images."""
+        return next(size for size in self._buckets if size >= count)
+
+    def warm_up(self) -> None:
+        """Run once what a first request should not pay for: every bucket, or the smallest and the largest batch."""
+        lanes = self.lanes if self.lanes > 1 else 0
+        with ThreadPoolExecutor(self.lanes) as threads:
+            for size in self._buckets if self._pad else (1, self.max_batch):
+                batch = self._input[:size]
+                self.run(batch, 1)
+                # All at once, so that memory has its height before the first request.
+                list(threads.map(self.run, [batch] * lanes, [1] * lanes, [False] * lanes))
+
+    def prove(self) -> None:
+        """Raises BundleError if the answers here are not usable, or not those that the graph gave when it was made."""
+        for alone in (True, False) if self.lanes > 1 else (True,):
+            answers.prove(
+                lambda images, top_k, alone=alone: vars(self.run(images, top_k, alone)),  # type: ignore[misc]
+                self.bundle.manifest,
+                self.bundle.canary,
+            )
+
+    def run(self, images: Images, top_k: int, alone: bool = True) -> Outputs:
+        """Run N images (uint8, H×W×3 each, N ≤ `max_batch`) and return the maps of the `top_k` best classes.
+
+        Args:
+            alone: whether no other run goes on, as far as the caller knows; it decides the speed and not the answer.
+        """
+        count = len(images)
+        if self._pad:
+            for row, image in enumerate(images):
+                self._input[row] = image
+            # What pads a batch is left from an earlier one: no image's answer depends on its neighbours.
+            bucket = self.bucket(count)
+            arrays = self._bound[bucket].run(self._input[:bucket], top_k)
+        else:
+            session = self._session if alone else self._narrow
+            inputs = {"images": np.asarray(images), "top_k": np.array(top_k, dtype=np.int64)}
+            arrays = session.run(list(OUTPUTS), inputs)
+        return Outputs(**{name: array[:count] for name, array in zip(OUTPUTS, arrays, strict=True)})
+
+    def _check_names(self) -> None:
+        inputs = {node.name for node in self._session.get_inputs()}
+        outputs = {node.name for node in self._session.get_outputs()}
+        if inputs != set(INPUTS) or not outputs.issuperset(OUTPUTS):
+            raise BundleError(
+                f"the graph takes {sorted(inputs)} and returns {sorted(outputs)}; "
+                f"expected {sorted(INPUTS)} and {sorted(OUTPUTS)}"
+            )
+
+    def _check_shapes(self) -> None:
+        manifest = self.bundle.manifest
+        size, classes = manifest.preprocessing.input_size, len(manifest.classes)
+        top_k = min(2, classes)
+        try:
+            result = self.run(np.zeros((1, size, size, 3), dtype=np.uint8), top_k)
+        except Exception as error:  # ONNX Runtime raises its own classes, which share no public base
+            raise BundleError(f"the graph does not take images of {size}×{size} px: {error}") from None
+        for name, array in vars(result).items():
+            expected = {"top_classes": (1, top_k), "maps": (1, top_k, *manifest.grid)}.get(name, (1, classes))
+            if array.shape != expected:
+                raise BundleError(f"the graph's {name} has shape {array.shape}; the manifest says {expected}")
+
+
+class _Bound:
+    """One batch size's buffer for images, kept on the device, so that no run allocates there for its input."""
+
+    def __init__(self, session: ort.InferenceSession, shape: tuple[int, ...], place: tuple[str, int]):
+        self._session = session
+        self._images = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.uint8, *place)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input("images", self._images)
+
+    def run(self, images: NDArray[np.uint8], top_k: int) -> list[NDArray[Any]]:
+        """What the graph returns for a full batch, copied to arrays that are the caller's."""
+        self._images.update_inplace(images)
+        self._binding.bind_cpu_input("top_k", np.array(top_k, dtype=np.int64))
+        for name in OUTPUTS:  # their shapes follow top_k
+            self._binding.bind_output(name)
+        self._session.run_with_iobinding(self._binding)
+        arrays: list[NDArray[Any]] = self._binding.copy_outputs_to_cpu()
+        return arrays
+
+
+def load_sessions(settings: Settings, *, digest: str | None = None) -> list[Session]:
+    """The bundle of `settings`, verified, loaded, warmed up and proven, once for each of `settings.sessions`.
+
+    A graph that never ends would never end here: a service first has `camcal.service.engine.proofs` try the bundle.
+
+    Args:
+        settings: of the service.
+        digest: of the bundle that is wanted; any by default.
+
+    Raises:
+        BundleError: if the folder is not a bundle that this service can run, answers wrongly, or changed while it was
+            loaded.
+        DeviceError: if the device that was asked for cannot be used.
+    """
+    bundle = Bundle.load(settings.bundle, max_model_bytes=settings.max_model_bytes, digest=digest)
+    threads = settings.intra_threads or max(1, usable_cpus() // settings.sessions)
+    sessions = [
+        Session(bundle, device=settings.device, threads=threads, max_batch=settings.max_batch, gpu=gpu)
+        for gpu in range(settings.sessions)
+    ]
+    for session in sessions:
+        session.warm_up()
+        session.prove()
+    _check_report(bundle)
+    bundle.verify_unchanged()
+    return sessions
+
+
+def _check_report(bundle: Bundle) -> None:
+    try:
+        ShownReport.model_validate(bundle.report)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{bundle.path / REPORT_FILE}: {where}: {first['msg']}") from None
+
+
+def load_session(settings: Settings) -> Session:
+    """The first of `load_sessions`."""
+    return load_sessions(settings.model_copy(update={"sessions": 1}))[0]
+
+
+def _open(
+    bundle: Bundle, model: bytes, device: Device, threads: int, gpu: int
+) -> tuple[ort.InferenceSession, str | None]:
+    """The session, and why it is on the CPU although `auto` found an ONNX Runtime built for CUDA."""
+    built_for_cuda = CUDA in ort.get_available_providers()
+    if device == "cuda" and not built_for_cuda:
+        raise DeviceError("device is cuda, but this ONNX Runtime is built without CUDA: install the extra `gpu`")
+    if device == "cpu" or not built_for_cuda:
+        return _create(bundle, model, threads, [CPU]), None
+    ort.preload_dlls()
+    # HEURISTIC: the default EXHAUSTIVE search costs about 0.6 s at each new batch size.
+    # TF32 has a mantissa of 10 bits: maps would no longer sum to their logits within 1e-4.
+    cuda = (CUDA, {"cudnn_conv_algo_search": "HEURISTIC", "device_id": str(gpu), "use_tf32": "0"})
+    session = _create(bundle, model, threads, [cuda, CPU])
+    if session.get_providers()[0] == CUDA:
+        return session, None
+    reason = "ONNX Runtime is built for CUDA but could not start it: check the driver and the CUDA libraries"
+    if device == "cuda":
+        raise DeviceError(f"device is cuda, but {reason}")
+    log.warning("running on the CPU: %s", reason)
+    return session, reason
+
+
+@functools.cache
+def _register_arena() -> None:
+    """One arena of memory for all CPU sessions of this process, also those of a reload, instead of one for each."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
+
+
+def _create(
+    bundle: Bundle, model: bytes, threads: int, providers: list[str | tuple[str, dict[str, str]]], *, alone: bool = True
+) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    # ONNX Runtime would take the host's CPU count, 6.6× slower in a limited container (microsoft/onnxruntime#29510).
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Its threads would wait for work by spinning, on the CPUs that decode and answer: with 16 clients on 2 CPUs that
+    # took 6.1 ms of CPU an image of the shipped model; asleep they take 3.5. But waking them for every node makes a run
+    # that has the CPUs to itself a third longer: in such a one they spin, for a moment and not past its end.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if alone else "0")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 3
+    if providers == [CPU]:
+        _register_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
+    try:
+        # From the bytes that were verified: the file may be replaced at any time.
+        session = ort.InferenceSession(model, options, providers=providers)
+    except Exception as error:  # ONNX Runtime raises its own classes, which share no public base
+        raise BundleError(f"ONNX Runtime cannot load {bundle.model_path.name}: {error}") from None
+    session._model_bytes = b""  # or it would keep them, which only its change of providers needs
+    return session

@@ -1,0 +1,76 @@
+"""Parameters that come as text fields of the form with the image, read as if they were in the query."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from typing import Any, TypeVar, get_origin
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+
+from camcal.service.http.body import FIELD
+from camcal.service.http.errors import Problem, bad_parameter
+from camcal.service.http.multipart import Part
+
+MAX_VALUE_BYTES = 1024
+
+Options = TypeVar("Options", bound=BaseModel)
+
+
+def with_fields(options: Options, queried: Container[str], fields: Sequence[Part]) -> Options:
+    """`options`, of which `queried` were in the query, and those that are `fields` of the form.
+
+    Raises:
+        Problem: 422 for a field that is no option, or has another value elsewhere.
+        RequestValidationError: for a value that is not valid.
+    """
+    given: dict[str, list[str]] = {}
+    for part in fields:
+        given.setdefault(_name(part, options), []).append(_text(part))
+    model, values = type(options), dict[str, Any]()
+    for name, texts in given.items():
+        repeatable = get_origin(model.model_fields[name].annotation) is list
+        if not repeatable and len(set(texts)) > 1:
+            raise _bad(name, f"the form has the field {name} twice, with different values; send it once")
+        values[name] = texts if repeatable else texts[0]
+    try:
+        formed = model(**values)
+    except ValidationError as error:
+        raise RequestValidationError([{**found, "loc": ("body", *found["loc"])} for found in error.errors()]) from None
+    for name in values:
+        query, form = getattr(options, name), getattr(formed, name)
+        if name in queried and query != form:
+            message = f"{name} is {query!r:.100} in the query and {form!r:.100} in the form; send it once"
+            raise _bad(name, message)
+    return options.model_copy(update={name: getattr(formed, name) for name in values})
+
+
+def form_schema(options: type[BaseModel]) -> dict[str, Any]:
+    """The properties of `options` for the schema of a form."""
+    properties: dict[str, Any] = options.model_json_schema()["properties"]
+    return {
+        name: {key: value for key, value in schema.items() if key != "title"} for name, schema in properties.items()
+    }
+
+
+def _name(part: Part, options: BaseModel) -> str:
+    accepted = type(options).model_fields
+    if part.name not in accepted:
+        name, others = part.name[:100], ", ".join(accepted)
+        raise _bad(name, f"{name!r} is no field of this form; it may have {FIELD} for the image, and {others}")
+    return part.name
+
+
+def _text(part: Part) -> str:
+    if part.is_file:
+        raise _bad(part.name, f"{part.name} is a file; send it as text, without a file name")
+    if len(part.data) > MAX_VALUE_BYTES:
+        raise _bad(part.name, f"{part.name} has {len(part.data)} bytes; the limit is {MAX_VALUE_BYTES}")
+    try:
+        return bytes(part.data).decode()
+    except UnicodeDecodeError:
+        raise _bad(part.name, f"{part.name} is not text in UTF-8") from None
+
+
+def _bad(name: str, message: str) -> Problem:
+    return bad_parameter(name, message, "body")

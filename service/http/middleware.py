@@ -1,0 +1,196 @@
+"""Round every request: an id, the metrics, safe headers, an answer even to what nobody foresaw, and quick refusals."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Sequence
+from random import getrandbits
+
+import orjson
+from opentelemetry import trace
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from camcal.service.address import client_address, exact_address
+from camcal.service.engine.admission import QueueFullError
+from camcal.service.http.access import owner_of
+from camcal.service.http.dependencies import running
+from camcal.service.http.errors import Problem, problem_of, refused
+from camcal.service.http.rates import RateLimitError, limit
+from camcal.service.http.runtime import Runtime
+from camcal.service.http.security import Hosts, SecurityHeaders
+from camcal.service.logs import MODEL, request_id
+from camcal.service.metrics import Metrics
+
+log = logging.getLogger("camcal")
+access = logging.getLogger("camcal.access")
+
+_FREE = ("/health/", "/v2/health/", "/metrics")  # for probes and Prometheus, whatever the rate of their address
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestMiddleware:
+    """ASGI middleware; the outermost.
+
+    Args:
+        app: the rest.
+        metrics: count every request.
+        headers: of every answer.
+        hosts: by which the service may be called.
+        access_log: whether each request is logged.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, headers: SecurityHeaders, hosts: Hosts, access_log: bool = False
+    ):
+        self.app = app
+        self.metrics = metrics
+        self.headers = headers
+        self.hosts = hosts
+        self.access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        method = scope["method"]
+        if method == "HEAD":  # what GET answers; uvicorn leaves the body out
+            scope = {**scope, "method": "GET"}
+        exchange = _Exchange(scope, method, receive, send, self.headers)
+        request_id.set(exchange.id)  # for the log; the context is this request's own
+        trace.get_current_span().set_attribute("camcal.request_id", exchange.id)
+        try:
+            with self.metrics.in_flight.track_inprogress():
+                await self._answer(scope, exchange.receive if self.access_log else receive, exchange)
+        finally:
+            self._record(exchange)
+
+    async def _answer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
+        try:
+            self.hosts.check(scope)
+            await self.app(scope, receive, exchange.send)
+        except Problem as problem:
+            await problem.response(scope)(scope, receive, exchange.send)
+        except Exception as error:  # the last resort: the client gets a problem, the log gets the trace
+            log.exception("request %s failed", exchange.id)
+            if exchange.code is None:
+                await problem_of(error).response(scope)(scope, receive, exchange.send)
+
+    def _record(self, exchange: _Exchange) -> None:
+        seconds = time.perf_counter() - exchange.started
+        code = str(exchange.code or 499)
+        self.metrics.requests.labels(exchange.route, code).inc()
+        self.metrics.request_seconds.labels(exchange.route).observe(seconds)
+        if code == "499":
+            self.metrics.cancelled.inc()
+        if self.access_log:
+            line = {
+                "time": time.time(),
+                "request_id": exchange.id,
+                "method": exchange.method,
+                "route": exchange.route,
+                "code": int(code),
+                "duration_s": round(seconds, 6),
+                "key": owner_of(exchange.scope),
+                "address": exact_address(exchange.scope),
+                "bytes_in": exchange.bytes_in,
+                "bytes_out": exchange.bytes_out,
+                "model": exchange.scope.get(MODEL),
+            }
+            access.info(orjson.dumps(line).decode(), extra={"fields": line})
+
+
+class _Exchange:
+    """One request and what was answered."""
+
+    def __init__(self, scope: Scope, method: str, receive: Receive, send: Send, headers: SecurityHeaders):
+        self.scope = scope
+        self.method = method
+        self.started = time.perf_counter()
+        self.code: int | None = None
+        self.bytes_in = self.bytes_out = 0  # of bodies
+        self._receive = receive
+        self._send = send
+        self._headers = headers
+        given = Headers(scope=scope).get("x-request-id", "")
+        self.id = given if _REQUEST_ID.fullmatch(given) else f"{getrandbits(128):032x}"
+
+    @property
+    def route(self) -> str:
+        """The route's template; never the path, of which there are infinitely many."""
+        return getattr(self.scope.get("route"), "path", "unmatched")
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.code = message["status"]
+            self._headers.add(message)
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = self.id
+            runtime = running(self.scope["app"]) if "app" in self.scope else None
+            if runtime and runtime.draining:
+                headers["Connection"] = "close"  # let clients that keep connections find another replica
+        else:
+            self.bytes_out += len(message.get("body", b""))
+        await self._send(message)
+
+    async def receive(self) -> Message:
+        """As the server's, with the bytes counted."""
+        message = await self._receive()
+        self.bytes_in += len(message.get("body", b""))
+        return message
+
+
+class AdmissionMiddleware:
+    """Refuses what no queue has room for before FastAPI looks at it: under overload, refusals are most of the work.
+
+    So it does what exceeds the rate of an address.
+
+    Args:
+        app: the rest.
+        metrics: count what is refused.
+        routes: all of them, for the metrics.
+        queued: whose requests wait for the model. Their other checks, of the API key too, come after this one.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, routes: Sequence[BaseRoute], queued: Sequence[BaseRoute]):
+        self.app = app
+        self.metrics = metrics
+        self.routes = routes
+        self.queued = queued
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (runtime := running(scope["app"])):
+            try:
+                self._admit(scope, runtime)
+            except (QueueFullError, RateLimitError) as error:
+                await refused(error, self.metrics).response(scope)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _admit(self, scope: Scope, runtime: Runtime) -> None:
+        rate = runtime.settings.address_rate
+        if rate is not None and not scope["path"].removeprefix(scope.get("root_path", "")).startswith(_FREE):
+            try:
+                limit(scope, client_address(scope), rate, "CAMCAL_ADDRESS_RATE")
+            except RateLimitError:
+                _name_route(scope, self.routes)
+                raise
+        if scope["method"] == "POST":
+            try:
+                runtime.admission.check(client_address(scope))
+            except QueueFullError:
+                if _name_route(scope, self.queued):
+                    raise
+
+
+def _name_route(scope: Scope, routes: Sequence[BaseRoute]) -> bool:
+    """Note which of `routes` the request of `scope` is for, for the metrics; False if it is for none of them."""
+    for route in routes:
+        if route.matches(scope)[0] is Match.FULL:
+            scope["route"] = route
+            return True
+    return False

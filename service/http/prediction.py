@@ -1,0 +1,98 @@
+"""What `/predict` and `/predict/batch` have in common: their parameters, and the JSON of one image's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from camcal.models.bundle import Prior
+from camcal.service.engine.model import Model
+from camcal.service.engine.predictor import Predicted, Wanted
+from camcal.service.http.access import owner_of
+from camcal.service.http.errors import bad_parameter
+from camcal.service.http.fields import with_fields
+from camcal.service.http.multipart import Part
+from camcal.service.logs import MODEL
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class PredictOptions(BaseModel):
+    """The query of `POST /predict` and `POST /predict/batch`; all of these may be fields of the form instead."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    top_k: int | None = Field(None, ge=1, description="How many classes; 5 by default, at most all.")
+    cam: bool = Field(True, description="Whether to keep heatmaps of these classes.")
+    cam_classes: list[str] = Field(
+        [], description="Index or label of a class to keep a heatmap of too; may be repeated."
+    )
+    logits: Literal["none", "all"] = Field("none", description="`all`: every class's scores too.")
+    prior: Prior = Field(
+        "balanced",
+        description="Class prior of the calibrated probabilities: equal, as in training, or the bundle's own.",
+    )
+
+
+def read_options(
+    request: Request, model: Model, queried: PredictOptions, fields: Sequence[Part] = ()
+) -> tuple[PredictOptions, Wanted]:
+    """The options of `request`, in its query and in `fields` of its form, and what they ask of `model`.
+
+    Raises:
+        Problem: 422 for what they cannot be, or the model does not have.
+        RequestValidationError: for a field that is not valid.
+    """
+    options = with_fields(queried, request.query_params, fields) if fields else queried
+    formed = {field.name for field in fields}
+
+    def valid(name: str, check: Callable[[S], T], given: S) -> T:
+        try:
+            return check(given)
+        except ValueError as error:
+            message = str(error) if str(error).startswith(name) else f"{name}: {error}"
+            raise bad_parameter(name, message, "body" if name in formed else "query") from None
+
+    if options.cam_classes and not options.cam:
+        message = "cam_classes is given, but cam is false; leave out one of them"
+        raise bad_parameter("cam_classes", message, "body" if "cam_classes" in formed else "query")
+    ranker = model.ranker
+    request.scope[MODEL] = model.manifest.version
+    return options, Wanted(
+        top_k=valid("top_k", ranker.check_top_k, options.top_k),
+        cam=options.cam,
+        cam_classes=[valid("cam_classes", ranker.class_id, name) for name in options.cam_classes],
+        prior=valid("prior", ranker.check_prior, options.prior),
+        owner=owner_of(request.scope),
+    )
+
+
+def to_json(predicted: Predicted, options: PredictOptions, root_path: str) -> bytes:
+    """One image's answer, in the form of `schemas.Prediction`. `root_path` is the app's, as the client sees it."""
+    manifest, ranking, kept = predicted.model.manifest, predicted.ranking, predicted.kept
+    body: dict[str, Any] = {
+        "id": predicted.id,
+        "model": {"name": manifest.name, "version": manifest.version},
+        "prior": options.prior,
+        "predictions": predicted.model.ranker.rows(ranking),
+        "cam": None
+        if kept is None
+        else {
+            "url": f"{root_path}/cam/{predicted.id}",
+            "classes": kept.classes,
+            "grid": manifest.grid,
+            "expires_at": datetime.fromtimestamp(kept.expires_at, UTC).isoformat(timespec="seconds"),
+        },
+        "image": {"width": predicted.width, "height": predicted.height},
+    }
+    if options.logits == "all":
+        for name in ("logits", "calibrated_logits", "probabilities", "calibrated_probabilities"):
+            body[name] = np.ascontiguousarray(getattr(ranking, name))
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -1,0 +1,107 @@
+"""`POST /predict/batch`: several images of one form, each answered as `/predict` would, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import ExitStack
+from typing import Annotated
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+
+from camcal.service.address import client_address
+from camcal.service.engine.admission import Ticket
+from camcal.service.engine.decoding import Data
+from camcal.service.http.access import needs
+from camcal.service.http.body import FIELD, FORM, check_size, images_of_form, read_body, require_form
+from camcal.service.http.dependencies import Running, TimeoutMs, latest, unless_gone
+from camcal.service.http.documented import problems
+from camcal.service.http.errors import Problem, refused
+from camcal.service.http.fields import form_schema
+from camcal.service.http.prediction import PredictOptions, read_options, to_json
+from camcal.service.http.rates import charge_images
+from camcal.service.http.schemas import PredictionBatch
+
+log = logging.getLogger("camcal")
+
+router = APIRouter()
+
+MAX_CLASSES = 2**16  # in all predictions of one answer: they are put together in the event loop
+
+_FORM = {
+    "type": "object",
+    "required": [FIELD],
+    "properties": {
+        FIELD: {"type": "array", "items": {"type": "string", "format": "binary"}},
+        **form_schema(PredictOptions),
+    },
+    "additionalProperties": False,
+}
+_BODY = {"required": True, "content": {FORM: {"schema": _FORM}}}
+
+
+@router.post(
+    "/predict/batch",
+    dependencies=[needs("predict")],
+    response_model=PredictionBatch,
+    responses=problems(400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504),
+    openapi_extra={"requestBody": _BODY},
+    summary="Classify several images",
+)
+async def predict_batch(
+    request: Request,
+    runtime: Running,
+    queried: Annotated[PredictOptions, Query()],
+    timeout_ms: TimeoutMs = None,
+) -> Response:
+    """The images are files in the field `image` of a form. A bad one has its problem in its place, the rest answers."""
+    model, settings, predictor, wish = runtime.model, runtime.settings, runtime.predictor, latest(timeout_ms)
+    options, wanted = read_options(request, model, queried)
+    content_type = request.headers.get("content-type", "")
+    require_form(content_type)
+    client, root_path = client_address(request.scope), request.scope.get("root_path", "")
+    with runtime.admission.ticket(client) as body_ticket, ExitStack() as stack:
+        body = await read_body(
+            request,
+            settings,
+            body_ticket,
+            max_bytes=settings.max_body_bytes,
+            too_large=f"the form exceeds the limit of {settings.max_body_bytes} bytes (CAMCAL_MAX_BODY_BYTES)",
+        )
+        deadline = min(wish, time.monotonic() + settings.timeout_s)
+        images, fields = await predictor.in_thread(
+            lambda: images_of_form(content_type, body, settings.images_limit),
+            deadline=deadline,
+            after=body_ticket.keep(),
+        )
+        if fields:
+            options, wanted = read_options(request, model, queried, fields)
+        if (classes := len(images) * wanted.top_k) > MAX_CLASSES:
+            raise Problem(
+                "invalid-parameter",
+                f"{wanted.top_k} classes of {len(images)} images are {classes} predictions; the limit of one answer is "
+                f"{MAX_CLASSES}: ask for fewer at once",
+            )
+        charge_images(request.scope, len(images))
+        tickets = [stack.enter_context(runtime.admission.ticket(client)) for _ in images]
+        for ticket in tickets:
+            ticket.join()
+
+        async def answer(image: Data, ticket: Ticket) -> orjson.Fragment:
+            try:
+                check_size(image, settings.max_bytes)
+                predicted = await predictor.predict(
+                    model, lambda: image, wanted, deadline=deadline, place=ticket, body=body_ticket
+                )
+                return orjson.Fragment(to_json(predicted, options, root_path))
+            except Exception as error:  # whatever befalls one image, the others are answered
+                ticket.leave()
+                problem = refused(error, runtime.metrics)
+                if problem.kind == "internal":
+                    log.error("an image of a batch failed", exc_info=error)
+                return orjson.Fragment(orjson.dumps(problem.body()))
+
+        results = await unless_gone(request, asyncio.gather(*map(answer, images, tickets)))
+    return Response(orjson.dumps({"results": results}), media_type="application/json")

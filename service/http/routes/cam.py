@@ -1,0 +1,242 @@
+"""`GET /cam/{id}`: the heatmap of one class of one prediction, as a picture or in numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import time
+from typing import Annotated, Literal
+
+import numpy as np
+import orjson
+from fastapi import APIRouter, Header, Query, Request, Response
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from camcal.service.address import client_address
+from camcal.service.engine.prediction import is_index
+from camcal.service.heatmaps.colormaps import Colormap
+from camcal.service.heatmaps.explanation import Explanation
+from camcal.service.heatmaps.heatmap import View, render
+from camcal.service.heatmaps.legend import MIN_SIZE
+from camcal.service.heatmaps.stores import is_id
+from camcal.service.http.access import needs, owner_of
+from camcal.service.http.dependencies import Running, unless_gone
+from camcal.service.http.documented import binary, header, problems
+from camcal.service.http.errors import Problem, bad_parameter
+from camcal.service.http.runtime import Runtime
+from camcal.service.http.schemas import Contributions
+from camcal.service.metrics import server_timing
+
+log = logging.getLogger("camcal")
+
+router = APIRouter()
+
+Format = Literal["png", "webp", "jpeg", "json", "npy"]
+
+_MEDIA_TYPES: dict[Format, str] = {
+    "png": "image/png",
+    "webp": "image/webp",
+    "jpeg": "image/jpeg",
+    "json": "application/json",
+    "npy": "application/octet-stream",
+}
+_HEADERS = {
+    "ETag": header("Of this very picture."),
+    "Cache-Control": header("Private, to the end of its life."),
+    "Server-Timing": header("Milliseconds of render."),
+}
+_BINARY = binary("image/png", "image/webp", "image/jpeg", "application/octet-stream")
+
+
+class CamOptions(BaseModel):
+    """The query of `GET /cam/{id}`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    class_: str | None = Field(None, alias="class", description="Index or label, one of the kept; the best by default.")
+    versus: str | None = Field(
+        None, description="Index or label of a class to subtract: what speaks for one, not both."
+    )
+    calibrated: bool = Field(True, description="Explain the calibrated score, or the plain one.")
+    overlay: bool = Field(True, description="Lay the colours on the picture.")
+    signed: bool | None = Field(
+        None,
+        description="Show what speaks against the class too, with zero in the middle of the colours; by default with "
+        "`versus` or the colours `coolwarm`.",
+    )
+    scale: Literal["map", "image"] = Field(
+        "map",
+        description="`map`: the strongest colour is this map's highest contribution. `image`: it is that of all maps "
+        "kept of the image, so that equal colours mean equal contributions.",
+    )
+    colormap: Colormap | None = Field(None, description="By default `turbo`, or `coolwarm` when signed.")
+    alpha: float = Field(0.6, ge=0, le=1, description="How much the strongest colour covers.")
+    size: int = Field(384, ge=16, le=1024, description="Longest side, in px, with the legend.")
+    legend: bool = Field(False, description=f"Write class, score and scale below; needs a size of {MIN_SIZE} or more.")
+    format: Format = Field("png", description="`json` and `npy` give the exact contributions.")
+
+    @property
+    def zero_in_the_middle(self) -> bool:
+        """What `signed` says, or its default."""
+        return (self.versus is not None or self.colormap == "coolwarm") if self.signed is None else self.signed
+
+
+@router.get(
+    "/cam/{id}",
+    dependencies=[needs("cam")],
+    response_model=Contributions,
+    responses={
+        200: {"description": "The heatmap, in the `format` asked for.", "headers": _HEADERS, "content": _BINARY},
+        304: {"description": "The copy whose ETag came in If-None-Match is still good."},
+        **problems(401, 403, 404, 422, 429, 500, 503),
+    },
+    summary="Draw a heatmap",
+)
+async def cam(
+    request: Request,
+    runtime: Running,
+    id: str,
+    options: Annotated[CamOptions, Query()],
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """A picture of where the evidence is; `json` and `npy` hold the signed contributions that sum to the score."""
+    explanation = await _find(runtime, id, owner_of(request.scope))
+    # Of the model that made it, which a reload may have replaced by one with fewer classes.
+    classes = max(len(runtime.manifest.classes), 1 + max(explanation.classes))
+    place, versus = _places(explanation, options, classes)
+    etag = f'"{hashlib.sha256(repr((id, place, versus, options)).encode()).hexdigest()[:32]}"'
+    # The clock may have been set since: nobody may keep a picture longer than the service does.
+    life_s = min(max(0, int(explanation.expires_at - time.time())), int(runtime.settings.cam_ttl_s))
+    headers = {"ETag": etag, "Cache-Control": f"private, max-age={life_s}, immutable"}
+    if if_none_match and _matches(if_none_match, etag):
+        return Response(status_code=304, headers=headers)
+
+    def draw() -> tuple[bytes, float]:
+        started = time.perf_counter()
+        return _body(explanation, place, versus, options), time.perf_counter() - started
+
+    body, render_s = await unless_gone(request, runtime.draw(client_address(request.scope), draw))
+    runtime.metrics.stage_seconds.labels("render").observe(render_s)
+    headers["Server-Timing"] = server_timing({"render": render_s})
+    return Response(body, headers=headers, media_type=_MEDIA_TYPES[options.format])
+
+
+@router.delete(
+    "/cam/{id}",
+    dependencies=[needs("cam")],
+    status_code=204,
+    response_class=Response,
+    responses=problems(401, 403, 404, 422, 429, 500, 503),
+    summary="Remove a heatmap",
+)
+async def remove(request: Request, runtime: Running, id: str) -> Response:
+    """Nobody can read it from now on; a copy that a client has kept stays with that client."""
+    await _find(runtime, id, owner_of(request.scope))
+    try:
+        deleted = await runtime.store.delete(id)
+    except Exception as error:  # whatever a store can raise: the client must not believe that it is gone
+        runtime.metrics.store_failures.labels("delete").inc()
+        log.error("a heatmap could not be removed: %s", error)
+        raise Problem("internal", "the heatmap could not be removed; try again") from None
+    if not deleted:  # another request was quicker
+        raise _lost(runtime)
+    return Response(status_code=204)
+
+
+async def _find(runtime: Runtime, id: str, owner: str | None) -> Explanation:
+    """The explanation `id`, if it is the owner's."""
+    data = None
+    if is_id(id):
+        try:
+            data = await runtime.store.get(id)
+        except Exception as error:  # whatever a store can raise; for the client the heatmap is lost
+            log.warning("a heatmap could not be read: %s", error)
+            runtime.metrics.store_failures.labels("get").inc()
+    runtime.metrics.store_reads.labels("hit" if data else "miss").inc()
+    if data is None:
+        raise _lost(runtime)
+    explanation = Explanation.unpack(data)
+    if explanation.owner != owner:  # which is not told, so that nobody learns which ids there are
+        raise _lost(runtime)
+    return explanation
+
+
+def _lost(runtime: Runtime) -> Problem:
+    life = f"its life of {runtime.settings.cam_ttl_s:g} s is over, or newer ones took its room (CAMCAL_CAM_MAX_BYTES)"
+    return Problem("not-found", f"no heatmap has this id, or {life}; predict again")
+
+
+def _places(explanation: Explanation, options: CamOptions, classes: int) -> tuple[int, int | None]:
+    """Where the classes of `class` and `versus` stand among the maps kept."""
+    place = 0 if options.class_ is None else _place(explanation, "class", options.class_, classes)
+    versus = None if options.versus is None else _place(explanation, "versus", options.versus, classes)
+    if place == versus:
+        label = explanation.labels[place]
+        raise bad_parameter("versus", f"versus is {label!r}, the class that is shown; choose another to compare with")
+    if options.legend and options.size < MIN_SIZE:
+        raise bad_parameter("size", f"size is {options.size}; a legend needs {MIN_SIZE} or more")
+    return place, versus
+
+
+def _place(explanation: Explanation, name: str, wanted: str, classes: int) -> int:
+    """Where class `wanted` stands among the maps kept. Digits below the number of classes are an index."""
+    try:
+        if is_index(wanted, classes):
+            return explanation.classes.index(int(wanted))
+        return explanation.labels.index(wanted)
+    except ValueError:
+        pairs = zip(explanation.classes, explanation.labels, strict=True)
+        kept = ", ".join(f"{k} ({label})" for k, label in list(pairs)[:20])
+        message = (
+            f"{name} is {wanted[:100]!r}; this prediction kept {kept}: "
+            f"predict with a larger top_k, or with cam_classes, for more"
+        )
+        raise bad_parameter(name, message) from None
+
+
+def _matches(if_none_match: str, etag: str) -> bool:
+    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return "*" in tags or etag in tags
+
+
+def _body(explanation: Explanation, place: int, versus: int | None, options: CamOptions) -> bytes:
+    contributions = explanation.contributions(place, options.calibrated, versus)
+    if options.format == "json":
+        return _numbers(explanation, place, versus, options.calibrated, contributions)
+    if options.format == "npy":
+        buffer = io.BytesIO()
+        np.save(buffer, contributions)
+        return buffer.getvalue()
+    signed = options.zero_in_the_middle
+    scale = explanation.scale(place, options.calibrated, versus, signed=signed, common=options.scale == "image")
+    view = View(
+        size=options.size,
+        colormap=options.colormap or ("coolwarm" if signed else "turbo"),
+        alpha=options.alpha,
+        overlay=options.overlay,
+        format=options.format,
+        shift=explanation.shift,
+    )
+    caption = explanation.caption(place, options.calibrated, versus) if options.legend else None
+    return render(contributions, scale, explanation.picture, explanation.picture_size, view, caption)
+
+
+def _numbers(
+    explanation: Explanation, place: int, versus: int | None, calibrated: bool, contributions: NDArray[np.float32]
+) -> bytes:
+    body = {
+        **_name(explanation, place),
+        "calibrated": calibrated,
+        "versus": None if versus is None else _name(explanation, versus),
+        "contributions": contributions,
+        "sum": float(contributions.sum(dtype=np.float64)),
+        "score": explanation.score(place, calibrated, versus),
+        "shift": explanation.shift,
+    }
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _name(explanation: Explanation, place: int) -> dict[str, int | str]:
+    return {"class_id": explanation.classes[place], "label": explanation.labels[place]}

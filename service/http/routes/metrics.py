@@ -1,0 +1,23 @@
+"""`GET /metrics`, for Prometheus."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from camcal.service.http.access import for_metrics
+from camcal.service.http.documented import problems
+from camcal.service.http.scraping import scrape
+
+router = APIRouter()
+
+
+@router.get(
+    "/metrics",
+    dependencies=[Depends(for_metrics)],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problems(401, 403, 429)},
+    summary="Metrics of Prometheus",
+)
+async def metrics(request: Request) -> Response:
+    """Counters, gauges and histograms in Prometheus's text format; of every worker, where there are several."""
+    return await scrape(request.app.state)

@@ -1,0 +1,65 @@
+"""`POST /predict`: one image in, ranked classes and a link to their heatmaps out."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from camcal.service.address import client_address
+from camcal.service.http.access import needs
+from camcal.service.http.body import FIELD, read_upload
+from camcal.service.http.dependencies import Running, TimeoutMs, latest, unless_gone
+from camcal.service.http.documented import binary, header, problems
+from camcal.service.http.fields import form_schema
+from camcal.service.http.prediction import PredictOptions, read_options, to_json
+from camcal.service.http.schemas import Prediction
+from camcal.service.metrics import server_timing
+
+router = APIRouter()
+
+_FORM = {
+    "type": "object",
+    "required": [FIELD],
+    "properties": {
+        FIELD: {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, GIF or BMP"},
+        **form_schema(PredictOptions),
+    },
+    "additionalProperties": False,
+}
+_BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM}, **binary("image/*")}}
+_HEADERS = {"Server-Timing": header("Milliseconds of decode, queue, inference and post.")}
+
+
+@router.post(
+    "/predict",
+    dependencies=[needs("predict")],
+    response_model=Prediction,
+    responses={200: {"headers": _HEADERS}, **problems(400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504)},
+    openapi_extra={"requestBody": _BODY},
+    summary="Classify one image",
+)
+async def predict(
+    request: Request,
+    runtime: Running,
+    queried: Annotated[PredictOptions, Query()],
+    timeout_ms: TimeoutMs = None,
+) -> Response:
+    """The image is the file field `image` of a form, or the raw body with the content type `image/*`."""
+    model, wish, settings, predictor = runtime.model, latest(timeout_ms), runtime.settings, runtime.predictor
+    options, wanted = read_options(request, model, queried)
+    with runtime.admission.ticket(client_address(request.scope)) as ticket:
+        upload = await read_upload(request, settings, ticket)
+        ticket.join()
+        deadline = min(wish, time.monotonic() + settings.timeout_s)
+        if upload.takes_long:
+            image, fields = await predictor.in_thread(upload.read, deadline=deadline, after=ticket.keep())
+        else:
+            image, fields = upload.read()
+        if fields:
+            options, wanted = read_options(request, model, queried, fields)
+        answer = predictor.predict(model, lambda: image, wanted, deadline=deadline, place=ticket, body=ticket)
+        predicted = await unless_gone(request, answer)
+    body = to_json(predicted, options, request.scope.get("root_path", ""))
+    return Response(body, headers={"Server-Timing": server_timing(predicted.stages)}, media_type="application/json")

@@ -1,0 +1,261 @@
+"""`/v2`: the Open Inference Protocol, for clients of Triton and KServe. Raw pixels in, the graph's outputs out."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Header, Request, Response
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from camcal.service.address import client_address
+from camcal.service.engine.batching import Answer
+from camcal.service.engine.model import Model
+from camcal.service.http.access import needs
+from camcal.service.http.body import read_body
+from camcal.service.http.dependencies import Running, TimeoutMs, latest, require_alive, require_ready, unless_gone
+from camcal.service.http.documented import binary, protocol_errors
+from camcal.service.http.errors import Problem
+from camcal.service.http.inference_protocol import (
+    HEADER_LENGTH,
+    Inference,
+    ProtocolError,
+    TensorMetadata,
+    TooLongError,
+    compose,
+    input_metadata,
+    output_metadata,
+    parse,
+)
+from camcal.service.http.rates import charge_images
+from camcal.service.http.runtime import Runtime
+from camcal.service.logs import MODEL
+from camcal.service.metrics import server_timing
+
+NAME = "camcal"
+EXTENSIONS = ["binary_tensor_data"]
+MAX_MAP_VALUES = 2**22  # in one answer
+
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
+
+
+class Live(BaseModel):
+    live: bool = True
+
+
+class ServerReady(BaseModel):
+    ready: bool = True
+
+
+class ModelReady(BaseModel):
+    name: str
+    ready: bool = True
+
+
+class ServerMetadata(BaseModel):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ModelMetadata(BaseModel):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class OutputTensor(BaseModel):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] | None = None
+    data: list[float] | None = None
+
+
+class InferenceResponse(BaseModel):
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[OutputTensor]
+
+
+@router.get("/health/live", responses=protocol_errors(503), summary="Is the server alive?")
+async def live(request: Request) -> Live:
+    """As `/health/live`."""
+    require_alive(request.app)
+    return Live()
+
+
+@router.get("/health/ready", responses=protocol_errors(503), summary="Is the server ready?")
+async def ready(runtime: Running) -> ServerReady:
+    """As `/health/ready`."""
+    require_ready(runtime)
+    return ServerReady()
+
+
+@router.get("", summary="Describe the server")
+async def server(request: Request) -> ServerMetadata:
+    """Name, version and extensions."""
+    return ServerMetadata(name=NAME, version=request.app.version, extensions=EXTENSIONS)
+
+
+_OF_MODEL: dict[str, Any] = {"dependencies": [needs("v2")], "responses": protocol_errors(401, 403, 404, 422, 429, 503)}
+
+
+@router.get("/models/{name}/ready", summary="Is it ready?", **_OF_MODEL)
+@router.get("/models/{name}/versions/{version}/ready", summary="Is this version ready?", **_OF_MODEL)
+async def model_ready(runtime: Running, name: str, version: str | None = None) -> ModelReady:
+    """The one model served is ready when the server is."""
+    model = _model(runtime, name, version)
+    require_ready(runtime)
+    return ModelReady(name=model.manifest.name)
+
+
+@router.get("/models/{name}", summary="Describe the model in this protocol", **_OF_MODEL)
+@router.get("/models/{name}/versions/{version}", summary="Describe this version", **_OF_MODEL)
+async def metadata(runtime: Running, name: str, version: str | None = None) -> ModelMetadata:
+    """Inputs and outputs of the one model served; `top_k` may be left out."""
+    manifest = _model(runtime, name, version).manifest
+    return ModelMetadata(
+        name=manifest.name,
+        versions=[manifest.version],
+        platform="onnxruntime_onnx",
+        inputs=input_metadata(manifest),
+        outputs=output_metadata(manifest),
+    )
+
+
+_INFER: dict[str, Any] = {
+    "dependencies": [needs("v2")],
+    "response_model": InferenceResponse,
+    "responses": {
+        200: {"content": binary("application/octet-stream")},
+        **protocol_errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/InferenceRequest"}},
+                **binary("application/octet-stream"),
+            },
+        }
+    },
+}
+
+
+@router.post("/models/{name}/infer", summary="Run the model", **_INFER)
+@router.post("/models/{name}/versions/{version}/infer", summary="Run this version", **_INFER)
+async def infer(
+    request: Request,
+    runtime: Running,
+    name: str,
+    version: str | None = None,
+    header_length: Annotated[str | None, Header(alias=HEADER_LENGTH)] = None,
+    timeout_ms: TimeoutMs = None,
+) -> Response:
+    """Pixels as the network sees them, in the batches of all other requests. Values are JSON or bytes after it."""
+    model, settings, wish = _model(runtime, name, version), runtime.settings, latest(timeout_ms)
+    in_thread = runtime.predictor.in_thread
+    request.scope[MODEL] = model.manifest.version
+    if (coding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise Problem("unsupported-format", f"the body is compressed ({coding[:20]}); send it as it is")
+    client = client_address(request.scope)
+    with runtime.admission.ticket(client) as body_ticket, ExitStack() as stack:
+        body = await read_body(
+            request,
+            settings,
+            body_ticket,
+            max_bytes=settings.max_body_bytes,
+            too_large=f"the body exceeds the limit of {settings.max_body_bytes} bytes (CAMCAL_MAX_BODY_BYTES)",
+        )
+        deadline = min(wish, time.monotonic() + settings.timeout_s)
+        inference = await in_thread(
+            lambda: _parse(runtime, model, body, header_length), deadline=deadline, after=body_ticket.keep()
+        )
+        charge_images(request.scope, len(inference.images))
+        tickets = [stack.enter_context(runtime.admission.ticket(client)) for _ in inference.images]
+        for ticket in tickets:
+            ticket.join()
+        top_k = _top_k(model, inference)
+        tasks = [
+            asyncio.ensure_future(
+                runtime.served.batcher.submit(model.runs, image, top_k, deadline=deadline, on_dispatch=ticket.leave)
+            )
+            for image, ticket in zip(inference.images, tickets, strict=True)
+        ]
+        try:
+            answers = await unless_gone(request, asyncio.gather(*tasks))
+        finally:
+            while tasks:  # one that failed takes the others along
+                tasks.pop().cancel()
+
+    def finish() -> tuple[bytes, int | None]:
+        for answer in answers:
+            _observe(runtime, model, answer)
+        return compose(inference, model.manifest, _rows(answers, top_k))
+
+    with runtime.served.concluding():
+        content, json_bytes = await in_thread(finish)
+    slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
+    headers = {"Server-Timing": server_timing({"queue": slowest.queue_s, "inference": slowest.inference_s})}
+    if json_bytes is None:
+        return Response(content, headers=headers, media_type="application/json")
+    headers[HEADER_LENGTH] = str(json_bytes)
+    return Response(content, headers=headers, media_type="application/octet-stream")
+
+
+def _model(runtime: Runtime, name: str, version: str | None) -> Model:
+    model = runtime.model
+    if name != model.manifest.name or version not in (None, model.manifest.version):
+        wanted = name if version is None else f"{name} {version}"
+        raise Problem("not-found", f"there is no model {wanted[:100]!r}; this server has {model.label!r}")
+    return model
+
+
+def _parse(runtime: Runtime, model: Model, body: bytearray, header_length: str | None) -> Inference:
+    size = model.manifest.preprocessing.input_size
+    try:
+        return parse(body, header_length, size, runtime.settings.images_limit)
+    except TooLongError as error:
+        raise Problem("too-large", str(error)) from None
+    except ProtocolError as error:
+        raise Problem("malformed-request", str(error)) from None
+
+
+def _top_k(model: Model, inference: Inference) -> int:
+    try:
+        top_k = model.ranker.check_top_k(inference.top_k)
+    except ValueError as error:
+        raise Problem("malformed-request", str(error)) from None
+    if (values := len(inference.images) * top_k * math.prod(model.manifest.grid)) > MAX_MAP_VALUES:
+        raise Problem(
+            "malformed-request",
+            f"the maps of {top_k} classes of {len(inference.images)} images have {values} values; the limit of one "
+            f"answer is {MAX_MAP_VALUES}: ask for fewer at once",
+        )
+    return top_k
+
+
+def _observe(runtime: Runtime, model: Model, answer: Answer) -> None:
+    runtime.served.observe(model, model.ranker.rank(answer.outputs, answer.row, 1, "balanced"))
+    for stage, seconds in (("queue", answer.queue_s), ("inference", answer.inference_s)):
+        runtime.metrics.stage_seconds.labels(stage).observe(seconds)
+
+
+def _rows(answers: list[Answer], top_k: int) -> dict[str, NDArray[Any]]:
+    """The outputs of these images alone; their batches may have held others, and more maps."""
+    arrays = {
+        name: np.stack([getattr(answer.outputs, name)[answer.row] for answer in answers])
+        for name in ("logits", "calibrated_logits", "probabilities", "calibrated_probabilities")
+    }
+    for name in ("top_classes", "maps"):
+        arrays[name] = np.stack([getattr(answer.outputs, name)[answer.row, :top_k] for answer in answers])
+    return arrays

@@ -1,0 +1,100 @@
+"""What browsers are told about every answer, and which hosts and other web pages the service answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Scope
+
+from camcal.service.http.errors import Problem
+
+_METHODS = ("GET", "HEAD", "POST", "DELETE")
+_ASKED = (
+    "Authorization",
+    "If-None-Match",
+    "Inference-Header-Content-Length",
+    "Traceparent",
+    "X-API-Key",
+    "X-Request-Id",
+    "X-Request-Timeout-Ms",
+)
+_OF_BODY = ("content-length", "content-type")
+_EXPOSED = ("ETag", "Inference-Header-Content-Length", "Retry-After", "Server-Timing", "X-Request-Id")
+
+
+class SecurityHeaders:
+    """Headers that an answer gets unless it has them already. The page brings a policy of its own.
+
+    Args:
+        public: whether pages of every origin may use the API: then they may embed pictures too.
+    """
+
+    def __init__(self, *, public: bool = False):
+        headers = {
+            "x-content-type-options": "nosniff",
+            "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+            "x-frame-options": "DENY",
+            "referrer-policy": "no-referrer",
+            "cross-origin-resource-policy": "cross-origin" if public else "same-origin",
+            "cache-control": "no-store",
+        }
+        self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+    def add(self, message: Message) -> None:
+        """Add them to the message that begins an answer."""
+        there = {name for name, _ in message["headers"]}  # ASGI has them in lower case
+        message["headers"] = [*message["headers"], *(pair for pair in self._headers if pair[0] not in there)]
+
+
+class Hosts:
+    """The names by which the service may be called, against pages that have their own name point to it.
+
+    Args:
+        allowed: names in lower case; `*.example.org` stands for all below it. None at all is any.
+    """
+
+    def __init__(self, allowed: Sequence[str]):
+        self._exact = frozenset(host for host in allowed if not host.startswith("*"))
+        self._suffixes = tuple(host[1:] for host in allowed if host.startswith("*"))
+
+    def check(self, scope: Scope) -> None:
+        """Raises Problem 421 for another Host, but on the routes of health, which are called by address."""
+        if not self._exact and not self._suffixes:
+            return
+        host = _without_port(Headers(scope=scope).get("host", "")).lower().rstrip(".")
+        if host in self._exact or (self._suffixes and host.endswith(self._suffixes)):
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if not path.startswith(("/health/", "/v2/health/")):
+            message = f"the Host header is {host[:100]!r}, which CAMCAL_ALLOWED_HOSTS does not list"
+            raise Problem("unknown-host", message, {"Connection": "close"})
+
+
+class Cors(CORSMiddleware):
+    """Starlette's, with our methods and headers, never with credentials, and with our form of errors."""
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]):
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=_METHODS,
+            allow_headers=_ASKED,
+            expose_headers=_EXPOSED,
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        headers = {name: value for name, value in response.headers.items() if name not in _OF_BODY}
+        if response.status_code == 200:
+            return Response(status_code=204, headers=headers)
+        found = bytes(response.body).decode().removeprefix("Disallowed CORS ")
+        problem = Problem("forbidden", f"another web page may not use this {found} (CAMCAL_CORS_ORIGINS)", headers)
+        return problem.response({"path": "/"})
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdecimal() else host
