@@ -26,7 +26,7 @@ from tests.service.test_live import running
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "docs" / "images"
-SAMPLES = ROOT / "service" / "page" / "samples"
+SAMPLES = ROOT / "service" / "http" / "page" / "samples"
 SAMPLE = "metronome"  # one that the network takes for another class until it is calibrated
 PHOTOGRAPHS = ("leopards", "rooster", "platypus")  # in docs/images, each with its heatmap beside it in README
 GAP = 12  # px

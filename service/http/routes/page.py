@@ -1,31 +1,24 @@
-"""`GET /`: the web page, a few small files that load nothing from elsewhere."""
+"""`GET /`: the web page, a few static files that load nothing from other hosts."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from starlette.staticfiles import StaticFiles
 
 from camcal.service import http
 
 router = APIRouter(include_in_schema=False)
 
-_FOLDER = Path(http.__file__).parent / "page"
-_MEDIA_TYPES = {
-    ".css": "text/css",
-    ".html": "text/html",
-    ".jpg": "image/jpeg",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-    ".txt": "text/plain",
-}
 _POLICY = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
         "connect-src 'self'",
-        "img-src 'self' blob:",  # blob: the pictures that the page fetches with its key
+        "img-src 'self' blob:",  # blob: images that the page fetches with its API key
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
@@ -39,14 +32,26 @@ _HEADERS = {
 }
 
 
-def _serve(file: Path) -> None:
-    content = file.read_bytes()
-    name = file.relative_to(_FOLDER).as_posix()
+class _PageFiles(StaticFiles):
+    """Static files with the page's headers."""
 
-    @router.api_route("/" if name == "index.html" else f"/{name}", methods=["GET", "HEAD"])
-    async def page() -> Response:
-        return Response(content, headers=_HEADERS, media_type=_MEDIA_TYPES[file.suffix])
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_HEADERS)
+        return response
+
+
+_FOLDER = Path(http.__file__).parent / "page"
+_FILES = _PageFiles(directory=_FOLDER)
+
+
+def _add_route(name: str) -> None:
+    """Serve one file. A mount at `/` would answer the unknown paths and methods of all other routes."""
+
+    @router.get("/" if name == "index.html" else f"/{name}")
+    async def page(request: Request) -> Response:
+        return await _FILES.get_response(name, request.scope)
 
 
 for _file in sorted(_FOLDER.rglob("*.*")):
-    _serve(_file)
+    _add_route(_file.relative_to(_FOLDER).as_posix())

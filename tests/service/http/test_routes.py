@@ -153,6 +153,26 @@ def test_page(client: TestClient, path: str) -> None:
     assert client.head(path).headers["content-length"] == response.headers["content-length"]
 
 
+@pytest.mark.parametrize("path", PAGE)
+def test_page_is_not_sent_again_to_a_browser_that_has_it(client: TestClient, path: str) -> None:
+    first = client.get(path)
+    for validator in (
+        {"If-None-Match": first.headers["etag"]},
+        {"If-Modified-Since": first.headers["last-modified"]},
+    ):
+        again = client.get(path, headers=validator)
+        assert (again.status_code, again.content) == (304, b"")
+        for name in ("etag", "cache-control", "content-security-policy", "cross-origin-opener-policy"):
+            assert again.headers[name] == first.headers[name]
+    assert client.get(path, headers={"If-None-Match": '"other"'}).content == first.content
+
+
+def test_page_behind_a_proxy_that_strips_a_prefix(client: TestClient) -> None:
+    behind_a_proxy = TestClient(client.app, root_path="/vision")
+    for path in PAGE:  # uvicorn puts the prefix back
+        assert behind_a_proxy.get(f"/vision{path}").content == client.get(path).content
+
+
 def test_samples_are_small_photographs_that_say_where_they_are_from(client: TestClient) -> None:
     names = re.findall(r'"(\w+)"', re.findall(r"const SAMPLES = \[(.*?)\]", client.get("/page.js").text)[0])
     assert len(names) == 3
