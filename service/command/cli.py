@@ -79,11 +79,11 @@ def serve(
             from camcal.service.engine.proofs import Proofs
 
             if settings.workers > 1:
-                from camcal.service.process.workers import Supervisor
+                from camcal.service.process.supervisor import Supervisor
 
                 return Supervisor(settings, listeners).run()
             sessions = load_proven(settings, Proofs())
-        from camcal.service.process.server import serve as run
+        from camcal.service.process.single import serve as run
 
         with spoken_errors((ListenError,), _report):
             run(settings, sessions, listeners)

@@ -100,7 +100,7 @@ class Predictor:
         self._large = LargeImages(decoder, self._limits, settings.queue_bytes // 4)
         self._cam_ttl_s = settings.cam_ttl_s
         self._served = served
-        self._store = store
+        self.store = store
         self._metrics = metrics
         self._worker = worker
 
@@ -197,7 +197,7 @@ class Predictor:
             model.ranker, answer.outputs, answer.row, ranking, kept.classes, decoded, kept.expires_at, wanted.owner
         )
         try:
-            await self._store.put(key, explanation.pack(), self._cam_ttl_s)
+            await self.store.put(key, explanation.pack(), self._cam_ttl_s)
         except Exception as error:  # whatever a store can raise: the network, the disk, no room
             log.warning("a heatmap could not be kept: %s", error)
             self._metrics.store_failures.labels("put").inc()

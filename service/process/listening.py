@@ -15,6 +15,7 @@ from pathlib import Path
 from camcal.service.settings import Settings
 
 BACKLOG = 2048  # connections that wait to be accepted; the kernel has a limit of its own
+FULL_S = 0.1  # before connections are accepted again when there was no file descriptor for one
 MAX_PATH = 107  # bytes, of a Unix socket on Linux
 
 # What the kernel runs on every segment that comes to a listener: drop those with SYN and without ACK.

@@ -1,4 +1,4 @@
-"""Runs the app under uvicorn, and drains it in the way that orchestrators expect."""
+"""uvicorn with camcal's app: the part that a single process and a worker have in common."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import gc
 import logging
 import math
 import os
-import signal
 import socket
 import sys
-from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -25,7 +23,6 @@ from camcal.service.http.protocol import guarded
 from camcal.service.http.siblings import Siblings
 from camcal.service.logs import Seldom
 from camcal.service.mailbox import Mailbox
-from camcal.service.process.listening import ListenError, Listeners, accept
 from camcal.service.settings import Settings
 
 if sys.platform != "win32":
@@ -33,19 +30,8 @@ if sys.platform != "win32":
 
 log = logging.getLogger("camcal")
 
-# What a supervisor tells a worker, a byte each; a connection comes with its file descriptor.
-CONNECTION, RELOAD, SPREAD, DRAIN, STOP = b"C", b"R", b"K", b"D", b"S"
-# What a worker says, in lines: which version it serves, every `BEAT_S` from when it is ready; or why it ends.
-SERVING, FAILED = b"+", b"-"
-BEAT_S = 5.0
-
 LAST_S = 0.1  # for the last connections to be made, and for the requests on them to arrive
-FULL_S = 0.1  # before connections are accepted again when there was no file descriptor for one
-ACCEPTS = 64  # connections in a row, before what is open has its turn
 RESERVE = 32  # file descriptors for everything but connections: reloading, other processes, files
-
-BROKEN_S = 10.0  # for a model that fails on every batch to be mended by a reload, before a single process ends
-BROKEN = 3  # the exit code then
 
 
 class Server(uvicorn.Server):
@@ -110,156 +96,6 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-class DrainingServer(Server):
-    """On SIGTERM: not ready at once, serve on for `drain_s`, then finish what runs and exit with code 0.
-
-    SIGINT skips the wait, and a second signal ends at once. SIGHUP loads the bundle again. A model that fails on every
-    batch and that no reload mends ends the server, with `broken` set.
-    """
-
-    def __init__(self, config: uvicorn.Config, app: FastAPI, listeners: Listeners, drain_s: float):
-        super().__init__(config, app)
-        self._listeners = listeners
-        self._drain_s = drain_s
-        self._signals = 0
-        self.broken: str | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=[])
-        try:
-            self._listeners.open()
-        except ListenError:
-            await self.lifespan.shutdown()
-            raise
-        if hasattr(signal, "SIGHUP"):  # not on Windows
-            self._loop.add_signal_handler(signal.SIGHUP, self.reload)
-        self._accept_again()
-        self._beat(0)
-        log.info("listening on %s (press CTRL+C to quit)", self._listeners.address)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End when all is answered: also those whom the kernel has let in already, and closing would reset."""
-        self._listeners.let_nobody_else_in()
-        await asyncio.sleep(LAST_S)
-        for listener in self._listeners.sockets:
-            self._loop.remove_reader(listener)
-            with contextlib.suppress(OSError):  # no file descriptor is left
-                while connection := accept(listener):
-                    self.take(connection)
-        self._listeners.close()
-        await super().shutdown(sockets)
-
-    def _accept_again(self) -> None:
-        for listener in self._listeners.sockets:
-            self._loop.add_reader(listener, self._accept, listener)
-
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPTS):
-            if self.full():
-                return self._pause()
-            try:
-                connection = accept(listener)
-            except OSError as error:
-                self._exhausted("connections wait: %s", error.strerror)
-                return self._pause()
-            if connection is None:
-                return
-            self.take(connection)
-
-    def _pause(self) -> None:
-        for listener in self._listeners.sockets:
-            self._loop.remove_reader(listener)
-        self._loop.call_later(FULL_S, self._accept_again)
-
-    def _beat(self, broken_s: float) -> None:
-        """End when the model has been broken for `BROKEN_S`."""
-        runtime = running(self._app)
-        reason = runtime.broken if runtime else None
-        if reason and broken_s >= BROKEN_S and not self.broken:
-            log.error("%s; the service ends with code %d, as only a restart may help", reason, BROKEN)
-            self.broken = reason
-            self.drain()
-            self.stop()
-        else:
-            self._loop.call_later(BEAT_S, self._beat, broken_s + BEAT_S if reason else 0.0)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._signals += 1
-        if self._signals > 1:
-            self.should_exit = self.force_exit = True
-        else:
-            self._loop.call_soon_threadsafe(self._leave, self._drain_s if sig == signal.SIGTERM else 0.0)
-
-    def _leave(self, drain_s: float) -> None:
-        log.info("draining: not ready, serving for %g s more", drain_s)
-        self.drain()
-        self._loop.call_later(drain_s, self.stop)
-
-
-class Worker(Server):
-    """Serves the connections that come through `channel`, and does what its supervisor says there.
-
-    Signals are the supervisor's business. When that is gone, the worker answers what it has and ends.
-    """
-
-    def __init__(self, config: uvicorn.Config, app: FastAPI, channel: socket.socket):
-        super().__init__(config, app)
-        self._channel = channel
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=[])
-        self._channel.setblocking(False)
-        self._loop.add_reader(self._channel, self._hear)
-        self._beat()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        pass
-
-    def _beat(self) -> None:
-        if runtime := running(self._app):
-            # Another process may do better where the model is broken; the supervisor then says when to end.
-            broken = runtime.broken
-            line = FAILED + broken.encode() if broken else SERVING + runtime.manifest.version.encode()
-            with contextlib.suppress(OSError):  # the supervisor is gone
-                self._channel.send(line + b"\n")
-            if not broken:
-                self._loop.call_later(BEAT_S, self._beat)
-
-    def _hear(self) -> None:
-        if self.full() and self._next_word() == CONNECTION:
-            self._loop.remove_reader(self._channel)
-            self._loop.call_later(FULL_S, self._loop.add_reader, self._channel, self._hear)
-            return
-        try:
-            word, descriptors, _, _ = socket.recv_fds(self._channel, 1, 1)
-        except BlockingIOError:
-            return
-        except OSError:
-            word, descriptors = b"", []
-        if word == CONNECTION:
-            if descriptors:
-                self.take(socket.socket(fileno=descriptors[0]))
-            else:
-                self._exhausted("a connection could not be taken: no file descriptor is left")
-        elif word == RELOAD:
-            self.reload()
-        elif word == SPREAD:
-            for open_connection in self.server_state.connections:
-                open_connection.leave()  # type: ignore[union-attr]  # of camcal.service.http.protocol
-        elif word == DRAIN:
-            self.drain()
-        else:
-            self._loop.remove_reader(self._channel)
-            self.drain()
-            self.stop()
-
-    def _next_word(self) -> bytes:
-        try:
-            return self._channel.recv(1, socket.MSG_PEEK)
-        except OSError:
-            return b""
-
-
 def allow_open_files() -> None:
     """Raise the limit on open files, and so on connections, as far as this process may: the usual one is 1024."""
     if sys.platform != "win32":
@@ -277,44 +113,14 @@ def _room() -> int:
     return max(1, limit - used - min(RESERVE, limit // 8)) if limit != resource.RLIM_INFINITY else sys.maxsize
 
 
-def serve(settings: Settings, sessions: list[Session], listeners: Listeners) -> None:
-    """Serve the model of `sessions`, one a device, until a signal comes. Empties the list: a reload frees the model.
-
-    Raises:
-        ListenError: if another service was quicker to listen on the address.
-        SystemExit: with code `BROKEN`, if the model fails on every batch.
-    """
-    allow_open_files()
-    config, app = _prepare(settings, sessions, listeners.metrics)
-    server = DrainingServer(config, app, listeners, settings.drain_s)
-    server.run()
-    if server.broken:
-        sys.exit(BROKEN)
-
-
-def work(
-    settings: Settings,
-    sessions: list[Session],
-    siblings: Siblings,
-    channel: socket.socket,
-    decoder: Mailbox,
-    metrics: list[socket.socket],
-) -> None:
-    """As `serve`, as the worker of a supervisor at the other end of `channel`, with whose `decoder` it decodes.
-
-    `metrics` are the sockets for /metrics, of which the first worker takes care.
-    """
-    config, app = _prepare(settings, sessions, metrics if siblings.index == 0 else [], siblings, decoder)
-    Worker(config, app, channel).run()
-
-
-def _prepare(
+def prepare(
     settings: Settings,
     sessions: list[Session],
     metrics: list[socket.socket],
     siblings: Siblings | None = None,
     decoder: Mailbox | None = None,
 ) -> tuple[uvicorn.Config, FastAPI]:
+    """Configure logs and uvicorn, and create the app. Empties `sessions`: a reload frees the model."""
     logs.configure(settings.log_format)
     if siblings is None or siblings.index == 0:  # the others would say the same
         manifest = sessions[0].bundle.manifest

@@ -12,9 +12,7 @@ def test_another_package_of_the_same_name_in_the_working_directory_is_not_taken(
     package = tmp_path / "camcal"
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('taken')")
-    ended = subprocess.run(
-        command("camcal", "--help"), cwd=tmp_path, env=environment(), capture_output=True, text=True
-    )
+    ended = subprocess.run(command("camcal", "--help"), cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert "serve" in ended.stdout
 

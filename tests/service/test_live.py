@@ -23,12 +23,12 @@ import uvicorn
 from fastapi import FastAPI, Response
 
 from camcal.models.bundle import Bundle
+from camcal.service.engine import predictor
 from camcal.service.engine.decoding import decode
 from camcal.service.engine.session import Session
 from camcal.service.http import body, protocol
 from camcal.service.http.app import create_app
 from camcal.service.http.protocol import guarded
-from camcal.service.http.routes import predict
 from camcal.service.process.listening import let_nobody_else_in
 from camcal.service.settings import Settings
 from tests.service.conftest import GatedSession, png
@@ -183,7 +183,7 @@ def test_deadline_passes_while_every_thread_decodes(
         assert gate.wait(30)
         return decode(*arguments, **options)
 
-    monkeypatch.setattr(predict, "decode", slow)
+    monkeypatch.setattr(predictor, "decode", slow)
     url = live(session, decode_threads=1)
     problem(post(url, headers=RAW | {"X-Request-Timeout-Ms": "1000"}), 504, "deadline-passed")
     assert begun.is_set()

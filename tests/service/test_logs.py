@@ -174,10 +174,10 @@ def test_a_start_that_fails_in_json(arguments: list[str], environment: dict[str,
 def test_a_fault_of_the_service_itself_in_json(bundle: Bundle, workers: str) -> None:
     program = """if True:
         from camcal.__main__ import main
-        from camcal.service.process import server
+        from camcal.service.process import single, worker
         async def startup(self, sockets=None):
             raise ArithmeticError("a fault")
-        server.DrainingServer.startup = server.Worker.startup = startup
+        single.DrainingServer.startup = worker.Worker.startup = startup
         main()"""
     arguments = ["--bundle", str(bundle.path), "--workers", workers]
     code, records = serve(*arguments, program=("-c", program))
@@ -189,11 +189,11 @@ def test_the_last_words_of_a_process_that_is_aborted_are_json(bundle: Bundle) ->
     program = """if True:
         import os
         from camcal.__main__ import main
-        from camcal.service.process import server
+        from camcal.service.process import single
         async def startup(self, sockets=None):
             os.write(2, b"terminate called without an active exception\\n")
             os.abort()
-        server.DrainingServer.startup = startup
+        single.DrainingServer.startup = startup
         main()"""
     code, records = serve("--bundle", str(bundle.path), program=("-c", program))
     assert code == -signal.SIGABRT

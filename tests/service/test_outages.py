@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from tests.service.conftest import png
-from tests.service.process.test_workers import workers
+from tests.service.process.test_supervisor import workers
 from tests.service.test_live import ROOT, metric, post, process, wait_for
 
 BUNDLE = ROOT / "models/pretrained/cifar10-lt-if100"

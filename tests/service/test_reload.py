@@ -19,10 +19,9 @@ import pytest
 from onnx import helper
 
 from camcal.models.bundle import MODEL_FILE, REPORT_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
-from camcal.service.engine import session
+from camcal.service.engine import served, session
 from camcal.service.engine.model import Model
 from camcal.service.engine.proofs import Proofs
-from camcal.service.http import runtime
 from camcal.service.http.app import create_app
 from camcal.service.settings import Settings
 from tests.service import hostile
@@ -225,7 +224,7 @@ def test_reload_to_another_device_is_refused(
         def padded(settings: Settings, proofs: Proofs) -> Model:  # as on a GPU: one lane
             return Model((session.Session(bundle, device="cpu", pad=True, max_batch=settings.max_batch),))
 
-        monkeypatch.setattr(runtime, "load_model", padded)
+        monkeypatch.setattr(served, "load_model", padded)
         assert client.portal is not None
         client.portal.call(app.state.runtime.served.reload)
         assert app.state.runtime.model is before and "restart to serve there" in caplog.text
@@ -253,7 +252,7 @@ def test_reloads_that_wait_are_one(bundle: Bundle, monkeypatch: pytest.MonkeyPat
             assert gate.wait(60)
             return Model((session.Session(bundle, max_batch=1),))
 
-        monkeypatch.setattr(runtime, "load_model", slowly)
+        monkeypatch.setattr(served, "load_model", slowly)
         assert client.portal is not None
         reloads = [client.portal.start_task_soon(app.state.runtime.served.reload) for _ in range(5)]
         wait_for(lambda: len(begun) == 1 and sum(reload.done() for reload in reloads) == 3)

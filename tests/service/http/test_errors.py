@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from starlette.exceptions import HTTPException
 
+from camcal.service.engine import predictor
 from camcal.service.engine.admission import QueueFullError
 from camcal.service.engine.batching import ClosedError, InferenceError
 from camcal.service.http.errors import KINDS, Problem, problem_of
-from camcal.service.http.routes import predict
 from tests.service.conftest import ClientFactory, png
 from tests.service.http.routes.test_predict import RAW
 
@@ -52,7 +52,7 @@ def test_too_little_memory_is_not_the_clients_fault(
 
     client = client_factory()
     with monkeypatch.context() as starved:
-        starved.setattr(predict, "decode", starve)
+        starved.setattr(predictor, "decode", starve)
         answer = client.post("/predict", content=png(), headers=RAW)
     assert (answer.status_code, answer.json()["type"]) == (503, "urn:camcal:error:out-of-memory")
     assert answer.headers["retry-after"] == "1"

@@ -13,7 +13,7 @@ import pytest
 
 from camcal.models.bundle import Bundle
 from tests.service.conftest import KEY
-from tests.service.process.test_workers import gone, workers
+from tests.service.process.test_supervisor import gone, workers
 from tests.service.test_live import ROOT, process, wait_for
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import random
 import re
@@ -13,10 +14,11 @@ from contextlib import suppress
 import httpx
 import pytest
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from camcal.service.engine.session import Session
 from camcal.service.http.app import create_app
-from camcal.service.http.protocol import _Lingering
+from camcal.service.http.protocol import GuardedProtocol, _Lingering
 from camcal.service.settings import Settings
 from tests.service.conftest import png
 from tests.service.http.routes.test_predict import RAW
@@ -134,3 +136,28 @@ def test_answer_to_a_client_that_reset_its_connection_is_dropped() -> None:
         lingering.write(b"HTTP/1.1 200 OK\r\n\r\n")
 
     uvloop.run(answer())
+
+
+OVERRIDDEN = {
+    "__init__",
+    "connection_made",
+    "connection_lost",
+    "pause_writing",
+    "resume_writing",
+    "data_received",
+    "on_headers_complete",
+    "on_header",
+    "on_body",
+    "on_message_complete",
+    "on_response_complete",
+    "send_400_response",
+    "_start_asgi_task",
+}
+
+
+def test_uvicorn_still_has_the_methods_that_are_overridden() -> None:
+    """A new uvicorn that renames one, or changes its parameters, would no longer call ours."""
+    assert {name for name in vars(GuardedProtocol) if name in vars(HttpToolsProtocol)} >= OVERRIDDEN
+    for name in OVERRIDDEN - {"__init__"}:
+        ours, theirs = (inspect.signature(getattr(owner, name)) for owner in (GuardedProtocol, HttpToolsProtocol))
+        assert [*ours.parameters] == [*theirs.parameters], name

@@ -18,8 +18,8 @@ import pytest
 from camcal.models.bundle import Bundle
 from tests.service.conftest import png
 from tests.service.http.routes.test_predict import RAW
-from tests.service.process.test_workers import gone
-from tests.service.process.test_workers import workers as workers_of
+from tests.service.process.test_supervisor import gone
+from tests.service.process.test_supervisor import workers as workers_of
 from tests.service.test_live import metric, post, process, wait_for
 
 WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
@@ -73,9 +73,9 @@ def test_a_single_process_whose_model_is_broken_ends(bundle: Bundle, tmp_path: P
     program = f"""if True:
         import os
         from camcal.__main__ import main
-        from camcal.service.process import server
+        from camcal.service.process import single
         from camcal.service.engine import session
-        server.BEAT_S, server.BROKEN_S, run = 0.1, 0.5, session.Session.run
+        single.BEAT_S, single.BROKEN_S, run = 0.1, 0.5, session.Session.run
         def fail(self, *given):
             if os.path.exists({str(flag)!r}):
                 raise ArithmeticError("the device is gone")
@@ -98,9 +98,9 @@ def test_a_model_that_is_mended_in_time_is_kept(bundle: Bundle, tmp_path: Path) 
     program = f"""if True:
         import os
         from camcal.__main__ import main
-        from camcal.service.process import server
+        from camcal.service.process import single
         from camcal.service.engine import session
-        server.BEAT_S, server.BROKEN_S, run, beat = 0.1, 1000, session.Session.run, server.DrainingServer._beat
+        single.BEAT_S, single.BROKEN_S, run, beat = 0.1, 1000, session.Session.run, single.DrainingServer._beat
         def fail(self, *given):
             if os.path.exists({str(flag)!r}):
                 raise ArithmeticError("the device is gone")
@@ -109,7 +109,7 @@ def test_a_model_that_is_mended_in_time_is_kept(bundle: Bundle, tmp_path: Path) 
             with open({str(beats)!r}, "a") as file:
                 print(broken_s, file=file)
             beat(self, broken_s)
-        session.Session.run, server.DrainingServer._beat = fail, counted
+        session.Session.run, single.DrainingServer._beat = fail, counted
         main()"""
     with process(bundle, ("-c", program)) as (_, url):
         flag.touch()

@@ -278,7 +278,9 @@ def test_store_that_fails_is_a_lost_heatmap(client: TestClient, monkeypatch: pyt
         async def close(self) -> None: ...
 
     url = predict(client)["cam"]["url"]
-    monkeypatch.setattr(client.app.state.runtime, "store", Broken())  # type: ignore[attr-defined]  # any ASGI app
+    runtime = client.app.state.runtime  # type: ignore[attr-defined]  # any ASGI app
+    for holder in (runtime, runtime.predictor):
+        monkeypatch.setattr(holder, "store", Broken())
     problem(client.get(url), 404, "not-found")
     assert predict(client)["cam"] is None
     text = client.get("/metrics").text

@@ -106,7 +106,7 @@ def test_both_workers_die_and_come_again(service: Service) -> None:
 
 
 def test_worker_that_hangs_is_replaced_and_holds_up_no_other(bundle: Bundle) -> None:
-    program = "-c", f"{MAIN}; from camcal.service.process import server; server.BEAT_S = 0.5; main()"
+    program = "-c", f"{MAIN}; from camcal.service.process import channel; channel.BEAT_S = 0.5; main()"
     with process(bundle, program, CAMCAL_WORKERS="2") as (child, url):
         awake, hung = workers(child)
         os.kill(hung, signal.SIGSTOP)
@@ -131,13 +131,13 @@ def test_worker_whose_model_fails_on_every_batch_is_replaced(bundle: Bundle, tmp
         f"""if True:
         import os
         from camcal.__main__ import main
-        from camcal.service.process import server, workers
+        from camcal.service.process import channel, supervisor, worker
         from camcal.service.engine import session
-        stop = server.Worker.stop
+        stop = worker.Worker.stop
         if {stuck}:
-            server.Worker.stop = lambda self: None if os.path.exists({str(holds)!r}) else stop(self)
-            workers.LATE_S = -4
-        server.BEAT_S, run = 0.5, session.Session.run
+            worker.Worker.stop = lambda self: None if os.path.exists({str(holds)!r}) else stop(self)
+            supervisor.LATE_S = -4
+        channel.BEAT_S, run = 0.5, session.Session.run
         def fail(self, *given):
             if os.path.exists({str(flag)!r}) and str(os.getpid()) in open({str(flag)!r}).read().split():
                 raise ArithmeticError("the device is gone")
@@ -223,7 +223,7 @@ def test_worker_that_finds_another_bundle_brings_it_to_all(
 def test_service_ends_when_no_worker_can_start_again(bundle: Bundle, current: Callable[[Path], Path]) -> None:
     program = (
         "-c",
-        f"{MAIN}; from camcal.service.process import workers; workers.RESTART_S = 0.02; main()",
+        f"{MAIN}; from camcal.service.process import supervisor; supervisor.RESTART_S = 0.02; main()",
     )
     with process(current(bundle.path), program, CAMCAL_WORKERS="2") as (child, _):
         current(bundle.path / "absent")
@@ -304,9 +304,9 @@ def test_one_worker_that_cannot_start(bundle: Bundle, tmp_path: Path) -> None:
 import os
 import time
 from camcal.__main__ import main
-from camcal.service.process import workers
+from camcal.service.process import supervisor
 
-work, serves = workers._work, workers.Supervisor._serves
+work, serves = supervisor.run_worker, supervisor.Supervisor._serves
 
 
 def start(settings, siblings, *rest):
@@ -322,7 +322,7 @@ def heard(self, worker, version):
     open({str(tmp_path / "ready")!r}, "w").close()
 
 
-workers._work, workers.Supervisor._serves = start, heard
+supervisor.run_worker, supervisor.Supervisor._serves = start, heard
 main()
 """
     command = [sys.executable, "-c", program, "serve", "--workers", "2", "--bundle", str(bundle.path), "--port", "0"]

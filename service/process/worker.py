@@ -1,0 +1,144 @@
+"""One of several processes that serve: takes its connections and orders from a supervisor."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from camcal.cpus import take_share
+from camcal.service import logs
+from camcal.service.engine.model import load_proven
+from camcal.service.http.app import keyring
+from camcal.service.http.dependencies import running
+from camcal.service.http.siblings import Siblings
+from camcal.service.mailbox import Mailbox
+from camcal.service.process import channel as words
+from camcal.service.process.channel import CONNECTION, DRAIN, FAILED, RELOAD, SERVING, SPREAD
+from camcal.service.process.listening import FULL_S
+from camcal.service.process.server import Server, prepare
+from camcal.service.settings import Settings
+
+log = logging.getLogger("camcal")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the supervisor's business
+
+
+class Worker(Server):
+    """Serves the connections that come through `channel`, and does what its supervisor says there.
+
+    Signals are the supervisor's business. When that is gone, the worker answers what it has and ends.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, channel: socket.socket):
+        super().__init__(config, app)
+        self._channel = channel
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])
+        self._channel.setblocking(False)
+        self._loop.add_reader(self._channel, self._hear)
+        self._beat()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        pass
+
+    def _beat(self) -> None:
+        if runtime := running(self._app):
+            # Another process may do better where the model is broken; the supervisor then says when to end.
+            broken = runtime.broken
+            line = FAILED + broken.encode() if broken else SERVING + runtime.manifest.version.encode()
+            with contextlib.suppress(OSError):  # the supervisor is gone
+                self._channel.send(line + b"\n")
+            if not broken:
+                self._loop.call_later(words.BEAT_S, self._beat)
+
+    def _hear(self) -> None:
+        if self.full() and self._next_word() == CONNECTION:
+            self._loop.remove_reader(self._channel)
+            self._loop.call_later(FULL_S, self._loop.add_reader, self._channel, self._hear)
+            return
+        try:
+            word, descriptors, _, _ = socket.recv_fds(self._channel, 1, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            word, descriptors = b"", []
+        if word == CONNECTION:
+            if descriptors:
+                self.take(socket.socket(fileno=descriptors[0]))
+            else:
+                self._exhausted("a connection could not be taken: no file descriptor is left")
+        elif word == RELOAD:
+            self.reload()
+        elif word == SPREAD:
+            for open_connection in self.server_state.connections:
+                open_connection.leave()  # type: ignore[union-attr]  # of camcal.service.http.protocol
+        elif word == DRAIN:
+            self.drain()
+        else:
+            self._loop.remove_reader(self._channel)
+            self.drain()
+            self.stop()
+
+    def _next_word(self) -> bytes:
+        try:
+            return self._channel.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return b""
+
+
+def run_worker(
+    settings: Settings,
+    siblings: Siblings,
+    channel: socket.socket,
+    decoder: Mailbox,
+    metrics: list[socket.socket],
+    held: list[socket.socket],
+) -> None:
+    """Run a worker to its end, in a process that was forked for it.
+
+    Args:
+        settings: of the whole service.
+        siblings: all workers.
+        channel: to the supervisor.
+        decoder: the mailbox of the process that decodes large images.
+        metrics: the sockets for /metrics.
+        held: the supervisor's own sockets, which must close with it.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    for other in held:
+        other.close()
+    logs.configure(settings.log_format)
+    cpus = take_share(siblings.index, siblings.count)
+    share = settings.model_copy(
+        update={
+            "intra_threads": settings.intra_threads or max(1, cpus // settings.sessions),
+            "decode_threads": settings.decode_threads or cpus,
+            "queue_bytes": settings.queue_bytes_of(siblings.count),
+            "decode_bytes": max(1, settings.decode_bytes // siblings.count),
+            "cam_max_bytes": max(1, settings.cam_max_bytes // siblings.count),
+        }
+    )
+    try:
+        keyring(share)  # whose file may have changed since the supervisor looked
+        sessions = load_proven(share, siblings.proofs)
+    except (ValueError, OSError) as error:
+        channel.sendall(FAILED + " ".join(str(error).split()).encode() + b"\n")
+        sys.exit(2)
+    try:
+        own = metrics if siblings.index == 0 else []  # the first worker answers for /metrics
+        config, app = prepare(share, sessions, own, siblings, decoder)
+        Worker(config, app, channel).run()
+    except Exception:
+        log.exception("worker %d failed", siblings.index)
+        sys.exit(1)
