@@ -1,22 +1,24 @@
-"""Backbones by name: a trunk that turns images into a feature map, and the number of its channels."""
+"""Backbones by name: a trunk that turns images into a feature map, and the number of its channels.
+
+torch is imported where a network is built: recipes check the names without it.
+"""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from torch import hub, nn
-from torchvision.models import get_model, get_model_weights
-from torchvision.models.resnet import BasicBlock, ResNet
+if TYPE_CHECKING:
+    from torch import nn
 
-from camcal.models.resnet_cifar import CifarResNet
-
-Backbone = tuple[nn.Module, int]
+Backbone: TypeAlias = "tuple[nn.Module, int]"
 
 
 def _cifar(depth: int, weights: str | None) -> Backbone:
+    from camcal.models.resnet_cifar import CifarResNet
+
     if weights is not None:
         raise ValueError(f"resnet{depth} has no pretrained weights")
     return CifarResNet(depth), CifarResNet.width
@@ -24,6 +26,10 @@ def _cifar(depth: int, weights: str | None) -> Backbone:
 
 def _torchvision(name: str, weights: str | None) -> Backbone:
     """A torchvision ResNet without its pooling and classifier; the map is 32 times smaller than the image."""
+    from torch import hub, nn
+    from torchvision.models import get_model, get_model_weights
+    from torchvision.models.resnet import ResNet
+
     known = get_model_weights(name)
     try:
         chosen = known.verify(weights)
@@ -47,6 +53,9 @@ def _slim(weights: str | None) -> Backbone:
 
     For small photographs: 112 pixels give a 7×7 map.
     """
+    from torch import nn
+    from torchvision.models.resnet import BasicBlock
+
     if weights is not None:
         raise ValueError("resnet18_slim has no pretrained weights")
     layers: list[nn.Module] = [
@@ -91,19 +100,15 @@ def check_backbone(name: str) -> None:
         raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}, and timm/NAME for any of timm's")
 
 
-def inputs_of(name: Any) -> dict[str, Any]:
-    """What the pretrained weights of `timm/NAME` expect of images, as keys of a recipe's data section.
+def inputs_of(name: str) -> dict[str, Any]:
+    """Mean, std and interpolation that the pretrained weights of `timm/NAME` expect, by their keys in a recipe.
 
-    Nothing for other backbones and unknown names: torchvision's expect the defaults.
+    Empty for other backbones: torchvision's expect the defaults.
     """
-    if not isinstance(name, str) or not name.startswith("timm/"):
+    if not name.startswith("timm/"):
         return {}
     from camcal.models import timm_trunk
 
-    try:
-        timm_trunk.check_name(name.removeprefix("timm/"))
-    except ValueError:
-        return {}  # refused elsewhere
     return timm_trunk.inputs_of(name.removeprefix("timm/"))._asdict()
 
 

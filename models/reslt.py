@@ -2,7 +2,7 @@
 
 Three branches see the same feature map F: the first learns from all classes, the second from the medium and rare ones,
 the third from the rare ones alone. They share one classifier, and the prediction is the sum of their logits. The losses
-that tell the branches apart are in `camcal.training.losses`.
+that tell the branches apart are in `camcal.training.fitting.losses`.
 
 B batch, R = 3 branches, C channels, H W positions, K classes.
 """

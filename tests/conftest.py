@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from camcal.training import pipeline
-from camcal.training.config import Recipe, load_recipe
+from camcal.training.recipe import Recipe, load_recipe
 from camcal.training.run import Run
 
 

@@ -1,6 +1,6 @@
-"""The rooms of camcal, and which of them imports which: python -m tests.rooms
+"""The packages of camcal and which of them imports which: `python -m tests.rooms`.
 
-Prints the map of the rooms in CONTRIBUTING.md as a Mermaid diagram, drawn from the imports.
+Prints the diagram in CONTRIBUTING.md, drawn from the imports.
 """
 
 from __future__ import annotations
@@ -43,27 +43,33 @@ def imports() -> Iterator[tuple[str, str]]:
                     yield name, imported
 
 
-def room(module: str) -> str:
-    """The package that holds `module`; of a module within a room within a room, the outer one."""
-    packages = [name for name, file in modules().items() if file.name == "__init__.py"]
-    name = module if module in packages else module.rpartition(".")[0]
-    return ".".join(name.split(".")[:3])
+def rooms() -> dict[str, str]:
+    """For each module the room that holds it: its package, to the second level below camcal."""
+    found = {}
+    for name, file in modules().items():
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        found[name] = ".".join(package.split(".")[:3])
+    return found
 
 
 def edges() -> dict[str, set[str]]:
-    """For each room, the others that it imports."""
+    """For each room, the others that it imports; the modules on top of camcal, which all may import, are left out."""
     found: dict[str, set[str]] = {}
-    rooms = {name: room(name) for name in modules()}
+    room_of = rooms()
     for importer, imported in imports():
-        source, target = rooms[importer], rooms[imported]
+        source, target = room_of[importer], room_of[imported]
         found.setdefault(source, set())
-        if source != target and target != "camcal":  # the top holds what all rooms share
+        if source != target and target != "camcal":
             found[source].add(target)
     return found
 
 
 def diagram() -> str:
-    """The rooms as a Mermaid diagram; a room that is reached through another is not drawn again."""
+    """The rooms as a Mermaid diagram; an arrow that a longer way implies is left out.
+
+    Raises:
+        CycleError: if rooms import each other in a circle.
+    """
     graph = edges()
     order = list(TopologicalSorter(graph).static_order())
     reach: dict[str, set[str]] = {}
@@ -79,8 +85,7 @@ def diagram() -> str:
 
 
 def _label(name: str) -> str:
-    short = name.removeprefix("camcal.") if name != "camcal" else "camcal"
-    return short.replace(".", "/")
+    return name.removeprefix("camcal.").replace(".", "/")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from camcal.models.bundle import Bundle
-from camcal.training.config import load_recipe
 from camcal.training.data import load_dataset
+from camcal.training.recipe import load_recipe
 from camcal.training.run import Run, load_network
 
 CAMCAL = [sys.executable, "-c", "from camcal.__main__ import main; main()"]

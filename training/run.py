@@ -18,9 +18,9 @@ from torch import Tensor
 
 from camcal.models.classifier import LongTailClassifier
 from camcal.models.preprocessing import Preprocessing
-from camcal.training.config import Recipe, RecipeError, parse_recipe
 from camcal.training.data import Dataset
 from camcal.training.data.sources import preprocessing_of
+from camcal.training.recipe import Recipe, RecipeError, parse_recipe
 
 if sys.platform != "win32":
     import fcntl

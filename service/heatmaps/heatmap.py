@@ -43,7 +43,7 @@ class View:
     """How a heatmap is to look.
 
     shift: by how many positions of its grid the map lies right of and below what it shows; see
-        `camcal.training.placement`. It is drawn that much further left and up.
+        `camcal.training.calibration.placement`. It is drawn that much further left and up.
     """
 
     size: int  # of the longest side, px

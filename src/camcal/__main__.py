@@ -10,7 +10,7 @@ import typer
 
 import camcal
 from camcal.service.command.cli import app as serving
-from camcal.training.cli import app as training
+from camcal.training.command.cli import app as training
 
 app = typer.Typer(
     name="camcal",

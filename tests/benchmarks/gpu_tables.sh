@@ -38,7 +38,7 @@ trap archive EXIT
 
 # A child in the background, so that the traps above run at once when this script is told to stop.
 # shellcheck disable=SC2086
-"${PYTHON:-python3}" -c 'from camcal.training.cli import main; main()' \
+"${PYTHON:-python3}" -m camcal \
     bench-table "$table" --out "$out" $sources "$@" &
 child=$!
 trap 'kill "$child" 2>/dev/null; exit 143' TERM INT

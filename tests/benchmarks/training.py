@@ -30,14 +30,14 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
 from camcal.models.classifier import LongTailClassifier
-from camcal.training.config import Recipe, parse_recipe
 from camcal.training.data.dataset import Dataset, LabelledImages, long_tail_counts
 from camcal.training.data.operations import FILL
 from camcal.training.data.sources import preprocessing_of
-from camcal.training.descent import Descent
-from camcal.training.fit import _epoch, compiled
-from camcal.training.losses import Criterion
+from camcal.training.fitting.descent import Descent
+from camcal.training.fitting.fit import _epoch, compiled
+from camcal.training.fitting.losses import Criterion
 from camcal.training.provenance import COMMIT, hardware
+from camcal.training.recipe import Recipe, parse_recipe
 from camcal.training.run import build_network
 
 SIZE = 32

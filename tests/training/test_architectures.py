@@ -12,8 +12,8 @@ from rich.console import Console
 from camcal.service.http.app import create_app
 from camcal.service.settings import Settings
 from camcal.training import pipeline
-from camcal.training.config import load_recipe
 from camcal.training.data import load_dataset
+from camcal.training.recipe import load_recipe
 from camcal.training.run import Run
 
 with warnings.catch_warnings():

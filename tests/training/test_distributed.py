@@ -15,12 +15,12 @@ from torch import nn
 from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional
 
-from camcal.training.config import Recipe, load_recipe
 from camcal.training.data import Dataset, LabelledImages
 from camcal.training.data.sources import preprocessing_of
-from camcal.training.distill import Teacher
 from camcal.training.distributed import ALONE, Group, process_group
-from camcal.training.fit import fit
+from camcal.training.fitting.distill import Teacher
+from camcal.training.fitting.fit import fit
+from camcal.training.recipe import Recipe, load_recipe
 from camcal.training.run import Run, load_tensors
 
 CPU = torch.device("cpu")

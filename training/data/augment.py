@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from camcal.training.config import AugmentConfig
 from camcal.training.data.policies import PolicyAugment
+from camcal.training.recipe import AugmentConfig
 
 
 class Augment:

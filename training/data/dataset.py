@@ -26,7 +26,7 @@ class DataError(ValueError):
 
 
 class Images(Protocol):
-    """N images and their labels: in memory (`LabelledImages`) or in files (`training.data.listed.ListedImages`)."""
+    """N images and their labels: in memory (`LabelledImages`) or in files (`listed.ListedImages`)."""
 
     @property
     def labels(self) -> Tensor:

@@ -19,9 +19,9 @@ from camcal.cpus import usable_cpus
 from camcal.models.headers import read_header
 from camcal.models.pictures import read_file, read_picture
 from camcal.models.preprocessing import Preprocessing
-from camcal.training.config import AugmentConfig
 from camcal.training.data.augment import Augment
 from camcal.training.data.dataset import DataError, path_below
+from camcal.training.recipe import AugmentConfig
 
 AHEAD = 3
 """Batches that are being decoded while one is used."""

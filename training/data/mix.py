@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camcal.training.config import AugmentConfig
+from camcal.training.recipe import AugmentConfig
 
 
 @dataclass(frozen=True, kw_only=True)

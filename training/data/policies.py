@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from camcal.training.config import Policy
 from camcal.training.data.operations import NAMES, apply
+from camcal.training.recipe import Policy
 
 Step = tuple[str, float, int]
 """Operation, probability, magnitude (0 where it has none)."""

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from camcal.models.preprocessing import Preprocessing
-from camcal.training.config import DataConfig
 from camcal.training.data import cifar, folder, listed
 from camcal.training.data.dataset import (
     DataError,
@@ -23,6 +22,7 @@ from camcal.training.data.dataset import (
     long_tail_counts,
     split_each,
 )
+from camcal.training.recipe import DataConfig
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images, N×H×W×3, and labels, N."""

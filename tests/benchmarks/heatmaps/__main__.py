@@ -18,9 +18,9 @@ from rich.console import Console
 from camcal.models.bundle import GROUPS, MANIFEST_FILE
 from camcal.models.classifier import LongTailClassifier
 from camcal.training import pipeline
-from camcal.training.config import load_recipe
 from camcal.training.data.sources import preprocessing_of
 from camcal.training.provenance import hardware
+from camcal.training.recipe import load_recipe
 from camcal.training.run import Run, load_network
 from tests.benchmarks.heatmaps import comparison, gallery, mosaics, placement, report, speed
 from tests.benchmarks.heatmaps.boxes import BoxedImages, load_boxes, unpack

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from camcal.models.bundle import MANIFEST_FILE, MODEL_FILE, Bundle, sha256
-from camcal.training.config import parse_recipe
-from camcal.training.export import _write_onnx, export_bundle
-from camcal.training.precision import halve
+from camcal.training.export.bundle import export_bundle
+from camcal.training.export.graph import write_graph
+from camcal.training.export.precision import halve
+from camcal.training.recipe import parse_recipe
 from camcal.training.run import build_network
 
 CLASSES = 1000
@@ -38,7 +39,7 @@ def random_weights(folder: Path, backbone: str = "resnet50", precision: Literal[
     if precision == "fp16":  # the export itself would judge it by held-out images, and there are none
         manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
         (folder / MANIFEST_FILE).unlink()
-        _write_onnx(halve(network), 224, folder / MODEL_FILE)
+        write_graph(halve(network), 224, folder / MODEL_FILE)
         manifest["files"][MODEL_FILE] = sha256(folder / MODEL_FILE)
         (folder / MANIFEST_FILE).write_text(json.dumps(manifest | {"precision": precision}))
     Bundle.load(folder)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from camcal.training.config import AugmentConfig
 from camcal.training.data.augment import Augment
+from camcal.training.recipe import AugmentConfig
 
 IMAGES = torch.randint(0, 256, (64, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

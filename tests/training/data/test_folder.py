@@ -9,9 +9,9 @@ from camcal.models.pictures import read_file
 from camcal.models.preprocessing import Preprocessing
 from camcal.service.engine.decoding import Limits
 from camcal.service.engine.decoding import decode as serve
-from camcal.training.config import AugmentConfig
 from camcal.training.data import folder, listed
 from camcal.training.data.dataset import DataError
+from camcal.training.recipe import AugmentConfig
 
 
 def _image(path: Path, colour: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] = (40, 30)) -> None:

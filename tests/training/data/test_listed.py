@@ -8,11 +8,11 @@ from PIL import Image
 from camcal.models.headers import Header
 from camcal.models.pictures import Picture, read_picture
 from camcal.models.preprocessing import Preprocessing
-from camcal.training.config import AugmentConfig, RecipeError, load_recipe
 from camcal.training.data import listed
 from camcal.training.data.augment import Augment
 from camcal.training.data.dataset import DataError
 from camcal.training.data.listed import ListedImages, RandomCrop, class_names, load, read_list
+from camcal.training.recipe import AugmentConfig, RecipeError, load_recipe
 
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing(fit="crop", resize=40, input_size=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from camcal.training.config import AugmentConfig
 from camcal.training.data.mix import Mix, Mixed
+from camcal.training.recipe import AugmentConfig
 
 LABELS = torch.arange(16)
 # Image i is i everywhere, so that a mixed pixel tells where it came from.

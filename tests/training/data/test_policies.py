@@ -2,9 +2,9 @@ import pytest
 import torch
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy, TrivialAugmentWide
 
-from camcal.training.config import Policy
 from camcal.training.data.operations import NAMES
 from camcal.training.data.policies import CIFAR10, IMAGENET, SIGNED, TRIVIAL, PolicyAugment, Step, magnitudes
+from camcal.training.recipe import Policy
 
 THEIRS = [
     "ShearX ShearY TranslateX TranslateY Rotate Brightness Color Contrast Sharpness",

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from camcal.training.config import DataConfig, load_recipe
 from camcal.training.data import DataError, Dataset, LabelledImages, load_dataset
+from camcal.training.recipe import DataConfig, load_recipe
 from tests.training.data.test_cifar import _dump, _packed, _planes
 
 

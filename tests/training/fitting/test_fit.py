@@ -1,0 +1,287 @@
+import dataclasses
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from camcal.models.classifier import LongTailClassifier
+from camcal.training.data import Dataset, load_dataset
+from camcal.training.distributed import Group
+from camcal.training.fitting import fit as fit_module
+from camcal.training.fitting.descent import Descent
+from camcal.training.fitting.fit import compiled, fit, learning_rate
+from camcal.training.fitting.losses import Criterion
+from camcal.training.recipe import FitConfig, Recipe, load_recipe
+from camcal.training.run import Run, RunError, build_network, load_tensors
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> list[object]:
+    """Break off the epoch that is begun as the `at`-th from now on; gives a list that grows with each."""
+    real, begun = fit_module._epoch, list[object]()
+
+    def interrupted(*args: object) -> object:
+        begun.append(args)
+        if len(begun) == at:
+            raise KeyboardInterrupt
+        return real(*args)  # type: ignore[arg-type]  # the arguments are those of the real one
+
+    monkeypatch.setattr(fit_module, "_epoch", interrupted)
+    return begun
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe("digits", ["fit.epochs=3", "data.imbalance=20", "fit.warmup_epochs=1"])
+
+
+@pytest.fixture(scope="module")
+def data(recipe: Recipe) -> Dataset:
+    return load_dataset(recipe.data, recipe.seed)
+
+
+def _fit(recipe: Recipe, data: Dataset, path: Path) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    fit(recipe, data, Run(path), console, torch.device("cpu"))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["model.reslt=cifar", "model.head=linear", "model.camc=both", "fit.sampler=progressive"],
+        ["loss.name=ldam", "loss.weights=class_balanced", "loss.reweight_from=0.6", "model.camc_attention=softmax"],
+        ["model.camc=taught"],
+    ],
+    ids=["plain", "branches", "deferred", "taught"],
+)
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    recipe = load_recipe("digits", ["fit.epochs=3", "data.imbalance=20", "fit.warmup_epochs=1", *overrides])
+    _fit(recipe, data, tmp_path / "whole")
+    interrupt(monkeypatch, at=3)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(recipe, data, tmp_path / "parts")
+    monkeypatch.undo()
+    assert "continuing after epoch 2 of 3" in _fit(recipe, data, tmp_path / "parts")
+    whole, _ = load_tensors(Run(tmp_path / "whole").checkpoint)
+    parts, meta = load_tensors(Run(tmp_path / "parts").checkpoint)
+    assert whole.keys() == parts.keys() and meta["epoch"] == 3
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_run_in_fp16_goes_on_with_the_scale_of_its_gradients(
+    recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_each = np.concatenate([np.flatnonzero(data.train.labels == k)[:2] for k in range(10)])
+    few = dataclasses.replace(data, train=data.train.subset(two_each))
+    half = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"precision": "fp16", "batch_size": 10})})
+    _fit(half, few, tmp_path / "whole")
+    interrupt(monkeypatch, at=3)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(half, few, tmp_path / "parts")
+    monkeypatch.undo()
+    _fit(half, few, tmp_path / "parts")
+    whole, parts = (load_tensors(Run(tmp_path / name).checkpoint)[0] for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and whole["scaler"][1] > 2  # good steps, from before the interruption on
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_checkpoint_says_what_trained_it(
+    recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, at=3)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(recipe, data, tmp_path)
+    monkeypatch.undo()
+    first = load_tensors(Run(tmp_path).checkpoint)[1]["made_with"]
+    monkeypatch.setattr("camcal.training.provenance.COMMIT", "a later one")
+    _fit(recipe, data, tmp_path)
+    assert load_tensors(Run(tmp_path).checkpoint)[1]["made_with"] == [*first, first[0] | {"commit": "a later one"}]
+
+
+def test_training_learns_and_says_how_it_goes(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    output = _fit(recipe, data, tmp_path)
+    losses = [float(line.split("loss ")[1].split()[0]) for line in output.splitlines() if "loss" in line]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    assert "img/s" in output and "min left" in output
+
+
+def test_another_recipe_in_the_same_folder_is_refused(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    short = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"epochs": 1})})
+    _fit(short, data, tmp_path)
+    with pytest.raises(RunError, match="holds a run with another fit.epochs: choose another --out"):
+        _fit(recipe, data, tmp_path)
+    with pytest.raises(RunError, match="another seed"):
+        _fit(short.model_copy(update={"seed": 1}), data, tmp_path)
+
+
+@pytest.mark.parametrize(("section", "change"), [("data", {"root": Path("elsewhere")}), ("fit", {"compile": True})])
+def test_where_data_lies_and_how_fast_it_goes_make_no_other_recipe(
+    recipe: Recipe, data: Dataset, tmp_path: Path, section: str, change: dict[str, Any]
+) -> None:
+    _fit(recipe, data, tmp_path)
+    changed = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=change)})
+    assert "continuing after epoch 3 of 3" in _fit(changed, data, tmp_path)
+
+
+def test_a_last_batch_of_one_image_is_left_out(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    """At 32 px a torchvision ResNet's map is 1×1, and batch statistics of one value do not exist."""
+    part = data.train.subset(np.concatenate([np.flatnonzero(data.train.labels == k)[: 3 - k] for k in (0, 1)]))
+    five = Dataset(classes=["a", "b"], preprocessing=data.preprocessing, train=part, holdout=part, test=part)
+    model = recipe.model.model_copy(update={"backbone": "resnet18", "camc": "off"})
+    pairs = recipe.model_copy(update={"model": model, "fit": FitConfig(epochs=1, batch_size=4, warmup_epochs=0)})
+    assert "epoch 1/1" in _fit(pairs, five, tmp_path)
+
+
+def test_other_data_in_the_same_folder_is_refused(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    _fit(recipe, data, tmp_path)
+    order = np.arange(len(data.train))
+    order[[0, -1]] = order[[-1, 0]]
+    renamed = dataclasses.replace(data, classes=[*data.classes[:-1], "zebra"])
+    for other in (dataclasses.replace(data, train=data.train.subset(order)), renamed):
+        with pytest.raises(RunError, match="was trained on other images than the data has now"):
+            _fit(recipe, other, tmp_path)
+
+
+def test_a_scalar_that_turns_over_is_said_before_anything_is_kept(
+    recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def turned(*arguments: Any) -> LongTailClassifier:
+        network = build_network(*arguments)
+        with torch.no_grad():
+            network.head.scalar.fill_(-0.5)
+        return network
+
+    monkeypatch.setattr(fit_module, "build_network", turned)
+    with pytest.raises(RunError, match=r"the scalar of the head became -\d.* in epoch 1; lower fit.lr \(it is "):
+        _fit(recipe, data, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_run_that_diverges_says_so(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    wild = recipe.model_copy(
+        update={
+            "fit": recipe.fit.model_copy(update={"lr": 1e30}),
+            "model": recipe.model.model_copy(update={"head": "linear"}),
+        }
+    )
+    with pytest.raises(RunError, match="the loss became (nan|inf) in epoch 1; lower fit.lr"):
+        _fit(wild, data, tmp_path)
+
+
+def test_the_learning_rate_warms_up_and_then_follows_a_cosine() -> None:
+    config = FitConfig(epochs=20, lr=0.4, warmup_epochs=4)
+    rates = [learning_rate(config, epoch) for epoch in (0, 2, 4, 12, 20)]
+    assert rates[0] < 0.01
+    assert rates[1] == pytest.approx(0.2, rel=0.02)
+    assert rates[2:] == [pytest.approx(0.4), pytest.approx(0.2), pytest.approx(0, abs=1e-12)]
+
+
+def test_the_learning_rate_may_fall_in_steps() -> None:
+    config = FitConfig(epochs=200, lr=0.1, warmup_epochs=5, milestones=[160, 180])
+    rates = [learning_rate(config, epoch) for epoch in (5, 159.9, 160, 179.9, 180, 199.9)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    early = FitConfig(epochs=20, lr=0.1, warmup_epochs=5, milestones=[2])
+    rates = [learning_rate(early, epoch) for epoch in (1.9, 2, 4, 5)]
+    assert rates == pytest.approx([0.1 * 1.95 / 5.05, 0.01 * 2.05 / 5.05, 0.01 * 4.05 / 5.05, 0.01])
+
+
+def test_each_step_has_its_rate_and_each_epoch_its_weights_and_its_order(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["fit.sampler=progressive", "loss.weights=grw", "loss.reweight_from=0.5", "fit.warmup_epochs=0"]
+    recipe = load_recipe("digits", [*settings, "fit.epochs=4", "data.imbalance=20"])
+    rates, progress = [], []
+    labels: dict[float, list[Tensor]] = {}
+    take_step, judge = Descent.step, Criterion.__call__
+
+    def step(self: Descent, loss: Tensor, rate: float) -> None:
+        rates.append(rate)
+        take_step(self, loss, rate)
+
+    def judged(self: Criterion, logits: Tensor, labels_B: Tensor, **options: Any) -> Tensor:
+        progress.append(options["progress"])
+        labels.setdefault(options["progress"], []).append(labels_B)
+        return judge(self, logits, labels_B, **options)
+
+    monkeypatch.setattr(Descent, "step", step)
+    monkeypatch.setattr(Criterion, "__call__", judged)
+    _fit(recipe, data, tmp_path)
+    batches = len(rates) // 4
+    assert rates == pytest.approx([learning_rate(recipe.fit, i / batches) for i in range(4 * batches)])
+    assert progress == [epoch / 4 for epoch in range(4) for _ in range(batches)]
+    seen = [torch.cat(each).bincount(minlength=10) for each in labels.values()]
+    rarest = [float(counts[-1] / counts.sum()) for counts in seen]
+    share = float((data.train.labels == 9).float().mean())
+    assert share < 0.02 and rarest == pytest.approx([(1 - t) * share + t / 10 for t in (0, 0.25, 0.5, 0.75)], abs=0.03)
+
+
+def test_a_warm_up_longer_than_the_run_is_cut_to_half() -> None:
+    config = FitConfig(epochs=2, lr=1.0, warmup_epochs=5)
+    assert learning_rate(config, 1) == pytest.approx(1.0)
+    assert all(math.isfinite(learning_rate(config, e / 10)) for e in range(21))
+
+
+def _epoch_of(
+    recipe: Recipe, data: Dataset, device: torch.device, backend: str | None = None
+) -> dict[str, torch.Tensor]:
+    """The state after one epoch, compiled or not."""
+    network = build_network(recipe, 10).to(device)
+    network.marc.requires_grad_(False)
+    descent = Descent(network, recipe.fit, device)
+    model = network if backend is None else compiled(network, device, backend)
+    criterion = Criterion(recipe.loss, data.train_counts(), network.head.scalar, device)
+    for _ in fit_module._epoch(model, descent, criterion, recipe, data, 0, device):
+        pass
+    return network.state_dict()
+
+
+def test_a_compiled_network_trains_as_the_plain_one_does(recipe: Recipe, data: Dataset) -> None:
+    small = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"batch_size": 200, "lr": 0.01})})
+    # The backend that needs no C++ compiler; it shares with the real one what could go wrong: buffers changed in place.
+    plain, fast = (_epoch_of(small, data, torch.device("cpu"), backend) for backend in (None, "aot_eager"))
+    assert plain["camc.prototypes"].abs().sum() > 0
+    for name, tensor in plain.items():
+        assert (fast[name] - tensor).double().norm() <= 1e-3 * tensor.double().norm() + 1e-6, name
+
+
+def test_mixing_and_policies_keep_a_run_repeatable(recipe: Recipe, data: Dataset) -> None:
+    changes = {"policy": "autoaugment-cifar10", "mixup": 0.2, "cutmix": 1.0}
+    mixed = recipe.model_copy(update={"augment": recipe.augment.model_copy(update=changes)})
+    first, again, plain = (_epoch_of(r, data, torch.device("cpu")) for r in (mixed, mixed, recipe))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.weight"], plain["head.weight"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_step_waits_for_the_gpu(recipe: Recipe, data: Dataset) -> None:
+    device = torch.device("cuda")
+    changes = {"policy": "autoaugment-cifar10", "mixup": 0.2, "cutmix": 1.0, "erase": 0.5, "flip": True}
+    mixed = recipe.model_copy(update={"augment": recipe.augment.model_copy(update=changes)})
+    there = dataclasses.replace(data, train=data.train.to(device))
+    _epoch_of(mixed, there, device)
+    network = build_network(mixed, 10).to(device)
+    criterion = Criterion(mixed.loss, there.train_counts(), network.head.scalar, device)
+    steps = fit_module._epoch(network, Descent(network, mixed.fit, device), criterion, mixed, there, 0, device)
+    next(steps)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        next(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_batches_too_small_for_the_processes_are_refused(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    few = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"batch_size": 4})})
+    console = Console(file=io.StringIO())
+    with pytest.raises(RunError, match="no batch has 8 images, one for each process .*: fit.batch_size is 4 and there"):
+        fit(few, data, Run(tmp_path), console, torch.device("cpu"), Group(rank=0, size=8))

@@ -1,0 +1,1 @@
+"""From trained weights to calibrated ones: scalar, margins, temperatures."""

@@ -1,0 +1,311 @@
+"""After training: rescale the logits, fit margins on cached logits, fit the temperature. N samples, K classes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from camcal.models.classifier import LongTailClassifier
+from camcal.models.marc import MARC
+from camcal.models.normalized import Rescale, WeightNormHead, tau_norm
+from camcal.training.calibration.logits import TrainedLogits
+from camcal.training.calibration.margins import MIN_OMEGA, fit_lws, fit_marc
+from camcal.training.calibration.placement import measure_shift
+from camcal.training.calibration.temperature import fit_lean, fit_scale, fit_temperature, lean_offset, mean_nll
+from camcal.training.data import Dataset
+from camcal.training.fitting.learned_prior import balanced_twice, is_balanced, logit_prior
+from camcal.training.priors import Floats, even_prior, given_prior, prior_weights
+from camcal.training.recipe import Recipe
+
+TAUS = tuple(t / 10 for t in range(21))
+PENALTIES = (1.0, 10.0, 100.0, 1000.0)
+FEW_HELD = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What calibration found.
+
+    trained_scalar, scalar: s before and after its selection. lean: δ, where it was fitted, otherwise 0. tau: of τ-norm,
+    where it was asked for; tau_curve: each τ that was tried, with accuracy and negative log-likelihood of held-out
+    images, class-balanced. temperature: for the balanced prior; prior_temperatures: for the others that probabilities
+    may be asked for, by name. logit_prior: the class prior that the trained logits are for. penalty: λ of the margins.
+    omega_at_bound: classes whose ω met its lower bound. map_shift: see `placement.py`. train_accuracy: of the
+    cached training logits, where MARC or LWS used them. logits_s, fits_s: seconds that went into computing logits, 0
+    where they had been kept, and into all else. warnings: in sentences.
+    """
+
+    trained_scalar: float
+    scalar: float
+    lean: float
+    tau: float | None
+    tau_curve: list[dict[str, float]]
+    temperature: float
+    prior_temperatures: dict[str, float]
+    logit_prior: list[float]
+    penalty: float
+    omega_at_bound: int
+    map_shift: float
+    train_accuracy: float | None
+    logits_s: float
+    fits_s: float
+    warnings: list[str]
+
+
+class CalibrationError(ValueError):
+    """Fits that do not end in numbers to be served."""
+
+
+class _Cache:
+    """Trained logits of the training and held-out images, with their labels."""
+
+    def __init__(self, logits: TrainedLogits, data: Dataset, recipe: Recipe) -> None:
+        self.logits, self.data, self.recipe = logits, data, recipe
+        self.classes = len(data.classes)
+        self.counts_K = data.train.labels.bincount(minlength=self.classes).numpy()
+        self.held_labels = data.holdout.labels
+        self.held_NK = logits.holdout(data)
+
+    @cached_property
+    def train_NK(self) -> Tensor:
+        """One block of rows a pass; see `train_labels`."""
+        return self.logits.train(self.data, self.recipe)
+
+    @property
+    def train_labels(self) -> Tensor:
+        return self.data.train.labels.repeat(self.recipe.calibrate.passes)
+
+    def train_accuracy(self) -> float | None:
+        if "train_NK" not in self.__dict__:
+            return None
+        return float((self.train_NK.argmax(dim=1) == self.train_labels).double().mean())
+
+    def samples(self, held: Tensor) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+        """What margins are fitted on, with these held-out positions: logits, labels, and images a class."""
+        on = self.recipe.calibrate.marc_on
+        held_NK, held_labels = self.held_NK[held], self.held_labels[held]
+        if on == "train":
+            return self.train_NK, self.train_labels, self.counts_K
+        counts_K = held_labels.bincount(minlength=self.classes).numpy()
+        if on == "holdout":
+            return held_NK, held_labels, counts_K
+        passes = self.recipe.calibrate.passes
+        logits_NK = torch.cat([self.train_NK, held_NK.repeat(passes, 1)])
+        return logits_NK, torch.cat([self.train_labels, held_labels.repeat(passes)]), counts_K + self.counts_K
+
+
+def calibrate(
+    network: LongTailClassifier,
+    data: Dataset,
+    recipe: Recipe,
+    like: Fitted | None = None,
+    kept: Path | None = None,
+) -> Fitted:
+    """Rescale, fit margins, lean and temperature, in this order, and store them. The test part is not looked at.
+
+    The scalar is selected by the likelihood of held-out images under the class prior that the logits are trained for;
+    lean and temperature by class-balanced likelihood, since calibrated probabilities are for the balanced prior, and
+    the temperature again for each prior that they may be shifted to: under it, other classes decide how sure one may
+    be. MARC is fitted on cached logits of augmented training images, the frozen network in evaluation mode, or on the
+    held-out part as well: then lean and temperatures are fitted on held-out logits that were calibrated by margins
+    which never saw them. The lean is stored as a part of MARC's β.
+
+    Args:
+        like: what was found for a network of the same recipe: scalar, lean and temperatures are taken from it. For a
+            network that was trained on all images, so that none is held out.
+        kept: a file for the trained logits, see `TrainedLogits`.
+
+    Raises:
+        CalibrationError: if the logits or what was fitted to them is not finite, or margins are to be fitted on too few
+            held-out images.
+    """
+    began = time.perf_counter()
+    network.eval()
+    map_shift = measure_shift(network, data.train, recipe.seed)
+    network.map_shift.fill_(map_shift)
+    network.rescale.load_state_dict(Rescale(len(data.classes)).state_dict())
+    logits = TrainedLogits(network, kept)
+    cache = _Cache(logits, data, recipe)
+    prior_K = logit_prior(recipe, cache.counts_K)
+    even_K = even_prior(cache.classes)
+    weights_N = torch.from_numpy(prior_weights(cache.held_labels.numpy(), even_K))
+    tau_curve: list[dict[str, float]] = []
+    tau = None
+    if isinstance(network.head, WeightNormHead):
+        if recipe.calibrate.scalar == "select" and like is not None:
+            network.rescale.factor.fill_(like.scalar / network.head.scalar.item())
+        elif recipe.calibrate.scalar == "select":
+            under_prior_N = torch.from_numpy(prior_weights(cache.held_labels.numpy(), prior_K))
+            network.rescale.factor.fill_(
+                fit_scale(cache.held_NK, cache.held_labels, under_prior_N, recipe.calibrate.spread)
+            )
+    elif recipe.calibrate.rescale == "tau":
+        tau, tau_curve = _fit_tau(network, cache, weights_N)
+    elif recipe.calibrate.rescale == "lws":
+        scale_K = fit_lws(cache.train_NK, cache.train_labels, cache.counts_K, recipe.calibrate, recipe.seed)
+        network.rescale.scale.copy_(scale_K)
+    margins_NK, penalty = _fit_margins(network, cache, prior_K, weights_N)
+    spread, priors = recipe.calibrate.spread, other_priors(recipe, data)
+    if like is not None:
+        lean, temperature = like.lean, like.temperature
+    elif recipe.calibrate.lean:
+        lean, temperature = fit_lean(margins_NK, cache.held_labels, priors["train"], spread)
+    else:
+        lean, temperature = 0.0, fit_temperature(margins_NK, cache.held_labels, even_K, spread)
+    offset_K = lean_offset(lean, temperature, priors["train"])
+    network.marc.beta.data += offset_K.to(network.mean.device) / network.weight_norms()
+    network.temperature.fill_(temperature)
+    _check_finite(network, margins_NK)
+    calibrated_NK = margins_NK + offset_K
+    prior_temperatures = (
+        {name: fit_temperature(calibrated_NK, cache.held_labels, wanted_K, spread) for name, wanted_K in priors.items()}
+        if like is None
+        else like.prior_temperatures
+    )
+    return Fitted(
+        trained_scalar=network.head.scalar.item(),
+        scalar=network.scalar,
+        lean=lean,
+        tau=tau,
+        tau_curve=tau_curve,
+        temperature=float(network.temperature),
+        prior_temperatures=prior_temperatures,
+        logit_prior=prior_K.tolist(),
+        penalty=penalty,
+        omega_at_bound=int((network.marc.omega <= 1.01 * MIN_OMEGA).sum()),
+        map_shift=map_shift,
+        train_accuracy=cache.train_accuracy(),
+        logits_s=round(logits.seconds, 2),
+        fits_s=round(time.perf_counter() - began - logits.seconds, 2),
+        warnings=like.warnings if like else _warnings(recipe, prior_K, cache.counts_K, len(cache.held_labels)),
+    )
+
+
+def _check_finite(network: LongTailClassifier, logits_NK: Tensor) -> None:
+    values = (logits_NK, network.rescale.factor, network.marc.omega, network.marc.beta, network.temperature)
+    if not all(value.isfinite().all() for value in values):
+        raise CalibrationError(
+            "calibration did not end in finite numbers: lower calibrate.lr or calibrate.exponent, or the trained "
+            "network itself is broken"
+        )
+
+
+def other_priors(recipe: Recipe, data: Dataset) -> dict[str, Floats]:
+    """The priors beside the balanced one that probabilities may be asked for, K values each: `train`, and `given`."""
+    counts_K = data.train_counts()
+    priors: dict[str, Floats] = {"train": counts_K / counts_K.sum()}
+    if recipe.calibrate.prior is not None:
+        priors["given"] = given_prior(recipe.calibrate.prior, data.classes)
+    return priors
+
+
+def _fit_tau(network: LongTailClassifier, cache: _Cache, weights_N: Tensor) -> tuple[float, list[dict[str, float]]]:
+    """Sweep τ over 0..2 and store the one of the best class-balanced likelihood, each at its own best scale."""
+    labels_N = cache.held_labels
+    weight_KC, bias_K = (rows.detach().cpu() for rows in network.rows())  # the bias of all branches together
+    curve: list[dict[str, float]] = []
+    best = (math.inf, 0.0, torch.empty(0), torch.empty(0))
+    for tau in TAUS:
+        scale_K, shift_K = tau_norm(weight_KC, bias_K, tau)
+        scale_K, shift_K = scale_K / scale_K.mean(), shift_K / scale_K.mean()  # about as large as the trained logits
+        logits_NK = scale_K * cache.held_NK + shift_K
+        factor = fit_scale(logits_NK, labels_N, weights_N, cache.recipe.calibrate.spread)
+        nll = mean_nll(factor * logits_NK, labels_N, weights_N)
+        hits_N = (logits_NK.argmax(dim=1) == labels_N).double()
+        curve.append({"tau": tau, "accuracy": float(weights_N @ hits_N / weights_N.sum()), "nll": nll})
+        if nll < best[0]:
+            best = (nll, tau, factor * scale_K, factor * shift_K)
+    network.rescale.scale.copy_(best[2])
+    network.rescale.shift.copy_(best[3])
+    return best[1], curve
+
+
+def _fit_margins(
+    network: LongTailClassifier, cache: _Cache, prior_K: Floats, weights_N: Tensor
+) -> tuple[Tensor, float]:
+    """Fit and store ω and β.
+
+    Returns the held-out logits as calibrated by margins that were fitted without them, and the penalty of the fit.
+    Where held-out images take part and no penalty is given, it is the one of `PENALTIES` under which these logits, each
+    at their best temperature, have the best class-balanced likelihood.
+    """
+    config, norms_K = cache.recipe.calibrate, network.weight_norms().detach().cpu()
+    crossed = config.marc and config.marc_on != "train"
+    as_published = config.marc and not crossed
+    if crossed and config.marc_on == "holdout" and len(cache.held_labels) < 2:
+        raise CalibrationError(
+            f"calibrate.marc_on = 'holdout' needs two held-out images, and there are {len(cache.held_labels)}: take "
+            "'both', or a larger data.holdout_fraction"
+        )
+    start = config.start or ("identity" if as_published or config.rescale != "off" else "prior")
+    start_K = torch.zeros(cache.classes)
+    if start == "prior":
+        start_K = -torch.from_numpy(np.log(prior_K * cache.classes)).float()
+    rescale = Rescale(cache.classes)
+    rescale.load_state_dict(network.rescale.state_dict())
+    held_NK, everything = rescale(cache.held_NK), torch.arange(len(cache.held_labels))
+
+    def fit(held: Tensor, penalty: float, near: MARC | None = None) -> MARC:
+        if not config.marc:
+            marc = MARC(cache.classes)
+            marc.beta.data = start_K / norms_K
+            return marc
+        logits_NK, labels_N, counts_K = cache.samples(held)
+        logits_NK = rescale(logits_NK)
+        return fit_marc(logits_NK, labels_N, norms_K, counts_K, config, cache.recipe.seed, start_K, penalty, near)
+
+    def unseen(penalties: Sequence[float]) -> dict[float, Tensor]:
+        """For each penalty, each half, alternating within each class, calibrated by margins from the other."""
+        half_N = torch.empty_like(everything)
+        half_N[cache.held_labels.argsort(stable=True)] = everything % 2
+        found = {penalty: torch.empty_like(held_NK) for penalty in penalties}
+        for half in (0, 1):
+            marc = None
+            for penalty in sorted(penalties, reverse=True):  # the strongest is the quickest, and leads to the next
+                marc = fit(everything[half_N != half], penalty, marc)
+                found[penalty][half_N == half] = marc(held_NK[half_N == half], norms_K).detach()
+        return found
+
+    def unlikeliness(logits_NK: Tensor) -> float:
+        return mean_nll(fit_scale(logits_NK, cache.held_labels, weights_N) * logits_NK, cache.held_labels, weights_N)
+
+    penalty = config.penalty or 0.0
+    if crossed:
+        candidates = unseen(PENALTIES if config.penalty is None else (config.penalty,))
+        penalty = min(candidates, key=lambda p: unlikeliness(candidates[p]))
+    marc = fit(everything, penalty)
+    network.marc.load_state_dict(marc.state_dict())
+    return candidates[penalty] if crossed else marc(held_NK, norms_K).detach(), penalty
+
+
+def _warnings(recipe: Recipe, prior_K: Floats, counts_K: NDArray[np.int64], held: int) -> list[str]:
+    config, warnings = recipe.calibrate, []
+    if held < FEW_HELD:
+        warnings.append(
+            f"only {held} images are held out: scalar and temperature are rough guesses; more images, or a larger "
+            f"data.holdout_fraction, make them better"
+        )
+    if (turned := balanced_twice(prior_K, counts_K)) is not None:
+        warnings.append(turned)
+    elif config.marc and is_balanced(prior_K, counts_K):
+        warnings.append(
+            "the loss or the sampler balances the classes already; MARC on top of it may cost accuracy: compare with "
+            "--set calibrate.marc=false"
+        )
+    elif config.marc and config.rescale != "off":
+        warnings.append(f"MARC on top of calibrate.rescale = {config.rescale!r} balances the classes twice")
+    if recipe.loss.smoothing:
+        warnings.append(
+            "loss.smoothing keeps the logits of common and rare classes nearer together than the class prior says: "
+            "where the logarithm of the prior is taken from them, rare classes are favoured"
+        )
+    return warnings

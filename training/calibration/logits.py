@@ -1,0 +1,123 @@
+"""The logits of a trained network, kept in a file for the next calibration. N samples, K classes."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from camcal.models.classifier import LongTailClassifier
+from camcal.training.data import Dataset, Images, LabelledImages
+from camcal.training.data.augment import Augment
+from camcal.training.data.features import LabelledMaps
+from camcal.training.provenance import code_digest
+from camcal.training.recipe import Recipe
+from camcal.training.run import RunError, load_tensors, save_tensors
+
+PIXELS = 256 * 224**2  # at most, that a network looks at in one go
+KEPT = 2**26  # values at most in a file, 256 MiB
+
+FOUND_LATER = ("rescale.", "marc.", "temperature", "map_shift")
+"""What of a network's state is found after training and does not change z°."""
+
+
+@torch.no_grad()
+def predict_logits(
+    network: LongTailClassifier,
+    part: Images,
+    augment: Augment | None = None,
+    *,
+    trained: bool = False,
+) -> Tensor:
+    """Logits z, or z° as trained, N×K in fp32 on the CPU, of a part of the data, by the network in its present mode."""
+    batch_size = max(1, min(256, PIXELS // part.side**2))
+    indices = torch.arange(len(part)).split(batch_size) if len(part) else ()
+    logits_NK = torch.empty(len(part), len(network.rescale.scale))  # filled in place: it may be most of the memory
+    for index_B, (images_BHWC, _) in zip(indices, part.batches(indices, network.mean.device, augment), strict=True):
+        # What a trunk has seen before comes as its maps.
+        logits_BK = (network.logits_of_maps if isinstance(part, LabelledMaps) else network)(images_BHWC).float()
+        logits_NK[index_B] = (network.rescale.undo(logits_BK) if trained else logits_BK).cpu()
+    return logits_NK
+
+
+class TrainedLogits:
+    """z° of the parts of a data set, whatever was found after training, from a file where they were computed before.
+
+    What is read is of the same code, weights, images and augmentation, by their digest; images that are decoded anew
+    each time are not kept, and neither are more than `KEPT` values.
+
+    Args:
+        network: in evaluation mode.
+        path: the file; None keeps nothing.
+
+    Attributes:
+        seconds: that went into computing logits.
+    """
+
+    def __init__(self, network: LongTailClassifier, path: Path | None = None) -> None:
+        self.network, self.path = network, path
+        self.seconds = 0.0
+        self._kept: dict[str, Tensor] = {}
+        self._keys: dict[str, str] = {}
+        if path is not None and path.is_file():
+            try:
+                self._kept, self._keys = load_tensors(path)
+            except RunError:
+                pass  # damaged: they are computed again
+
+    def holdout(self, data: Dataset) -> Tensor:
+        """N×K."""
+        return self._of("holdout", data.holdout)
+
+    def test(self, data: Dataset) -> Tensor:
+        """N×K."""
+        return self._of("test", data.test)
+
+    def train(self, data: Dataset, recipe: Recipe) -> Tensor:
+        """Of augmented images; one block of rows for each of `calibrate.passes`."""
+        return self._of("train", data.train, recipe)
+
+    def _of(self, name: str, part: Images, augmented: Recipe | None = None) -> Tensor:
+        key = self._key(part, augmented)
+        if self._keys.get(name) == key:
+            return self._kept[name]
+        began = time.perf_counter()
+        if augmented is None:
+            logits_NK = predict_logits(self.network, part, trained=True)
+        else:
+            generator = torch.Generator(self.network.mean.device).manual_seed(augmented.seed)
+            augment = Augment(augmented.augment, generator)
+            passes = [
+                predict_logits(self.network, part, augment, trained=True) for _ in range(augmented.calibrate.passes)
+            ]
+            logits_NK = torch.cat(passes) if len(passes) > 1 else passes[0]
+        self.seconds += time.perf_counter() - began
+        self._keep(name, key, logits_NK, part)
+        return logits_NK
+
+    def _keep(self, name: str, key: str, logits_NK: Tensor, part: Images) -> None:
+        others = sum(kept.numel() for other, kept in self._kept.items() if other != name)
+        if self.path is None or not isinstance(part, LabelledImages) or others + logits_NK.numel() > KEPT:
+            return
+        self._kept[name], self._keys[name] = logits_NK, key
+        save_tensors(self.path, self._kept, self._keys)
+
+    def _key(self, part: Images, augmented: Recipe | None) -> str:
+        """Of all that decides the logits; empty where nothing is kept."""
+        if self.path is None or not isinstance(part, LabelledImages):
+            return ""
+        network = self.network
+        kind = type(part).__name__
+        found = hashlib.sha256(f"{code_digest()} {kind} {torch.__version__} {network.mean.device.type}".encode())
+        trained = (tensor for name, tensor in network.state_dict().items() if not name.startswith(FOUND_LATER))
+        for tensor in itertools.chain(trained, (network.mean, network.std), (part.images,)):
+            found.update(tensor.detach().cpu().contiguous().numpy().data)
+        if augmented is not None:
+            settings = augmented.augment.model_dump(mode="json")
+            found.update(json.dumps([settings, augmented.seed, augmented.calibrate.passes]).encode())
+        return found.hexdigest()[:16]

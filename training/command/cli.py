@@ -1,0 +1,248 @@
+"""The commands of training.
+
+Torch is imported inside the commands, so that serving neither needs it nor waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from camcal.terminal import fail, spoken_errors
+
+if TYPE_CHECKING:
+    from camcal.training.data import Dataset
+    from camcal.training.recipe import Recipe
+    from camcal.training.run import Run
+
+app = typer.Typer()
+console = Console(highlight=False)
+
+_GOES_ON = "interrupted; the same command continues after the last finished epoch"
+_EXTRA = {"torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "sklearn"}
+
+RunFolder = Annotated[Path, typer.Argument(help="The folder that `camcal train --out` made.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Change one value of the recipe, such as fit.epochs=40; may be repeated. docs/training.md has the keys.",
+    ),
+]
+Moved = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="data.root=PATH", help="Where data that has moved lies now."),
+]
+
+
+@contextmanager
+def _spoken_errors(interrupted: str = "interrupted") -> Iterator[None]:
+    """A user's mistake ends in one sentence and exit code 2; an interruption in one sentence and 130."""
+    try:
+        with spoken_errors():
+            yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        fail(f"{error.name} is not installed; training needs more than serving: pip install 'camcal[cpu,train]'")
+    except RuntimeError as error:
+        if (said := _said_of(error)) is None:
+            raise
+        fail(said)
+    except KeyboardInterrupt:
+        typer.echo(f"\n{interrupted}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _said_of(error: RuntimeError) -> str | None:
+    """A sentence about what PyTorch or a pool of processes raises for want of memory or a compiler."""
+    kind, first = type(error), str(error).strip().partition("\n")[0]
+    if kind.__name__ == "OutOfMemoryError":  # by its name: `camcal results` does without torch
+        return f"{first} A smaller fit.batch_size needs less."
+    if kind.__module__.startswith(("torch._inductor.", "torch._dynamo.")):
+        return (
+            f"the network cannot be compiled ({first}). On a CPU that needs a C++ compiler; --set fit.compile=false "
+            "trains without"
+        )
+    if isinstance(error, BrokenExecutor):
+        return "a process ended by itself, for want of memory perhaps: take fewer with --jobs; finished rows are kept"
+    return None
+
+
+def _changed(run: Run, overrides: list[str] | None, *sections: str) -> Recipe:
+    """The recipe of a run with what may still change in it: where its data lies, and the sections named."""
+    from camcal.training import pipeline
+    from camcal.training.recipe import RecipeError
+
+    accepted = ("data.root=", *(f"{section}." for section in sections))
+    if wrong := [o for o in overrides or () if not o.strip().startswith(accepted)]:
+        may = " and ".join([*(f"{section}.…" for section in sections), "data.root"])
+        raise RecipeError(f"--set {wrong[0]}: only {may} can change here, after training")
+    return pipeline.recipe_of(run, overrides or ())
+
+
+def _data_of(run: Run, overrides: list[str] | None) -> Dataset | None:
+    """The data of a run at the place that was given; None where none was."""
+    from camcal.training import pipeline
+
+    return pipeline.load(_changed(run, overrides), console) if overrides else None
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="A TOML file, a result file, or the name of a recipe that ships, such as digits.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint, report and bundle.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train, calibrate, evaluate and export: from labelled photographs to a bundle.
+
+    An interrupted run continues when the same command is given again.
+    """
+    with _spoken_errors(_GOES_ON):
+        from camcal.training.recipe import load_recipe, refuse_idle
+
+        settings = load_recipe(recipe, overrides or ())
+        refuse_idle(settings, overrides or ())
+        for taught_by, changes in zip(settings.teaching(), settings.distill.changes(), strict=True):
+            refuse_idle(taught_by, changes)
+        from camcal.training import pipeline
+        from camcal.training.run import Run
+
+        if (bundle := pipeline.train(settings, Run(out), console)) is None:
+            return
+        console.print(f"serve it:  camcal serve --bundle {bundle.path}")
+
+
+@app.command()
+def calibrate(
+    run: RunFolder,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="Change a value of the section calibrate, such as calibrate.marc_on=both, from what it was last "
+            "time, or say with data.root=PATH where data that has moved lies now; may be repeated.",
+        ),
+    ] = None,
+) -> None:
+    """Fit scalar, margins and temperature again, with other settings of the recipe's calibrate section if wanted."""
+    with _spoken_errors():
+        from camcal.training import pipeline
+        from camcal.training.recipe import refuse_idle
+        from camcal.training.run import Run
+
+        recipe = _changed(Run(run), overrides, "calibrate")
+        refuse_idle(recipe, overrides or ())
+        pipeline.calibrate_run(Run(run), recipe, None, console)
+
+
+@app.command()
+def evaluate(run: RunFolder, overrides: Moved = None) -> None:
+    """Judge a calibrated run on its test part, and write and print the report."""
+    with _spoken_errors():
+        from camcal.training import pipeline
+        from camcal.training.run import Run
+
+        pipeline.evaluate_run(Run(run), _data_of(Run(run), overrides), console)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the bundle; by default bundle or bundle-PRECISION in the run's.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32; fp16 for GPUs; int8 for CPUs. Refused if held-out images suffer.")
+    ] = "fp32",
+    overrides: Moved = None,
+) -> None:
+    """Write the bundle of a calibrated and evaluated run."""
+    with _spoken_errors():
+        from camcal.training import pipeline
+        from camcal.training.export.precision import parse_precision
+        from camcal.training.run import Run
+
+        chosen = parse_precision(precision)
+        own = Run(run).bundle if chosen == "fp32" else Run(run).path / f"bundle-{chosen}"
+        pipeline.export_run(Run(run), out or own, console, chosen, _data_of(Run(run), overrides))
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    overrides: Moved = None,
+) -> None:
+    """Judge a bundle by its graph alone, on the test part of its data, and compare that with what it says of itself."""
+    with _spoken_errors():
+        from camcal.models.bundle import Bundle
+        from camcal.training import pipeline
+        from camcal.training.export import verify as verification
+
+        loaded = Bundle.load(bundle)
+        recipe = verification.recipe_of(loaded, overrides or ())
+        verification.verify(loaded, pipeline.load(recipe, console), console)
+        console.print("accuracy and ECE are as the report says")
+
+
+@app.command()
+def results(
+    folder: Annotated[
+        Path | None, typer.Option("--from", help="Folder of result files; docs/results by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/results.md.")] = False,
+) -> None:
+    """Print the table of all committed results: mean ± standard deviation over seeds, in percent."""
+    with _spoken_errors():
+        from camcal.training.experiments import tables
+        from camcal.training.experiments.results import FOLDER, load_results
+
+        if as_json and as_markdown:
+            fail("--json and --markdown are two forms of the same: choose one")
+        rows = load_results(folder or FOLDER)
+        if as_json:
+            typer.echo(json.dumps(rows, indent=1))
+        elif as_markdown:
+            typer.echo(tables.markdown(rows), nl=False)
+        else:
+            tables.print_results(rows, console)
+
+
+@app.command(name="bench-table")
+def bench_table(
+    table: Annotated[Path, typer.Argument(help="A TOML file with rows, data sets and seeds.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results, one JSON a run; runs/ in it holds the networks.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE=PATH",
+            help="Where data lies, by source (cifar100=PATH) or by recipe (caltech100=PATH); may be repeated.",
+        ),
+    ] = None,
+    only: Annotated[str, typer.Option(help="Only rows whose name contains this text.")] = "",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes [1, or up to 8 on a GPU].")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train, calibrate and evaluate every row of a table; finished ones are skipped, interrupted ones continue."""
+    with _spoken_errors(_GOES_ON):
+        from camcal.training import pipeline
+        from camcal.training.experiments.sweep import load_table, run_table
+
+        wanted = load_table(table, data or (), only, overrides or ())
+        gpu = pipeline.default_device().type == "cuda"
+        processes = jobs or (min(8, max(1, (os.cpu_count() or 1) // 2)) if gpu else 1)
+        if failed := run_table(wanted, out, processes, console):
+            fail(f"{failed} of {len(wanted)} rows failed; the same command tries them again")

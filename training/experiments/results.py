@@ -1,0 +1,240 @@
+"""Results of runs: one small JSON a run, and the tables made from many. Nothing here needs torch.
+
+One training gives a row as trained and, calibrated afterwards, others, so all stand in one file under `rows`; what they
+share (data set, recipe, seed, commit, hardware) stands once. Accuracies and errors are fractions of one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from camcal.training.recipe import MADE_TAILED, AugmentConfig
+
+Row = dict[str, Any]
+
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results"
+SETTING = ("dataset", "imbalance", "backbone", "epochs", "augmentation")
+"""What must be equal for rows to be compared."""
+
+_DATASETS = {"cifar10": "CIFAR-10-LT", "cifar100": "CIFAR-100-LT", "digits": "digits"}
+
+
+class ResultsError(ValueError):
+    """A folder of results that is not there, or a file in it that is not one."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _UnderPrior(_Strict):
+    accuracy: Share
+    ece: Share
+
+
+class _Method(_Strict):
+    """What the tables need of a row; it may say more."""
+
+    method: str
+    accuracy: Share
+    groups: dict[str, Share | None]
+    rank_groups: dict[str, Share | None]
+    ece: Share
+    ece_calibrated: Share
+    train_prior: _UnderPrior
+
+
+class _ResultFile(_Strict):
+    dataset: str
+    imbalance: float
+    backbone: str
+    epochs: int
+    augmentation: str
+    seed: int
+    commit: str | None
+    hardware: str
+    rows: list[_Method] = Field(min_length=1)
+
+
+_FITTED_ON = {"train": [], "both": ["held-out too"], "holdout": ["held-out alone"]}
+
+
+def result_of(report: dict[str, Any], method: str, calibrated: str | None = None, *, plain: bool = True) -> Row:
+    """The result file of a run, from its report.
+
+    Args:
+        method: the name of the network as trained. Where its logits are for an uneven class prior, `method + logit
+            adjustment` has that prior taken out of them afterwards.
+        calibrated: its name after MARC or the lean, by default `method + MARC`, `method + MARC, held-out too`, either
+            with `, lean`, and without MARC `method + logit adjustment, lean` or, where the logits are for an even
+            prior, `method + lean`. A run with neither has no such row.
+        plain: whether the file has the rows without either.
+    """
+    recipe, data = report["settings"], report["data"]
+    source = recipe["data"]["source"]
+    ratio = data["largest_class"] / data["smallest_class"]
+    # Logits for an even prior (balanced softmax) have nothing to be taken out, rescaled ones have lost it already.
+    prior, rescale = report["calibration"]["logit_prior"], recipe["calibrate"]["rescale"]
+    uneven = rescale == "off" and max(prior) > (1 + 1e-6) * min(prior)
+    rows = []
+    if plain:
+        rows.append(_plain_row(report, "scalar", method))
+        if uneven:
+            rows.append(_plain_row(report, "adjusted", f"{method} + logit adjustment"))
+    marc, lean = recipe["calibrate"]["marc"], recipe["calibrate"].get("lean", False)  # absent from older reports
+    if marc or lean:
+        margins = ["MARC", *_FITTED_ON[recipe["calibrate"].get("marc_on", "train")]]
+        steps = (margins if marc else ["logit adjustment"] * uneven) + ["lean"] * lean
+        rows.append(_calibrated_row(report, calibrated or f"{method} + {', '.join(steps)}"))
+    result = {
+        "dataset": _DATASETS.get(source, report["recipe"]),
+        "imbalance": recipe["data"]["imbalance"] if source in MADE_TAILED else round(ratio, 1),
+        "backbone": recipe["model"]["backbone"],
+        "augmentation": describe_augmentation(recipe["augment"]),
+        "epochs": report["epochs"],
+        "seed": report["seed"],
+        **report["made_with"],
+        **_trained(report),
+        "rows": rows,
+        "recipe": recipe,
+    }
+    if teachers := report.get("teachers"):
+        result["teachers"] = teachers
+    return result
+
+
+def _trained(report: dict[str, Any]) -> dict[str, Any]:
+    """The commits and the hardware of the training, which may have been elsewhere than its judging."""
+    made = report.get("trained_with", [])
+    return {"hardware": made[-1]["hardware"], "trained_with": made} if made else {}
+
+
+def describe_augmentation(augment: dict[str, Any]) -> str:
+    """The keys of a recipe's augment section that change anything, as `flip, shift 4, erase 0.5`."""
+    plain = AugmentConfig().model_dump(mode="json")
+    words = []
+    for key, value in augment.items():
+        if value == plain.get(key):
+            continue
+        shown = "–".join(f"{v:g}" for v in value) if isinstance(value, list) else f"{value}"
+        words.append(key if value is True else f"{key} {shown}")
+    return ", ".join(words) or "none"
+
+
+def _plain_row(report: dict[str, Any], step: str, method: str) -> Row:
+    """A step without MARC; `calibrated` figures are after a temperature."""
+    ranks, alone = report["rank_groups"]["test"][step], report["temperature_only"][step]
+    # The selected scalar changes how sure a prediction is; its error as trained is that before it.
+    before = "trained" if step == "scalar" and report["settings"]["calibrate"]["rescale"] == "off" else step
+    return _row(method, alone["test"], ranks, report["test"][before]["ece"], alone["test_under_train_prior"])
+
+
+def _calibrated_row(report: dict[str, Any], method: str) -> Row:
+    ranks, prior = report["rank_groups"]["test"]["calibrated"], report["test_under_train_prior"]["calibrated"]
+    return _row(method, report["test"]["calibrated"], ranks, report["test"]["marc"]["ece"], prior)
+
+
+def _row(method: str, final: dict[str, Any], ranks: dict[str, Any], ece: float, prior: dict[str, Any]) -> Row:
+    return {
+        "method": method,
+        "accuracy": _short(final["accuracy"]),
+        "groups": {name: _short(value) for name, value in final["groups"].items()},
+        "rank_groups": {name: _short(value) for name, value in ranks.items()},
+        "ece": _short(ece),
+        "ece_calibrated": _short(final["ece"]),
+        "classwise_ece_calibrated": _short(final["classwise_ece"]),
+        "nll_calibrated": _short(final["nll"]),
+        "brier_calibrated": _short(final["brier"]),
+        "train_prior": {"accuracy": _short(prior["accuracy"]), "ece": _short(prior["ece"])},
+    }
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else round(value, 5)
+
+
+def load_results(folder: Path) -> list[Row]:
+    """All rows of all result files in a folder, each with what its file says once, and the file's name.
+
+    Raises:
+        ResultsError: if the folder is missing, or a file in it is not a result.
+    """
+    if not folder.is_dir():
+        raise ResultsError(f"no folder of results at {folder}: name one with --from FOLDER")
+    rows: list[Row] = []
+    for path in sorted(folder.glob("*.json")):
+        result = _read(path)
+        shared = {key: result[key] for key in (*SETTING, "seed", "commit", "hardware")}
+        shared["trained_with"] = result.get("trained_with", [])  # absent from older files
+        rows += [shared | row | {"file": path.name} for row in result["rows"]]
+    return sorted(rows, key=_order)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _ResultFile.model_validate(result)
+    except UnicodeDecodeError:
+        what = "it is not text in UTF-8"
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+    except ValueError as error:
+        what = f"it is not JSON: {error}"
+    else:
+        return result
+    raise ResultsError(f"{path} is not a result of camcal: {what}")
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    return (row["dataset"], -row["imbalance"], row["backbone"], row["epochs"], row["augmentation"], row["seed"])
+
+
+def settings(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
+    """Rows that may be compared, put together under a title that says what they share."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        title = (
+            f"{row['dataset']}, imbalance {row['imbalance']:g}, {row['backbone']}, {row['epochs']} epochs, "
+            f"augmentation: {row['augmentation']}"
+        )
+        found.setdefault(title, []).append(row)
+    return list(found.items())
+
+
+def methods(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """One setting's rows by method, the least accurate training first; `X + …` follows the X it was made from."""
+    by_method: dict[str, list[Row]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], []).append(row)
+
+    def place(method: str) -> tuple[float, str, str]:
+        base = re.split(r" \+ (?:MARC|logit adjustment|lean)", method)[0]
+        return mean(row["accuracy"] for row in by_method.get(base, by_method[method])), base, method
+
+    return [(method, by_method[method]) for method in sorted(by_method, key=place)]
+
+
+def group_names(rows: Sequence[Row]) -> tuple[str, list[str]]:
+    """The groups to show of a setting: those by count, or those by rank where one of the former is always empty."""
+    by_count = list(rows[0]["groups"])
+    empty = any(all(row["groups"].get(name) is None for row in rows) for name in by_count)
+    return ("rank_groups", list(rows[0]["rank_groups"])) if empty else ("groups", by_count)
+
+
+def spread(values: Sequence[float | None], digits: int = 1) -> str:
+    """Mean and sample standard deviation over seeds, in percent; the mean alone of one seed; n/a of none."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return "n/a"
+    return f"{mean(known):.{digits}f}" + (f"±{stdev(known):.{digits}f}" if len(known) > 1 else "")

@@ -1,0 +1,1 @@
+"""From a calibrated network to a verified bundle."""

@@ -1,0 +1,178 @@
+"""From a calibrated network to a bundle."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from camcal.models import answers
+from camcal.models.bundle import (
+    INPUTS,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    OUTPUTS,
+    REPORT_FILE,
+    Bundle,
+    BundleError,
+    Calibration,
+    ClassInfo,
+    Manifest,
+    Precision,
+    group_of,
+    sha256,
+    write_bundle,
+)
+from camcal.models.canary import CANARY_FILE, Canary
+from camcal.models.classifier import LongTailClassifier, can_fold, fold_branches
+from camcal.training.data import Dataset
+from camcal.training.data.sources import preprocessing_of
+from camcal.training.export.graph import ExportError, export_onnx, strip, write_graph
+from camcal.training.export.precision import PrecisionError, compare, halve, quantize
+from camcal.training.priors import given_prior
+from camcal.training.recipe import Recipe
+from camcal.training.run import save_json
+
+
+def _write_smaller(
+    network: LongTailClassifier, size: int, path: Path, precision: Literal["fp16", "int8"], data: Dataset
+) -> Path:
+    """Replace the fp32 graph of `network` at `path` by a smaller one; return where the fp32 one is then."""
+    full = path.replace(path.with_name("full.onnx"))
+    if precision == "fp16":
+        write_graph(halve(network), size, path)
+    else:
+        quantize(full, path, data.train)
+        model = onnx.load(path)
+        strip(model)
+        onnx.checker.check_model(model)
+        path.write_bytes(model.SerializeToString())
+    return full
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises ExportError unless the folder is missing or empty, or holds a bundle and nothing else."""
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    foreign = there - {MANIFEST_FILE, MODEL_FILE, REPORT_FILE, CANARY_FILE}
+    if foreign or (there and MANIFEST_FILE not in there):
+        other = min(foreign or there)
+        raise ExportError(f"{folder} holds {other}, which is no part of a bundle of ours; choose another folder")
+
+
+def _record(graph: Path, manifest: Manifest) -> Canary:
+    """What the graph answers here on images that need no file, for services to compare.
+
+    Raises:
+        ExportError: if it is nothing that a service would give.
+    """
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+
+    def run(images: NDArray[np.uint8], top_k: int) -> answers.Answers:
+        found = session.run(list(OUTPUTS), dict(zip(INPUTS, (images, np.array(top_k)), strict=True)))
+        return dict(zip(OUTPUTS, found, strict=True))
+
+    try:
+        return answers.record(run, manifest)
+    except BundleError as error:
+        raise ExportError(str(error)) from None
+
+
+def _folded(network: LongTailClassifier) -> LongTailClassifier:
+    return fold_branches(network) if can_fold(network) else network
+
+
+@torch.no_grad()
+def export_bundle(
+    network: LongTailClassifier,
+    recipe: Recipe,
+    classes: list[str],
+    train_counts: list[int],
+    report: dict[str, Any],
+    folder: Path,
+    precision: Precision = "fp32",
+    data: Dataset | None = None,
+    judged: LongTailClassifier | None = None,
+) -> Bundle:
+    """Write a bundle into `folder`, replacing a bundle that is there, and return it verified.
+
+    Args:
+        precision: of the trunk; see `camcal.training.export.precision`.
+        data: of the run, needed for a precision other than fp32.
+        judged: the network by whose answers such a precision is judged, where `network` has seen the held-out images;
+            the report gets the figures.
+
+    Raises:
+        PrecisionError: if the smaller precision changes the answers too much.
+        ExportError: if the graph does not agree with PyTorch, or `folder` holds something that is not a bundle.
+    """
+    folder = folder.resolve()
+    _check_replaceable(folder)
+    prior_temperatures = report["calibration"]["prior_temperatures"]
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    preprocessing = preprocessing_of(recipe.data)
+    size = preprocessing.input_size
+    network = _folded(network)
+    graph = partial / MODEL_FILE
+    export_onnx(network, size, graph)
+    if precision != "fp32":
+        assert data is not None
+        full = _write_smaller(network, size, graph, precision, data)
+        with TemporaryDirectory() as elsewhere:
+            pair = full, graph
+            if judged is not None:
+                other = Path(elsewhere) / MODEL_FILE
+                judged = _folded(judged)
+                export_onnx(judged, size, other)
+                pair = _write_smaller(judged, size, other, precision, data), other
+            try:
+                report = report | {"held_out": compare(*pair, precision, data, prior_temperatures["train"])}
+            except PrecisionError:
+                shutil.rmtree(partial)
+                raise
+        full.unlink()
+    save_json(partial / REPORT_FILE, report)
+    grid = network.features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[2:]
+    files = {name: sha256(partial / name) for name in (MODEL_FILE, REPORT_FILE)}
+    manifest = Manifest(
+        schema_version=1,
+        name=recipe.name,
+        version=files[MODEL_FILE][:12],
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        classes=[
+            ClassInfo(name=name, train_count=count, group=group_of(count))
+            for name, count in zip(classes, train_counts, strict=True)
+        ],
+        preprocessing=preprocessing,
+        calibration=Calibration(
+            scalar=network.scalar,
+            omega=network.marc.omega.tolist(),
+            beta=network.marc.beta.tolist(),
+            weight_norms=network.weight_norms().tolist(),
+            temperature=float(network.temperature),
+            prior_temperatures=prior_temperatures,
+        ),
+        grid=(grid[0], grid[1]),
+        map_shift=round(float(network.map_shift), 2),
+        precision=precision,
+        figures={step: report["test"][step] for step in ("trained", "calibrated")},
+        recipe=recipe.shown(),
+        prior=None if recipe.calibrate.prior is None else given_prior(recipe.calibrate.prior, classes).tolist(),
+        files=files,
+    )
+    write_bundle(partial, manifest, _record(graph, manifest))
+    Bundle.load(partial)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+    return Bundle.load(folder)

@@ -1,0 +1,1 @@
+"""From a network and its training images to trained weights."""

@@ -1,0 +1,80 @@
+"""What moves the weights: stochastic gradient descent, and the precision in which the network is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from camcal.training.recipe import FitConfig
+
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context that computes a network in one of `HALVES`, or, under fp32, as it is."""
+    return torch.autocast(device.type, dtype=HALVES.get(precision), enabled=precision in HALVES)
+
+
+class Descent:
+    """SGD with Nesterov momentum; single numbers (the scalar, CAMC's sharpness) are not decayed.
+
+    fp16 holds nothing below 6e-8, where many gradients lie. With it the loss is multiplied by a scale, and gradients
+    divided by it before they are used (Micikevicius et al., arXiv 1710.03740). A step whose gradients are not finite is
+    left out and the scale halved; after two thousand good ones it is doubled. To know which it is, the host waits for a
+    GPU at each step.
+
+    Args:
+        network: whose parameters are trained, but for those that need no gradient.
+        device: that the network is on.
+    """
+
+    def __init__(self, network: nn.Module, config: FitConfig, device: torch.device) -> None:
+        trained = [p for name, p in network.named_parameters() if p.requires_grad and not _slower(name, config)]
+        trunk = [p for name, p in network.named_parameters() if p.requires_grad and _slower(name, config)]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if p.ndim > 0], "weight_decay": config.weight_decay, "share": 1.0},
+            {"params": [p for p in trained if p.ndim == 0], "weight_decay": 0.0, "share": 1.0},
+            {"params": trunk, "weight_decay": config.weight_decay, "share": config.trunk_lr},
+        ]
+        self.optimizer = SGD(
+            [g for g in groups if g["params"]], lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+
+    def step(self, loss: Tensor, rate: float) -> None:
+        """Move the weights against the gradient of a loss, at a learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What goes on from step to step: `momentum.*`, and `scaler` under fp16."""
+        buffers = {f"momentum.{i}": self.optimizer.state[p].get("momentum_buffer") for i, p in self._parameters()}
+        tensors = {name: buffer for name, buffer in buffers.items() if buffer is not None}
+        if state := self.scaler.state_dict():
+            tensors["scaler"] = torch.tensor([state["scale"], state["_growth_tracker"]])
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what `tensors` gave, where it is among these."""
+        for i, parameter in self._parameters():
+            if (buffer := tensors.get(f"momentum.{i}")) is not None:
+                layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device, memory_format=layout)
+        if (scaler := tensors.get("scaler")) is not None:
+            scale, good_steps = scaler.tolist()
+            self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(good_steps)})
+
+    def _parameters(self) -> list[tuple[int, Tensor]]:
+        return list(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
+
+
+def _slower(name: str, config: FitConfig) -> bool:
+    """Whether a parameter of this name is of the trunk, where that learns at another rate."""
+    return config.trunk_lr != 1 and name.startswith("trunk.")

@@ -1,0 +1,109 @@
+"""Knowledge distillation (Hinton et al., arXiv 1503.02531). B batch, H, W pixels, K classes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from camcal.models.classifier import LongTailClassifier
+from camcal.training.data import Dataset
+from camcal.training.fitting.descent import autocast
+from camcal.training.fitting.learned_prior import logit_prior
+from camcal.training.recipe import Recipe, RecipeError
+from camcal.training.run import Run, RunError, check_data, load_finished
+
+
+class Teacher:
+    """Trained networks, as they were before calibration, that another network learns from.
+
+    Each network may have been trained for a class prior of its own, q_T and q (see `logit_prior`). A teacher's logits
+    are moved from the one to the other, so that one trained by plain cross-entropy does not pull a student of balanced
+    softmax back to the frequent classes. Of several the mean of the probabilities is heard.
+
+    Args:
+        recipe: the student's, which names the teachers.
+        data: what the student's run trains on and holds out.
+
+    Raises:
+        RecipeError: if the recipe names no teacher.
+        RunError: if a teacher's training is not finished, or was on other images than the student's: it would know
+            those that scalar and temperature are fitted on.
+    """
+
+    def __init__(self, recipe: Recipe, data: Dataset, device: torch.device) -> None:
+        counts_K = data.train.labels.bincount(minlength=len(data.classes)).numpy()
+        self.networks: list[nn.Module] = []
+        self.shifts_K: list[Tensor] = []
+        self.meta: list[dict[str, Any]] = []
+        for run, network, taught_by, meta in load_teachers(recipe):
+            check_data(run, meta, data)
+            ratio_K = logit_prior(recipe, counts_K) / logit_prior(taught_by, counts_K)
+            self.shifts_K.append(torch.from_numpy(ratio_K).log().float().to(device))
+            self.networks.append(network.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+            self.meta.append({"weights": weights_digest(network), "recipe": taught_by.shown()})
+        self.temperature = recipe.distill.temperature
+        self.precision = recipe.fit.precision
+
+    def compile(self) -> None:
+        """Compile the networks with their weights as constants, which makes them more than twice as fast."""
+        for i, network in enumerate(self.networks):
+            self.networks[i] = cast(nn.Module, torch.compile(network, dynamic=False, options={"freezing": True}))
+
+    def loss(self, images_BHWC: Tensor, logits_BK: Tensor) -> Tensor:
+        """T²·KL(p_T ‖ softmax(z/T)), summed over the batch, of the student's logits z for these images.
+
+        p_T is the mean of softmax(z_T/T) over the teachers, of their z_T for the very images that the student sees,
+        augmented alike.
+        """
+        t = self.temperature
+        with torch.no_grad(), autocast(images_BHWC.device, self.precision):
+            said = [
+                ((network(images_BHWC).float() + shift_K) / t).log_softmax(dim=1)
+                for network, shift_K in zip(self.networks, self.shifts_K, strict=True)
+            ]
+        divergence: Tensor = functional.kl_div(
+            (logits_BK.float() / t).log_softmax(dim=1),
+            torch.stack(said).logsumexp(dim=0) - math.log(len(said)),
+            reduction="sum",
+            log_target=True,
+        )
+        return t**2 * divergence
+
+
+def load_teachers(recipe: Recipe) -> list[tuple[Run, LongTailClassifier, Recipe, dict[str, Any]]]:
+    """The runs that a recipe names as its teachers, network, recipe and metadata of each; raises as `Teacher` does."""
+    if recipe.distill.teacher is None:
+        raise RecipeError(
+            f"distill.weight is {recipe.distill.weight:g}, which needs a teacher: pass --set distill.teacher=RUN, or "
+            "have one trained first, such as by --set distill.set=fit.epochs=400"
+        )
+    teachers = []
+    for path in recipe.distill.teacher:
+        run = Run(path)
+        network, taught_by, meta = load_finished(run)
+        _check_same_images(run, taught_by, recipe)
+        teachers.append((run, network, taught_by, meta))
+    return teachers
+
+
+def weights_digest(network: LongTailClassifier) -> str:
+    """By which a result knows its teacher: 16 hexadecimal digits."""
+    weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in network.state_dict().values())
+    return hashlib.sha256(weights).hexdigest()[:16]
+
+
+def _check_same_images(run: Run, taught_by: Recipe, recipe: Recipe) -> None:
+    """Of the two recipes, all that decides which images there are, of which size, and which of them are held out."""
+    theirs, ours = ({"seed": r.seed} | r.data.model_dump(exclude={"root", "mean", "std"}) for r in (taught_by, recipe))
+    for key, value in ours.items():
+        if theirs[key] != value:
+            name = key if key == "seed" else f"data.{key}"
+            raise RunError(
+                f"distill.teacher {run.path} was trained with {name} = {theirs[key]}, this recipe has {value}: it must "
+                "be the same, so that both hold out the same images"
+            )

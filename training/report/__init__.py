@@ -1,0 +1,1 @@
+"""What a calibrated network achieves on the test part: figures, page, tables."""
