@@ -1,4 +1,4 @@
-// Small helpers that the page's modules share.
+// Helpers for the document.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -20,23 +20,9 @@ function fill(node, attributes, children) {
   return node;
 }
 
-/** The answer to a request, or an Error with a sentence for people and the status, if there is one. */
-export async function ask(path, options = {}) {
-  const key = $("key").value;
-  const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
-  let response;
-  try {
-    response = await fetch(path, { ...options, headers });
-  } catch {
-    const megabytes = (options.size ?? 0) / 1e6;
-    throw new Error(megabytes > 1
-      ? `The service cannot be reached, or it refuses a file of ${megabytes.toFixed(1)} MB.`
-      : "The service cannot be reached.");
-  }
-  if (response.ok) return response;
-  const problem = await response.json().catch(() => ({}));
-  if (response.status === 401) $("key-label").hidden = false;
-  const wait = response.headers.get("Retry-After");
-  const words = `${problem.title ?? "The service failed"}: ${problem.detail ?? response.status}.${wait ? ` Try again in ${wait} s.` : ""}`;
-  throw Object.assign(new Error(words), { status: response.status });
+/** Show a status line, or an error. */
+export function say(status, error = "") {
+  $("status").textContent = status;
+  $("error").textContent = error;
+  $("error").hidden = !error;
 }

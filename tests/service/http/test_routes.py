@@ -130,13 +130,12 @@ def test_lifespan_loads_the_bundle_of_the_settings(bundle: Bundle, tmp_path: Pat
         pass
 
 
+MODULES = ("api", "card", "charts", "choices", "classes", "controls", "dom", "heatmap", "page", "samples", "upload")
 PAGE = {
     "/": "text/html",
     "/page.css": "text/css",
-    "/page.js": "text/javascript",
-    "/card.js": "text/javascript",
-    "/dom.js": "text/javascript",
     "/logo.svg": "image/svg+xml",
+    **{f"/{module}.js": "text/javascript" for module in MODULES},
 }
 
 
@@ -174,7 +173,7 @@ def test_page_behind_a_proxy_that_strips_a_prefix(client: TestClient) -> None:
 
 
 def test_samples_are_small_photographs_that_say_where_they_are_from(client: TestClient) -> None:
-    names = re.findall(r'"(\w+)"', re.findall(r"const SAMPLES = \[(.*?)\]", client.get("/page.js").text)[0])
+    names = re.findall(r'"(\w+)"', re.findall(r"const SAMPLES = \[(.*?)\]", client.get("/samples.js").text)[0])
     assert len(names) == 3
     sources = client.get("/samples/SOURCES.txt").text
     assert "CC BY 4.0" in sources
