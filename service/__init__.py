@@ -1,1 +1,1 @@
-"""From a bundle to HTTP: decoding, batching, inference, heatmaps."""
+"""Serves a bundle over HTTP: decoding, batching, inference and heatmaps."""

@@ -1,4 +1,4 @@
-"""The client's address: the peer of the connection, or what a trusted proxy says of it."""
+"""Client addresses: the peer of the connection, or the address that a trusted proxy forwards."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from starlette.types import Scope
 
-UNIX = "unix"  # the peer of a Unix socket, which has no address
+UNIX = "unix"  # the peer of a Unix socket has no address
 UNKNOWN = "unknown"
 
-IPV6_PREFIX = 64  # a subscriber has at least as many addresses
+IPV6_PREFIX = 64  # bits; internet providers assign each subscriber at least a /64
 
 Address = IPv4Address | IPv6Address
 
 
 @dataclass(frozen=True)
 class TrustedProxies:
-    """The peers whose `X-Forwarded-For` is believed."""
+    """Peers whose `X-Forwarded-For` header is trusted."""
 
     networks: tuple[IPv4Network | IPv6Network, ...] = ()
     unix: bool = False
@@ -28,23 +28,23 @@ class TrustedProxies:
         return bool(self.networks) or self.unix
 
     def trust(self, address: Address | None) -> bool:
-        """Whether the peer at `address` is a trusted proxy; None is the peer of a Unix socket."""
+        """Whether the peer at `address` is a trusted proxy. None stands for the peer of a Unix socket."""
         return self.unix if address is None else any(address in network for network in self.networks)
 
 
 @lru_cache(16)
 def parse_proxies(text: str) -> TrustedProxies:
-    """Addresses, networks and the word `unix`, separated by commas. Raises ValueError for anything else."""
+    """Parse a comma-separated list of addresses, networks and the word `unix`. Raises ValueError if it is invalid."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     networks = tuple(ip_network(name) for name in names if name != UNIX)
     return TrustedProxies(networks, UNIX in names)
 
 
 def client_address(scope: Scope) -> str:
-    """Whom to count the request of `scope` against: an IPv4 address or an IPv6 network of 64 bits.
+    """The client that per-address limits apply to: an IPv4 address or a /64 IPv6 network.
 
-    It is the peer of the connection, unless that is one of CAMCAL_TRUSTED_PROXIES: then it is the last address in
-    X-Forwarded-For that is not of such a proxy. Nobody else's X-Forwarded-For is read.
+    This is the peer of the connection. If the peer is one of CAMCAL_TRUSTED_PROXIES, it is the last address in
+    X-Forwarded-For that is not a trusted proxy. X-Forwarded-For from any other peer is ignored.
     """
     address = _client(scope)
     if isinstance(address, IPv6Address):
@@ -53,7 +53,7 @@ def client_address(scope: Scope) -> str:
 
 
 def exact_address(scope: Scope) -> str:
-    """As `client_address`, but the whole address, for logs."""
+    """Like `client_address`, but the full address, for logs."""
     return str(_client(scope))
 
 
@@ -61,25 +61,25 @@ def _client(scope: Scope) -> Address | str:
     host = scope["client"][0] if scope.get("client") else UNIX
     peer = None if host == UNIX else _parse(host)
     if peer is None and host != UNIX:
-        return UNKNOWN  # no server that speaks TCP gives such a peer
+        return UNKNOWN  # never the case with a TCP server
     trusted = parse_proxies(scope["app"].state.settings.trusted_proxies)
     if not trusted:
         return peer or UNIX
     for hop in _hops(scope["headers"]):
-        if not trusted.trust(peer) or (before := _parse(_without_port(hop))) is None:
+        if not trusted.trust(peer) or (previous := _parse(_without_port(hop))) is None:
             break
-        peer = before
+        peer = previous
     return peer or UNIX
 
 
 def _hops(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[str]:
-    """The entries of X-Forwarded-For, the last first: each proxy appends the peer that it sees."""
+    """The entries of X-Forwarded-For in reverse order. Each proxy appends its own peer."""
     line = b",".join(value for name, value in headers if name == b"x-forwarded-for")
     return (hop.strip() for hop in reversed(line.decode("latin-1").split(",")))
 
 
 def _without_port(hop: str) -> str:
-    """`hop` without the port that some proxies add: 203.0.113.7:4711 or [2001:db8::7]:4711."""
+    """`hop` without the port that some proxies append: 203.0.113.7:4711 or [2001:db8::7]:4711."""
     if hop.startswith("["):
         return hop[1:].partition("]")[0]
     return hop.partition(":")[0] if hop.count(":") == 1 else hop
@@ -87,11 +87,11 @@ def _without_port(hop: str) -> str:
 
 @lru_cache(4096)
 def _parse(text: str) -> Address | None:
-    """The address that `text` is, or None. An IPv4 address within IPv6, as a socket for both has it, is IPv4."""
+    """Parse an address; None if it is invalid. IPv4-mapped IPv6 addresses of dual-stack sockets become IPv4."""
     try:
         address = ip_address(text)
     except ValueError:
         return None
     if isinstance(address, IPv4Address):
         return address
-    return address.ipv4_mapped or IPv6Address(int(address))  # without the zone of a link-local one
+    return address.ipv4_mapped or IPv6Address(int(address))  # drops the zone of a link-local address

@@ -1,4 +1,4 @@
-"""Work in a thread that never holds up the end of the process."""
+"""Run work in a thread that never delays process exit."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 async def in_background(work: Callable[[], T]) -> T:
-    """What `work` returns, called in a daemon thread.
+    """Call `work` in a daemon thread and return its result.
 
-    `asyncio.to_thread` would have both the event loop and the interpreter wait for it at their end, however long.
+    With `asyncio.to_thread`, both the event loop and the interpreter would wait for the thread at shutdown.
     """
     future: Future[T] = Future()
 

@@ -1,4 +1,4 @@
-"""API keys: who may call which routes, and how often."""
+"""API keys: the routes that each key may call, and its rate limit."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ log = logging.getLogger("camcal")
 
 Group = Literal["predict", "cam", "model", "v2", "metrics"]
 GROUPS: tuple[Group, ...] = get_args(Group)
-USUAL: tuple[Group, ...] = ("predict", "cam", "model", "v2")  # the routes of a key that names none
+DEFAULT_GROUPS: tuple[Group, ...] = ("predict", "cam", "model", "v2")  # of a key without `routes`
 
 MAIN = "default"  # the name of CAMCAL_API_KEY
-MIN_LENGTH, MIN_DIFFERENT = 16, 8  # characters of a key that somebody thought of
+MIN_LENGTH, MIN_DIFFERENT = 16, 8  # characters of CAMCAL_API_KEY, which may be made up by hand
 MAX_FILE_BYTES = 2**20
 WATCH_S = 1.0
 
-# What `new_key` makes: 256 random bits. No other key of a file is accepted, so none of them can be guessed, and a plain
-# SHA-256 is as good as a slow or salted hash. It also makes the check of a key one hash and one look into a dictionary,
-# however many there are; how long that look takes tells of hashes alone, and a hash opens nothing.
+# The format of `new_key`: 256 random bits. The keys file accepts no other format, so no key can be guessed, and a plain
+# SHA-256 is as good as a slow or salted hash. Checking a key takes one hash and one dictionary lookup, with any number
+# of keys. The duration of the lookup reveals something about hashes only, and a hash grants no access.
 _GENERATED = re.compile(r"camcal_[A-Za-z0-9_-]{43}")
 
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -39,7 +39,7 @@ _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 @dataclass(frozen=True)
 class ApiKey:
-    """Whose key it is, the groups of routes it opens, and the requests a second it may send, if these are limited."""
+    """The name of a key, the route groups that it may call, and its rate limit in requests per second, if any."""
 
     name: str
     routes: frozenset[Group]
@@ -47,12 +47,12 @@ class ApiKey:
 
 
 class _Entry(BaseModel):
-    """A line of the file. Several hashes are several keys of one name, as while one replaces another."""
+    """One line of the keys file. Several hashes mean several valid keys, for example during a key rotation."""
 
     model_config = ConfigDict(extra="forbid")
 
     sha256: _Hash | Annotated[list[_Hash], Field(min_length=1)]
-    routes: Annotated[list[Group], Field(min_length=1)] = list(USUAL)
+    routes: Annotated[list[Group], Field(min_length=1)] = list(DEFAULT_GROUPS)
     rate: float | None = Field(None, gt=0, le=1e6)
 
     @property
@@ -63,16 +63,16 @@ class _Entry(BaseModel):
 _FILE = TypeAdapter(dict[_Name, _Entry])
 
 
-def new_key(name: str, routes: Iterable[str] = USUAL, rate: float | None = None) -> tuple[str, str]:
-    """A new key, and the line for the keys file that lets it in.
+def new_key(name: str, routes: Iterable[str] = DEFAULT_GROUPS, rate: float | None = None) -> tuple[str, str]:
+    """Generate a key, and its line for the keys file.
 
     Raises:
-        ValueError: if the name, a route or the rate is not valid.
+        ValueError: if the name, a route group or the rate is invalid.
     """
     key = f"camcal_{secrets.token_urlsafe(32)}"
     entry = {"sha256": _hash(key).hex(), "routes": list(routes)} | ({} if rate is None else {"rate": rate})
     _parse({name: entry})
-    # Lists, numbers and such strings are written alike in JSON and TOML.
+    # JSON and TOML have the same syntax for these lists, numbers and strings.
     return (
         key,
         f"{name} = {{ {', '.join(f'{word} = {orjson.dumps(value).decode()}' for word, value in entry.items())} }}",
@@ -80,48 +80,48 @@ def new_key(name: str, routes: Iterable[str] = USUAL, rate: float | None = None)
 
 
 def check_strength(key: str) -> None:
-    """Raises ValueError unless `key`, which may be made up by hand, fits into a header and is not too easy to guess."""
+    """Raises ValueError unless `key`, which may be made up by hand, is valid in a header and not too easy to guess."""
     if not re.fullmatch("[!-~]+", key):
-        raise ValueError("Input should have no spaces and only ASCII characters: clients send others in two ways")
+        raise ValueError("Input should be printable ASCII without spaces: clients disagree on how to encode the rest")
     if len(key) < MIN_LENGTH or len(set(key)) < MIN_DIFFERENT:
         raise ValueError(
             f"Input should have at least {MIN_LENGTH} characters, {MIN_DIFFERENT} of them different; "
-            "`openssl rand -base64 24` prints such a key"
+            "generate one with `openssl rand -base64 24`"
         )
 
 
 def read_keys(path: Path) -> dict[bytes, ApiKey]:
-    """The keys of the file `path`, by their hashes.
+    """The keys of the file at `path`, by hash.
 
     Raises:
-        ValueError: in one sentence, if there is no such file, or not every line of it is valid.
+        ValueError: if the file does not exist or any line is invalid. The message is one sentence.
     """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ValueError(f"the file cannot be read: {error.strerror}") from None
+        raise ValueError(f"cannot read the file: {error.strerror}") from None
     if len(content) > MAX_FILE_BYTES:
-        raise ValueError(f"the file has more than {MAX_FILE_BYTES} bytes")
+        raise ValueError(f"the file is larger than {MAX_FILE_BYTES} bytes")
     try:
         return _parse(tomllib.loads(content.decode()))
     except UnicodeDecodeError:
-        raise ValueError("the file is not text in UTF-8") from None
+        raise ValueError("the file is not UTF-8 text") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"the file is not valid TOML: {error}") from None
 
 
 def _parse(entries: dict[str, object]) -> dict[bytes, ApiKey]:
     if not entries:
-        raise ValueError("the file holds no key; `camcal key new NAME` prints a line for it")
+        raise ValueError("the file contains no keys; `camcal key new NAME` generates one")
     if MAIN in entries:
-        raise ValueError(f"{MAIN!r} is the name of CAMCAL_API_KEY; choose another")
+        raise ValueError(f"the name {MAIN!r} is reserved for CAMCAL_API_KEY; choose another")
     try:
         parsed = _FILE.validate_python(entries)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        raise ValueError(f"{where} is not valid: {first['msg']}") from None
+        raise ValueError(f"{where} is invalid: {first['msg']}") from None
     keys: dict[bytes, ApiKey] = {}
     for name, entry in parsed.items():
         for digest in map(bytes.fromhex, entry.hashes):
@@ -132,11 +132,11 @@ def _parse(entries: dict[str, object]) -> dict[bytes, ApiKey]:
 
 
 class Keyring:
-    """The keys that are valid now. Without `main` and `path` there are none, and none is needed.
+    """The currently valid keys. Without `main` and `path`, requests need no key.
 
     Args:
-        main: the key that opens all routes.
-        path: the file of the others, which is read again when it changes.
+        main: the key that may call all routes.
+        path: the file of all other keys; it is reloaded when it changes.
 
     Raises:
         ValueError: as `read_keys`.
@@ -145,47 +145,46 @@ class Keyring:
     def __init__(self, main: str | None = None, path: Path | None = None):
         self._main = None if main is None else _hash(main)
         self._path = path
-        self._stamp = self._look()
+        self._stamp = self._file_stamp()
         self._keys = {} if path is None else read_keys(path)
 
     def __bool__(self) -> bool:
         return self._main is not None or self._path is not None
 
-    def find(self, given: str) -> ApiKey | None:
-        """Whose key `given` is."""
-        digest = _hash(given)
+    def find(self, key: str) -> ApiKey | None:
+        """The entry of `key`, or None if it is not valid."""
+        digest = _hash(key)
         if digest == self._main:
             return ApiKey(MAIN, frozenset(GROUPS))
-        key = self._keys.get(digest)
-        return key if key is not None and _GENERATED.fullmatch(given) else None
+        return self._keys.get(digest) if _GENERATED.fullmatch(key) else None
 
     def refresh(self) -> None:
-        """Read the file again if it has changed. One that cannot be used changes nothing but the log."""
-        stamp = self._look()
+        """Reload the file if it has changed. If it is invalid, log an error and keep the previous keys."""
+        stamp = self._file_stamp()
         if self._path is None or stamp == self._stamp:
             return
         self._stamp = stamp
         try:
             self._keys = read_keys(self._path)
         except ValueError as error:
-            log.error("API keys were not read again, those before stay valid: %s: %s", self._path, error)
+            log.error("cannot reload the API keys, the previous ones stay valid: %s: %s", self._path, error)
             return
         names = dict.fromkeys(key.name for key in self._keys.values())
-        log.info("API keys were read again: %s", ", ".join(names))
+        log.info("reloaded the API keys: %s", ", ".join(names))
 
     async def watch(self) -> None:
-        """Read the file again whenever it has changed."""
+        """Reload the file whenever it changes."""
         while self._path is not None:
             await asyncio.sleep(WATCH_S)
             await asyncio.to_thread(self.refresh)
 
-    def _look(self) -> tuple[int, int, int] | None:
-        """Changes with the file, also where it is a link that another takes the place of."""
+    def _file_stamp(self) -> tuple[int, int, int] | None:
+        """Inode, size and modification time. They also change when the path is a symbolic link that is replaced."""
         try:
-            found = os.stat(self._path) if self._path is not None else None
+            status = os.stat(self._path) if self._path is not None else None
         except OSError:
             return None
-        return found and (found.st_ino, found.st_size, found.st_mtime_ns)
+        return status and (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _hash(key: str) -> bytes:

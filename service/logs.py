@@ -1,4 +1,4 @@
-"""What the service says on standard error: lines for people, or one JSON object a line. Never image data."""
+"""Logging to standard error: text, or one JSON object per line. Logs never contain image data."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("camcal")
 
-MODEL = "camcal.model"  # in a request's scope: the version that answers it
+MODEL = "camcal.model"  # key in a request's scope: the model version that answers the request
 
-request_id: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the request being answered
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the current request
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a record: time, level, logger, message, the request's id, the trace of an exception.
+    """One JSON object per record: time, level, logger, message, request id, and the traceback of an exception.
 
-    A record with `fields` has these in place of a message.
+    The `fields` of a record, if any, replace its message.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -42,13 +42,13 @@ class JsonFormatter(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         try:
             text = orjson.dumps(line, default=str).decode()
-        except TypeError:  # a lone surrogate, as in the name of a file that is not UTF-8
+        except TypeError:  # a lone surrogate, as in a file name that is not UTF-8
             text = json.dumps(line, default=str)
         return printable(text)
 
 
 class TextFormatter(logging.Formatter):
-    """The message and the trace. Lines after the first are indented, so that none of them can pass for a record."""
+    """The message and the traceback. All lines after the first are indented, so that none can be taken for a record."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
@@ -57,18 +57,18 @@ class TextFormatter(logging.Formatter):
         return "\n  ".join(map(printable, text.split("\n")))
 
 
-_stream: TextIO | None = None  # standard error itself, where all that others write there becomes JSON
+_stream: TextIO | None = None  # the original standard error, after `only_json` has redirected file descriptor 2
 
 
 def configure(format: LogFormat) -> None:
-    """Send every record to standard error in `format`."""
+    """Write all records to standard error in `format`."""
     handler = logging.StreamHandler(_stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
 
 
 def only_json() -> None:
-    """Make every line on standard error of this process, and of those that it forks, a JSON object."""
+    """Make every line that this process and its forks write to standard error a JSON object."""
     global _stream
     _stream = stderr.wrap()
     configure("json")
@@ -79,7 +79,7 @@ def only_json() -> None:
 
 
 def drop_unwritten() -> None:
-    """Forget lines that cannot be written, at the end: a full disk is no reason for Python to exit with code 120."""
+    """Discard log lines that cannot be written at exit. Python would exit with code 120, for example on a full disk."""
     try:
         sys.stderr.flush()
     except OSError:
@@ -95,8 +95,8 @@ def _uncaught(kind: type[BaseException], error: BaseException | None, trace: Tra
     log.critical("uncaught %s: %s", kind.__name__, error, exc_info=(kind, error or kind(), trace))
 
 
-class Seldom:
-    """Warnings of something that happens again and again: one every few seconds."""
+class RateLimitedWarning:
+    """Logs a repeated warning at most once per `period_s`."""
 
     def __init__(self, log: logging.Logger, period_s: float = 5.0):
         self._log = log

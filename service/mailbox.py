@@ -1,4 +1,4 @@
-"""Connections between the processes of one service, without an address: only those that inherit it can connect."""
+"""Connections between the processes of one service, without an address: only its forks can connect."""
 
 from __future__ import annotations
 
@@ -7,84 +7,84 @@ import mmap
 import socket
 from collections.abc import Callable
 
-_CALL = b"C"  # what carries the file descriptor
+_CALL = b"C"  # a file descriptor is sent along with at least one byte
 
 
 class Mailbox:
-    """Where one process takes the connections of others.
+    """Lets one process accept connections from the others.
 
-    It is made before the processes that use it are forked. It needs no file, no address and no permissions: it works on
-    a read-only file system, and other users of the machine cannot reach it.
+    Create it before forking the processes that use it. It needs no file, address or permissions: it works on a
+    read-only file system, and other users of the machine cannot connect to it.
     """
 
     def __init__(self) -> None:
-        self._takes, self._gives = socket.socketpair()
-        for end in (self._takes, self._gives):
+        self._receiver, self._sender = socket.socketpair()
+        for end in (self._receiver, self._sender):
             end.setblocking(False)
-        self._taken = mmap.mmap(-1, 1)  # shared by the forked processes: whether one of them takes connections
+        self._accepting = mmap.mmap(-1, 1)  # shared by the forks: whether one of them accepts connections
 
     def fileno(self) -> int:
-        """Readable when a connection waits."""
-        return self._takes.fileno()
+        """Readable when a connection is pending."""
+        return self._receiver.fileno()
 
     def connect(self) -> socket.socket:
-        """A stream to the process that takes connections. Raises OSError if there is none, or no room."""
-        if not self._taken[0]:
-            raise ConnectionRefusedError("the process that takes connections is not there")
+        """Open a stream to the accepting process. Raises OSError if there is none or its backlog is full."""
+        if not self._accepting[0]:
+            raise ConnectionRefusedError("no process accepts connections")
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                socket.send_fds(self._gives, [_CALL], [theirs.fileno()])
+                socket.send_fds(self._sender, [_CALL], [theirs.fileno()])
             except OSError:
                 ours.close()
                 raise
         ours.setblocking(False)
         return ours
 
-    def take(self) -> socket.socket:
-        """The next connection. Raises OSError if none waits, or if no file descriptor is left for it."""
-        _, descriptors, _, _ = socket.recv_fds(self._takes, len(_CALL), 1)
+    def accept(self) -> socket.socket:
+        """The next connection. Raises OSError if none is pending, or if the process has no file descriptor left."""
+        _, descriptors, _, _ = socket.recv_fds(self._receiver, len(_CALL), 1)
         if not descriptors:
-            raise ConnectionAbortedError("a connection could not be taken: no file descriptor is left")
+            raise ConnectionAbortedError("cannot accept a connection: too many open files")
         connection = socket.socket(fileno=descriptors[0])
         connection.setblocking(False)
         return connection
 
-    def serve(self, answer: Callable[[socket.socket], object]) -> Callable[[], None]:
-        """Call `answer` with each connection, in the running event loop, until the returned function is called."""
+    def serve(self, handle: Callable[[socket.socket], object]) -> Callable[[], None]:
+        """Call `handle` with each connection, in the running event loop, until the returned function is called."""
         loop = asyncio.get_running_loop()
 
-        def take() -> None:
+        def accept() -> None:
             try:
-                connection = self.take()
-            except OSError:  # its client sees the end of the stream
+                connection = self.accept()
+            except OSError:  # the client reads the end of the stream
                 return
-            answer(connection)
+            handle(connection)
 
         def stop() -> None:
-            loop.remove_reader(self._takes)
+            loop.remove_reader(self._receiver)
             self.clear()
 
-        loop.add_reader(self._takes, take)
+        loop.add_reader(self._receiver, accept)
         self.open()
         return stop
 
     def open(self) -> None:
-        """Let others connect from now on: this process takes their connections."""
-        self._taken[0] = 1
+        """Accept connections in this process from now on."""
+        self._accepting[0] = 1
 
     def clear(self) -> None:
-        """Refuse connections, those that wait too: the process that took them is gone."""
-        self._taken[0] = 0
+        """Refuse new and pending connections, after the accepting process has ended."""
+        self._accepting[0] = 0
         while True:
             try:
-                self.take().close()
+                self.accept().close()
             except BlockingIOError:
                 return
-            except OSError:  # ended without a descriptor
+            except OSError:  # the descriptor of that connection was lost
                 pass
 
     def close(self) -> None:
         """Close this process's ends."""
-        for end in (self._takes, self._gives):
+        for end in (self._receiver, self._sender):
             end.close()

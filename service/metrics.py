@@ -1,4 +1,4 @@
-"""Every Prometheus metric of the service, in a registry of its own for each app."""
+"""All Prometheus metrics of the service. Each app has its own registry."""
 
 from __future__ import annotations
 
@@ -20,25 +20,40 @@ _SHIFTS = (-0.5, -0.25, -0.1, -0.05, -0.01, 0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0
 
 
 class Metrics:
-    """One attribute a metric; `render` gives them all as text."""
+    """One attribute per metric."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
-        self.requests = Counter("camcal_requests_total", "Answered requests", ["route", "code"], registry=registry)
+        self.requests = Counter(
+            "camcal_requests_total", "Requests by route and status code", ["route", "code"], registry=registry
+        )
         self.request_seconds = Histogram(
-            "camcal_request_duration_seconds", "Whole requests", ["route"], buckets=_SECONDS, registry=registry
+            "camcal_request_duration_seconds",
+            "Time from request to response",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.stage_seconds = Histogram(
-            "camcal_stage_duration_seconds", "Parts of requests", ["stage"], buckets=_STAGE_SECONDS, registry=registry
+            "camcal_stage_duration_seconds",
+            "Time per processing stage of a request",
+            ["stage"],
+            buckets=_STAGE_SECONDS,
+            registry=registry,
         )
-        self.in_flight = Gauge("camcal_in_flight", "Requests being answered", registry=registry)
-        self.ready = Gauge("camcal_ready", "1 when ready for requests, 0 before and while draining", registry=registry)
-        self.workers = Gauge("camcal_workers", "Processes that should serve", registry=registry)
-        self.cancelled = Counter("camcal_cancelled_total", "Clients gone before the answer", registry=registry)
+        self.in_flight = Gauge("camcal_in_flight", "Requests in progress", registry=registry)
+        self.ready = Gauge("camcal_ready", "1 if ready, 0 during startup and while draining", registry=registry)
+        self.workers = Gauge("camcal_workers", "Configured worker processes (CAMCAL_WORKERS)", registry=registry)
+        self.cancelled = Counter(
+            "camcal_cancelled_total", "Requests whose client disconnected before the response", registry=registry
+        )
         self.rejected = Counter(
-            "camcal_rejected_total", "Requests refused for want of room or time", ["reason"], registry=registry
+            "camcal_rejected_total",
+            "Requests rejected by overload, rate limit, deadline or readiness",
+            ["reason"],
+            registry=registry,
         )
         for reason in ("queue_full", "queue_bytes", "client_full", "client_bytes", "rate_limited"):
             self.rejected.labels(reason)
@@ -46,23 +61,23 @@ class Metrics:
             self.rejected.labels(reason)
 
         self.large_images = Counter(
-            "camcal_large_images_total", "Images decoded by the process for large ones", registry=registry
+            "camcal_large_images_total", "Images decoded in the separate process for large images", registry=registry
         )
         self.unauthorized = Counter(
-            "camcal_unauthorized_total", "Requests refused for their API key", ["reason"], registry=registry
+            "camcal_unauthorized_total", "Requests rejected by the API key check", ["reason"], registry=registry
         )
         for reason in ("missing", "wrong", "wait", "route"):
             self.unauthorized.labels(reason)
 
-        self.batch_size = Histogram("camcal_batch_size", "Images in a run", buckets=_BATCH_SIZES, registry=registry)
-        self.batch_padding = Counter("camcal_batch_padding_total", "Empty images added to runs", registry=registry)
-        self.queue_depth = Gauge("camcal_queue_depth", "Requests that wait for the model", registry=registry)
+        self.batch_size = Histogram("camcal_batch_size", "Images per batch", buckets=_BATCH_SIZES, registry=registry)
+        self.batch_padding = Counter("camcal_batch_padding_total", "Padding images added to batches", registry=registry)
+        self.queue_depth = Gauge("camcal_queue_depth", "Requests waiting for the model", registry=registry)
         self.queue_bytes = Gauge("camcal_queue_bytes", "Bytes of request bodies in memory", registry=registry)
-        self.queue_limit = Gauge("camcal_queue_limit", "Requests that may wait", registry=registry)
+        self.queue_limit = Gauge("camcal_queue_limit", "Queue size (CAMCAL_QUEUE_LIMIT)", registry=registry)
 
         self.failures = Counter(
             "camcal_model_failures_total",
-            "Runs of the model that failed or gave useless answers, and faults after a run",
+            "Failed inference: errors, invalid outputs (answer) and failures after inference (after)",
             ["reason"],
             registry=registry,
         )
@@ -70,31 +85,31 @@ class Metrics:
             self.failures.labels(reason)
 
         self.model_info = Gauge(
-            "camcal_model_info", "The model served", ["name", "version", "provider", "classes"], registry=registry
+            "camcal_model_info", "Model in use", ["name", "version", "provider", "classes"], registry=registry
         )
         self.device_fallback = Gauge(
-            "camcal_device_fallback", "1 when the CPU stands in for a GPU that failed", registry=registry
+            "camcal_device_fallback", "1 if running on the CPU because the GPU failed to start", registry=registry
         )
 
         self.reloads = Counter(
             "camcal_reloads_total",
-            "Bundles loaded in place of the one served",
+            "Model reloads by result",
             ["result"],
             registry=registry,
         )
         for result in ("done", "failed"):
             self.reloads.labels(result)
 
-        self.store_entries = Gauge("camcal_cam_store_entries", "Explanations kept", registry=registry)
-        self.store_bytes = Gauge("camcal_cam_store_bytes", "Bytes of explanations kept", registry=registry)
+        self.store_entries = Gauge("camcal_cam_store_entries", "Heatmaps in the store", registry=registry)
+        self.store_bytes = Gauge("camcal_cam_store_bytes", "Bytes of heatmaps in the store", registry=registry)
         self.store_evictions = Counter(
-            "camcal_cam_store_evictions_total", "Explanations dropped", ["reason"], registry=registry
+            "camcal_cam_store_evictions_total", "Heatmaps removed from the store", ["reason"], registry=registry
         )
         self.store_reads = Counter(
-            "camcal_cam_store_reads_total", "Explanations asked for", ["result"], registry=registry
+            "camcal_cam_store_reads_total", "Heatmap lookups: hit or miss", ["result"], registry=registry
         )
         self.store_failures = Counter(
-            "camcal_cam_store_failures_total", "Faults of the store", ["operation"], registry=registry
+            "camcal_cam_store_failures_total", "Failed store operations", ["operation"], registry=registry
         )
         for reason in ("expired", "full", "deleted"):
             self.store_evictions.labels(reason)
@@ -104,18 +119,18 @@ class Metrics:
             self.store_failures.labels(operation)
 
         self.predictions = Counter(
-            "camcal_predictions_total", "Predictions by the group of the best class", ["group"], registry=registry
+            "camcal_predictions_total", "Predictions by the group of the top class", ["group"], registry=registry
         )
         self.confidence = Histogram(
             "camcal_calibrated_confidence",
-            "Calibrated probability of the best class",
+            "Calibrated probability of the top class",
             ["group"],
             buckets=_SHARES,
             registry=registry,
         )
         self.shift = Histogram(
             "camcal_calibration_shift",
-            "Calibrated minus plain probability of the best class",
+            "Calibrated minus uncalibrated probability of the top class",
             buckets=_SHIFTS,
             registry=registry,
         )
@@ -126,12 +141,12 @@ class Metrics:
             self.stage_seconds.labels(stage)
 
     def render(self) -> bytes:
-        """The text that Prometheus reads."""
+        """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
 
 class _Families(Collector):
-    """Metrics as they were read, for another registry."""
+    """Parsed metrics, to be registered in another registry."""
 
     def __init__(self, families: Iterable[Metric]):
         self._families = families
@@ -141,9 +156,10 @@ class _Families(Collector):
 
 
 def joined(texts: Mapping[int, bytes]) -> bytes:
-    """One text of what `Metrics.render` gave in each of several workers, told apart by the label `worker`.
+    """Merge the `Metrics.render` texts of several workers into one, with a label `worker`.
 
-    Sums would fall when a worker ends, and Prometheus would take the rest of such a sum for new.
+    Summing over the workers instead would let a counter fall when a worker ends. Prometheus takes that for a reset and
+    counts the remaining sum again.
     """
     families: dict[str, Metric] = {}
     for worker, text in texts.items():
@@ -157,5 +173,5 @@ def joined(texts: Mapping[int, bytes]) -> bytes:
 
 
 def server_timing(stages: Mapping[str, float]) -> str:
-    """The header `Server-Timing` of the seconds that each stage took."""
+    """The `Server-Timing` header for the duration of each stage, in seconds."""
     return ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items())

@@ -1,4 +1,4 @@
-"""Every setting of the service, read from `CAMCAL_*` environment variables."""
+"""The settings of the service, read from `CAMCAL_*` environment variables."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from camcal.service.keys import check_strength, read_keys
 
 DEFAULT_BUNDLE = Path(bundle_module.__file__).parent / "pretrained" / "caltech100"
 
-MAX_WORKERS = 64  # the id of a heatmap names its worker by one character
-ENVELOPE_BYTES = 64 * 2**10  # what a form may hold beside its image
+MAX_WORKERS = 64  # one character of a heatmap's id names its worker
+ENVELOPE_BYTES = 64 * 2**10  # room in a form for everything but the image
 
 Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["text", "json"]
 
-# An empty one of these is an error: it would open a door that was meant to be shut.
+# These settings restrict access. An empty value is an error: it would silently lift the restriction.
 GUARDS = ("api_key", "api_keys_file", "allowed_hosts")
 
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
@@ -36,95 +36,127 @@ _HOST = re.compile(r"(\*\.)?[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]")
 
 
 class Settings(BaseSettings):
-    """What an operator may choose. Every field `x` is the environment variable `CAMCAL_X`; an empty one is unset."""
+    """Settings of the server. The field `x` is the environment variable `CAMCAL_X`; an empty variable is unset."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     bundle: Path = Field(DEFAULT_BUNDLE, description="Folder of the bundle to serve.")
-    watch: bool = Field(False, description="Reload the bundle whenever the files of its folder change.")
+    watch: bool = Field(False, description="Reload the bundle when files in its folder change.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    uds: Path | None = Field(None, description="Unix socket to listen on, in place of host and port.")
-    root_path: str = Field("", description="Path that a proxy takes away before it asks here: /vision.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free port.")
+    uds: Path | None = Field(None, description="Unix socket to listen on, instead of host and port.")
+    root_path: str = Field("", description="URL prefix stripped by the reverse proxy, such as /vision.")
     trusted_proxies: str = Field(
-        "", description="Addresses and networks whose X-Forwarded-For is believed: 10.0.0.0/8,::1; or `unix`."
+        "", description="Proxies whose X-Forwarded-For is trusted: addresses, networks (10.0.0.0/8,::1), or `unix`."
     )
     api_key: SecretStr | None = Field(
-        None, description="API key for all routes that need one; at least 16 characters. None by default."
+        None, description="API key for all routes that need one, at least 16 characters. By default no key is needed."
     )
-    api_keys_file: Path | None = Field(None, description="TOML file of named API keys; read again when it changes.")
-    key_attempts: int = Field(10, ge=0, description="Wrong API keys an address may send before it has to wait; 0: any.")
+    api_keys_file: Path | None = Field(None, description="TOML file of named API keys; reloaded when it changes.")
+    key_attempts: int = Field(
+        10, ge=0, description="Wrong API keys per address before further attempts are delayed; 0 for no limit."
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Origins of other web pages that may call the API, separated by commas; `*` for all."
+        (), description="CORS: origins of web pages that may call the API, separated by commas; `*` for all."
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Accepted Host headers, separated by commas, such as `*.example.org`; by default any."
+        (), description="Accepted Host headers, separated by commas, such as `*.example.org`; by default all."
     )
-    metrics_need_key: bool = Field(False, description="/metrics needs a key with the route group `metrics`.")
+    metrics_need_key: bool = Field(False, description="Require an API key with the route group `metrics` for /metrics.")
     metrics_port: int | None = Field(
-        None, ge=1, le=65535, description="Port for /metrics alone; the other port then has none."
+        None, ge=1, le=65535, description="Separate port for /metrics; the main port then has no /metrics."
     )
-    access_log: bool = Field(False, description="One JSON line per request on standard error.")
-    log_format: LogFormat = Field("text", description="`json`: every line on standard error is a JSON object.")
-    otel: bool = Field(False, description="Send traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra `otel`.")
+    access_log: bool = Field(False, description="Log one JSON line per request to standard error.")
+    log_format: LogFormat = Field("text", description="`json` makes every line on standard error a JSON object.")
+    otel: bool = Field(
+        False, description="Send OpenTelemetry traces to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra `otel`."
+    )
 
-    workers: int = Field(1, ge=1, le=MAX_WORKERS, description="Processes that serve; each has its share of the CPUs.")
-    device: Device = Field("auto", description="`cuda` fails without CUDA; `auto` falls back to the CPU and says so.")
-    sessions: int = Field(1, ge=1, le=64, description="Copies of the model behind the queue, each on its own GPU.")
-    load_timeout_s: float = Field(
-        25.0, gt=0, le=3600, description="Longest time that a trial of a bundle in a process of its own may take."
+    workers: int = Field(1, ge=1, le=MAX_WORKERS, description="Worker processes; they share the CPUs.")
+    device: Device = Field(
+        "auto", description="`cpu`, `cuda` (fails without CUDA), or `auto`: CUDA with a logged fallback to the CPU."
     )
-    load_bytes: int = Field(2 * 2**30, ge=2**26, description="Memory that the trial of a bundle may take.")
-    max_model_bytes: int = Field(MAX_MODEL_BYTES, ge=1, description="Largest model file of a bundle.")
-    max_batch: int | None = Field(None, ge=1, le=1024, description="Images in one run; by default 32, 8 on a CPU.")
-    intra_threads: int | None = Field(None, ge=1, le=1024, description="CPUs that the model may use; by default all.")
-    decode_threads: int | None = Field(None, ge=1, le=1024, description="Threads that decode; by default one per CPU.")
+    sessions: int = Field(1, ge=1, le=64, description="Copies of the model that share one queue, each on its own GPU.")
+    load_timeout_s: float = Field(
+        25.0, gt=0, le=3600, description="Timeout for testing a bundle in a separate process before it is served."
+    )
+    load_bytes: int = Field(2 * 2**30, ge=2**26, description="Memory limit of the process that tests a bundle.")
+    max_model_bytes: int = Field(MAX_MODEL_BYTES, ge=1, description="Maximum size of a bundle's model file.")
+    max_batch: int | None = Field(
+        None, ge=1, le=1024, description="Maximum batch size; by default 32 on a GPU, 8 on a CPU."
+    )
+    intra_threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads for inference; by default one per CPU."
+    )
+    decode_threads: int | None = Field(
+        None, ge=1, le=1024, description="Threads that decode images; by default one per CPU."
+    )
 
     decode_bytes: int = Field(
-        512 * 2**20, ge=1, description="Memory for decoding ordinary images, shared by the threads that decode."
+        512 * 2**20, ge=1, description="Memory for decoding ordinary images, shared by the decoding threads."
     )
     large_bytes: int = Field(
-        512 * 2**20, ge=1, description="Memory for one larger image, decoded by a process of its own; more: 413."
+        512 * 2**20, ge=1, description="Memory for one large image in the separate decoding process, else 413."
     )
-    decode_cpu_s: float = Field(2.0, gt=0, le=3600, description="CPU time for decoding one image; more: 413.")
+    decode_cpu_s: float = Field(2.0, gt=0, le=3600, description="Maximum CPU time to decode one image, else 413.")
 
-    queue_limit: int = Field(256, ge=1, description="Requests that may wait; one more is answered 429.")
-    queue_s: float = Field(0.5, gt=0, description="With 64 requests waiting: longest expected wait, else 429.")
-    queue_bytes: int = Field(256 * 2**20, ge=1, description="Bytes of request bodies held at once; more: 429.")
+    queue_limit: int = Field(256, ge=1, description="Maximum number of requests in the queue, else 429.")
+    queue_s: float = Field(
+        0.5, gt=0, description="Maximum expected wait in the queue once 64 requests are waiting, else 429."
+    )
+    queue_bytes: int = Field(256 * 2**20, ge=1, description="Maximum bytes of request bodies in memory, else 429.")
     client_share: float = Field(
-        0.75, gt=0, le=1, description="Largest share of the queue for one address; less, the more others hold. 1: all."
+        0.75,
+        gt=0,
+        le=1,
+        description="Maximum share of the queue per client address; shrinks under load. 1 turns it off.",
     )
     address_rate: float | None = Field(
-        None, gt=0, le=1e6, description="Requests a second that one address may send; more: 429. By default any."
+        None, gt=0, le=1e6, description="Rate limit per client address, in requests per second, else 429; default none."
     )
     key_rate: float | None = Field(
-        None, gt=0, le=1e6, description="Requests a second for each API key without a rate of its own; more: 429."
+        None,
+        gt=0,
+        le=1e6,
+        description="Rate limit per API key that has none of its own, in requests per second, else 429.",
     )
     rate_burst_s: float = Field(
-        2.0, gt=0, le=3600, description="Seconds of its rate that an idle address or key may use at once."
+        2.0, gt=0, le=3600, description="Burst of the rate limits: this many seconds' worth of requests at once."
     )
-    timeout_s: float = Field(10.0, gt=0, le=3600, description="Longest wait of a complete request for the model: 504.")
-    body_timeout_s: float = Field(30.0, gt=0, le=3600, description="Longest time a request body may take: 408.")
+    timeout_s: float = Field(
+        10.0, gt=0, le=3600, description="Maximum wait of a complete request for the model, else 504."
+    )
+    body_timeout_s: float = Field(30.0, gt=0, le=3600, description="Maximum time to receive a request body, else 408.")
     min_body_rate: int = Field(
-        16 * 2**10, ge=0, description="Bytes a second at which a body above 64 KiB has to come, else 408; 0: any."
+        16 * 2**10,
+        ge=0,
+        description="Minimum upload rate of bodies above 64 KiB, in bytes per second, else 408; 0 for no limit.",
     )
-    head_timeout_s: float = Field(10.0, gt=0, le=3600, description="Longest time a request's headers may take: 408.")
-    keep_alive_s: int = Field(65, ge=1, le=3600, description="How long an idle connection stays open.")
-    drain_s: float = Field(5.0, ge=0, le=3600, description="After SIGTERM: time to go on serving while not ready.")
+    head_timeout_s: float = Field(
+        10.0, gt=0, le=3600, description="Maximum time to receive the request headers, else 408."
+    )
+    keep_alive_s: int = Field(65, ge=1, le=3600, description="Timeout of idle keep-alive connections.")
+    drain_s: float = Field(
+        5.0, ge=0, le=3600, description="Time after SIGTERM during which the server reports not ready but still serves."
+    )
 
-    max_bytes: int = Field(20_000_000, ge=1, description="Largest image file.")
-    max_images: int = Field(64, ge=1, le=4096, description="Images in one request that carries several.")
-    max_body_bytes: int = Field(64 * 2**20, ge=1, description="Body of such a request.")
-    max_pixels: int = Field(50_000_000, ge=1, description="Largest image, width times height.")
+    max_bytes: int = Field(20_000_000, ge=1, description="Maximum size of an image file, else 413.")
+    max_images: int = Field(64, ge=1, le=4096, description="Maximum number of images in one request, else 400.")
+    max_body_bytes: int = Field(
+        64 * 2**20, ge=1, description="Maximum body size of a request with several images, else 413."
+    )
+    max_pixels: int = Field(50_000_000, ge=1, description="Maximum width × height of an image, else 413.")
 
-    cam_ttl_s: float = Field(600.0, gt=0, le=31_536_000, description="Life of a heatmap.")
-    cam_max_bytes: int = Field(48 * 2**20, ge=1, description="Memory for heatmaps; the oldest leave first.")
+    cam_ttl_s: float = Field(600.0, gt=0, le=31_536_000, description="Lifetime of a heatmap.")
+    cam_max_bytes: int = Field(
+        48 * 2**20, ge=1, description="Memory for stored heatmaps; the oldest are evicted first."
+    )
 
     @field_validator("root_path")
     @classmethod
     def _is_a_path(cls, path: str) -> str:
         if not re.fullmatch("(/[A-Za-z0-9._~-]+)*", path):
-            raise ValueError("Input should be a path of letters, digits and ._~- that begins with /, such as /vision")
+            raise ValueError("Input should be a path of letters, digits and ._~- that starts with /, such as /vision")
         return path
 
     @field_validator("trusted_proxies")
@@ -133,8 +165,8 @@ class Settings(BaseSettings):
         try:
             parse_proxies(text)
         except ValueError as error:
-            listed = "Input should be addresses and networks separated by commas, such as 10.0.0.0/8,::1"
-            raise ValueError(f"{listed}; {error}") from None
+            expected = "Input should be addresses and networks separated by commas, such as 10.0.0.0/8,::1"
+            raise ValueError(f"{expected}; {error}") from None
         return text
 
     @field_validator("api_key")
@@ -153,8 +185,8 @@ class Settings(BaseSettings):
 
     @field_validator("cors_origins", "allowed_hosts", mode="before")
     @classmethod
-    def _split(cls, given: object) -> object:
-        return tuple(part.strip() for part in given.split(",")) if isinstance(given, str) else given
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
     @field_validator("cors_origins")
     @classmethod
@@ -167,15 +199,15 @@ class Settings(BaseSettings):
     @classmethod
     def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
         if not all(map(_HOST.fullmatch, hosts)):
-            raise ValueError("Input should be host names without a port, such as api.example.org or *.example.org")
+            raise ValueError("Input should be host names without ports, such as api.example.org or *.example.org")
         return tuple(host.lower() for host in hosts)
 
     @model_validator(mode="after")
     def _has_a_key_for_metrics(self) -> Self:
         if self.metrics_need_key and not self.has_keys:
-            raise ValueError("CAMCAL_METRICS_NEED_KEY is true, but there is no key: set CAMCAL_API_KEYS_FILE")
+            raise ValueError("CAMCAL_METRICS_NEED_KEY is true, but there are no API keys: set CAMCAL_API_KEYS_FILE")
         if self.metrics_port is not None and self.metrics_port == self.port:
-            raise ValueError(f"CAMCAL_METRICS_PORT is {self.port}, as CAMCAL_PORT is; choose another")
+            raise ValueError(f"CAMCAL_METRICS_PORT and CAMCAL_PORT are both {self.port}; choose another port")
         return self
 
     @property
@@ -185,40 +217,40 @@ class Settings(BaseSettings):
 
     @property
     def answer_s(self) -> float:
-        """The longest that a request may take, from the first byte of its body to its answer."""
+        """The maximum duration of a request in seconds, from the first byte of its body to the response."""
         return self.body_timeout_s + self.timeout_s + 5
 
     @property
     def images_limit(self) -> int:
-        """Images in one request: a request that could never fit into the queue is refused for its size."""
+        """Maximum number of images in one request; more could never fit into the queue."""
         return min(self.max_images, max(1, int(self.queue_limit * self.client_share)))
 
     def queue_bytes_of(self, workers: int) -> int:
-        """The queue's bytes for one of `workers`: an equal part, or room for one image if that is more."""
+        """The queue bytes of each of `workers` workers: an equal part, but at least room for one image."""
         image = math.ceil((self.max_bytes + ENVELOPE_BYTES) / self.client_share)
         return max(1, self.queue_bytes // workers, min(self.queue_bytes, image))
 
 
-# Those that CAMCAL_X_FILE may bring.
+# The settings that may also come from a file, CAMCAL_X_FILE.
 SECRETS = tuple(name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation))
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """The settings from the environment; `overrides` that are not None win.
+    """Read the settings from the environment. `overrides` that are not None take precedence.
 
     Raises:
-        SettingsError: naming the first variable that is misspelt or whose value cannot be used, and what is accepted.
+        SettingsError: for the first variable that is unknown or invalid, with the accepted values.
     """
-    given = {name: value for name, value in overrides.items() if value is not None}
+    options = {name: value for name, value in overrides.items() if value is not None}
     secrets = environment.read(os.environ, fields=Settings.model_fields, secrets=SECRETS, guards=GUARDS)
     try:
-        return Settings(**{**secrets, **given})
+        return Settings(**{**secrets, **options})
     except ValidationError as error:
-        raise SettingsError(_said(error)) from None
+        raise SettingsError(_message(error)) from None
 
 
-def _said(error: ValidationError) -> str:
-    """The first fault, without the value of a secret."""
+def _message(error: ValidationError) -> str:
+    """The first error, without the value of a secret."""
     first = error.errors()[0]
     message = sentence(first["msg"])
     if not first["loc"]:
@@ -226,12 +258,13 @@ def _said(error: ValidationError) -> str:
     field, value = str(first["loc"][0]), str(first["input"])
     if field == "port" and value.startswith("tcp://"):
         message += (
-            "; Kubernetes sets it for a Service named camcal: set enableServiceLinks: false in the pod, or CAMCAL_PORT"
+            "; Kubernetes sets this variable for a Service named camcal: "
+            "set enableServiceLinks: false in the pod, or set CAMCAL_PORT yourself"
         )
     return f"{variable(field)}: {message}" if field in SECRETS else f"{variable(field)} is {value!r}: {message}"
 
 
 def sentence(message: str) -> str:
-    """A pydantic message in the tone of ours: `Input should be ...` becomes `it should be ...`."""
+    """Reword a pydantic message for our sentences: `Input should be ...` becomes `it should be ...`."""
     message = message.removeprefix("Value error, ")
     return "it" + message.removeprefix("Input") if message.startswith("Input ") else message

@@ -1,6 +1,6 @@
-"""Lines that libraries write to standard error by themselves, such as ONNX Runtime in C++: as JSON, like all others.
+"""Convert to JSON what libraries write to standard error directly, such as ONNX Runtime from C++.
 
-The module is also the program that turns them; it needs nothing but the standard library, so that it is small.
+This module is also the program of the converting process. It imports only the standard library, to stay small.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, TextIO
 if TYPE_CHECKING:
     from subprocess import Popen
 
-FLUSH_S = 2.0  # for the last lines, at the end
+FLUSH_S = 2.0  # longest wait for the last lines at exit
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _ONNXRUNTIME = re.compile(r"\[([VIWEF]):onnxruntime")
@@ -26,9 +26,10 @@ _LEVELS = {"V": "debug", "I": "info", "W": "warning", "E": "error", "F": "critic
 
 
 def wrap() -> TextIO:
-    """Have a process of its own turn every line on standard error into JSON; returns the stream for what is JSON.
+    """Let a child process convert every line on standard error to JSON. Returns the stream for lines that are JSON.
 
-    Not a thread: the last words of a process that is aborted would be lost with it. On Windows nothing changes.
+    This is a process and not a thread, so that the last lines of an aborted process are not lost. On Windows, standard
+    error stays as it is.
     """
     if os.name == "nt":
         return sys.stderr
@@ -37,7 +38,7 @@ def wrap() -> TextIO:
     sys.stderr.flush()
     raw = os.dup(2)
     reads, writes = os.pipe()
-    # Of another session, or a terminal would send it the signals that end the service.
+    # In a new session, or a terminal would send it the signals that stop the service.
     command = [sys.executable, "-I", "-S", __file__]
     child = Popen(command, stdin=reads, stdout=raw, stderr=DEVNULL, start_new_session=True)
     os.close(reads)
@@ -48,7 +49,7 @@ def wrap() -> TextIO:
 
 
 def as_json(line: bytes) -> bytes:
-    """The record of one line; nothing of an empty one, and the line itself if it is a JSON object already."""
+    """The JSON record of one line. JSON objects are returned unchanged; an empty line gives no record."""
     text = _COLOURS.sub("", line.decode(errors="replace")).rstrip()
     if not text:
         return b""
@@ -57,8 +58,8 @@ def as_json(line: bytes) -> bytes:
             return line
     except ValueError:
         pass
-    found = _ONNXRUNTIME.search(text)
-    level = _LEVELS[found[1]] if found else "warning"
+    match = _ONNXRUNTIME.search(text)
+    level = _LEVELS[match[1]] if match else "warning"
     return json.dumps({"time": time.time(), "level": level, "logger": "stderr", "message": text}).encode() + b"\n"
 
 
@@ -69,7 +70,7 @@ def _copy(lines: BinaryIO, raw: int) -> None:
 
 
 def _unwrap(owner: int, child: Popen[bytes], raw: int) -> None:
-    """At the end of the process `owner`, wait for the last lines."""
+    """At exit of the process `owner`, wait for the last lines."""
     if os.getpid() != owner:
         return
     from subprocess import TimeoutExpired
@@ -78,11 +79,15 @@ def _unwrap(owner: int, child: Popen[bytes], raw: int) -> None:
     os.dup2(raw, 2)
     try:
         child.wait(FLUSH_S)
-    except TimeoutExpired:  # another process may write on
+    except TimeoutExpired:  # another process may still write
         pass
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # it ends with the last process that writes
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # ends at end of file, when no process writes any more
         signal.signal(number, signal.SIG_IGN)
     _copy(sys.stdin.buffer, 1)

@@ -1,4 +1,4 @@
-"""What the three mirrored test packages share: one small run on real digits, trained once a session."""
+"""Shared fixtures: one small training run on real digits, trained once per session."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from camcal.training.run import Run
 
 @pytest.fixture(scope="session")
 def digits_recipe() -> Recipe:
-    """The shipped demonstration, as it ships."""
+    """The shipped recipe `digits`."""
     return load_recipe("digits")
 
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory, digits_recipe: Recipe) -> Run:
-    """A finished run: trained, calibrated, judged and exported."""
+    """A finished run: trained, calibrated, evaluated and exported."""
     run = Run(tmp_path_factory.mktemp("digits") / "run")
     pipeline.train(digits_recipe, run, Console(file=io.StringIO()))
     return run

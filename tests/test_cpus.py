@@ -57,7 +57,7 @@ def test_cgroup_v1(tmp_path: Path, quota: str, expected: int) -> None:
     assert usable_cpus(tmp_path) == expected
 
 
-def test_threads_that_compute_stand_back_and_nobody_else() -> None:
+def test_yield_to_event_loop_lowers_only_the_calling_thread() -> None:
     def priority(_: int) -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 

@@ -162,9 +162,9 @@ def new(
 ) -> None:
     """Make an API key. It is shown once, on standard error; the line for the keys file goes to standard output."""
     with spoken_errors():
-        from camcal.service.keys import USUAL, new_key
+        from camcal.service.keys import DEFAULT_GROUPS, new_key
 
-        wanted = USUAL if routes is None else [route.strip() for route in routes.split(",")]
+        wanted = DEFAULT_GROUPS if routes is None else [route.strip() for route in routes.split(",")]
         key, line = new_key(name, wanted, rate)
     typer.echo(f"The API key of {name}, which is shown only now:\n{key}", err=True)
     typer.echo("The line for the file that CAMCAL_API_KEYS_FILE names:", err=True)

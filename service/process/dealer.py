@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from camcal.service.logs import Seldom
+from camcal.service.logs import RateLimitedWarning
 from camcal.service.process.channel import WorkerHandle
 from camcal.service.process.events import Events
 from camcal.service.process.listening import FULL_S, Listeners, accept
@@ -34,7 +34,7 @@ class Dealer:
         self._workers = workers
         self._turns = itertools.count()
         self._accepting = False
-        self._exhausted = Seldom(log)
+        self._exhausted = RateLimitedWarning(log)
 
     def update(self) -> None:
         """Accept connections if a worker can take them."""

@@ -21,7 +21,7 @@ from camcal.service.http.app import create_app
 from camcal.service.http.dependencies import running
 from camcal.service.http.protocol import guarded
 from camcal.service.http.siblings import Siblings
-from camcal.service.logs import Seldom
+from camcal.service.logs import RateLimitedWarning
 from camcal.service.mailbox import Mailbox
 from camcal.service.settings import Settings
 
@@ -45,7 +45,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self._taking: set[asyncio.Future[Any]] = set()
-        self._exhausted = Seldom(log)
+        self._exhausted = RateLimitedWarning(log)
         self._room = _room()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:

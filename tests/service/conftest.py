@@ -1,4 +1,4 @@
-"""Clients of the service over a small real bundle, and one whose model waits until a test lets it go."""
+"""Clients of the service with a small real bundle, and a session whose inference a test can block."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from camcal.service.http.app import create_app
 from camcal.service.settings import PREFIX, Settings
 
 with warnings.catch_warnings():
-    # Starlette asks for another client library than httpx from its next major version on.
+    # Starlette's next major version replaces httpx as its client library.
     warnings.simplefilter("ignore")
     from starlette.testclient import TestClient as TestClient
 
 ClientFactory = Callable[..., TestClient]
 
-KEY = "0123456789-secret"  # an API key of just enough strength
+KEY = "0123456789-secret"  # the weakest API key that is accepted
 
 
 class GatedSession(Session):
-    """A real session whose runs, once `close` was called, wait until `open`, and which can be made to fail."""
+    """A real session whose inference blocks between `close` and `open`, and fails while `failing` is set."""
 
     def __init__(self, bundle: Bundle, **options: Any) -> None:
         self._open = threading.Event()
         self._open.set()
-        self.waiting = threading.Semaphore(0)  # released once for each run that begins to wait
+        self.waiting = threading.Semaphore(0)  # released once for each blocked batch
         self.sizes: list[int] = []
         self.failing = False
         super().__init__(bundle, **options)
@@ -60,7 +60,7 @@ class GatedSession(Session):
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings of whoever runs the tests must not reach them."""
+    """Remove settings of the developer's environment."""
     for name in list(os.environ):
         if name.startswith(PREFIX):
             monkeypatch.delenv(name)
@@ -85,20 +85,20 @@ def gated(bundle: Bundle) -> Iterator[GatedSession]:
 
 @pytest.fixture
 def submitted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Grows by one for each image that is put before the model; requests are counted before theirs is decoded."""
+    """Grows by one for each image that is submitted to the batcher, after it was decoded."""
     submit, submitted = Batcher.submit, list[object]()
 
-    async def counted(*args: Any, **options: Any) -> Answer:
+    async def record(*args: Any, **options: Any) -> Answer:
         submitted.append(args)
         return await submit(*args, **options)
 
-    monkeypatch.setattr(Batcher, "submit", counted)
+    monkeypatch.setattr(Batcher, "submit", record)
     return submitted
 
 
 @pytest.fixture
 def current(tmp_path: Path, bundle: Bundle) -> Callable[[Path], Path]:
-    """Points the folder `current` at a bundle, in one step, and gives the folder; at first at `bundle`."""
+    """Atomically points the symbolic link `current` at a bundle and returns the link; it starts at `bundle`."""
 
     def point(target: Path) -> Path:
         (tmp_path / "next").symlink_to(target)
@@ -111,13 +111,13 @@ def current(tmp_path: Path, bundle: Bundle) -> Callable[[Path], Path]:
 
 @pytest.fixture
 def client_factory(session: Session) -> Iterator[ClientFactory]:
-    """Makes clients of started apps; keywords are settings, and `session` another session."""
+    """Starts an app and returns its client. Keyword arguments are settings; `session` replaces the session."""
     with ExitStack() as stack:
 
         def make(session: Session = session, **settings: Any) -> TestClient:
-            patient = {"timeout_s": 60} | settings  # on a machine that is busy with something else
-            chosen = Settings(bundle=session.bundle.path, max_batch=session.max_batch, **patient)
-            return stack.enter_context(TestClient(create_app(chosen, session)))
+            options = {"timeout_s": 60} | settings  # long enough for a busy machine
+            merged = Settings(bundle=session.bundle.path, max_batch=session.max_batch, **options)
+            return stack.enter_context(TestClient(create_app(merged, session)))
 
         yield make
 
@@ -128,7 +128,7 @@ def client(client_factory: ClientFactory) -> TestClient:
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (60, 40), mode: str = "RGB") -> Image.Image:
-    """A smooth random picture."""
+    """A smooth random image."""
     small = np.random.default_rng(seed).integers(0, 256, size=(6, 8, 3), dtype=np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode)
 

@@ -18,7 +18,7 @@ def scope(peer: str | None, *forwarded: str, trusted: str = PROXIES) -> dict[str
 
 def test_peer_is_the_client() -> None:
     assert client_address(scope("203.0.113.7")) == "203.0.113.7"
-    assert client_address(scope("10.1.2.3")) == "10.1.2.3"  # a proxy that asks for itself
+    assert client_address(scope("10.1.2.3")) == "10.1.2.3"  # a request of the proxy itself
     assert client_address(scope(None)) == "unix"
     assert client_address(scope("testclient")) == "unknown"
 

@@ -20,7 +20,7 @@ def test_result_and_error_come_back() -> None:
         asyncio.run(in_background(fail))
 
 
-def test_work_without_end_does_not_hold_up_the_end() -> None:
+def test_endless_work_does_not_delay_exit() -> None:
     code = (
         "import asyncio, threading\n"
         "from camcal.service.background import in_background\n"
@@ -30,5 +30,5 @@ def test_work_without_end_does_not_hold_up_the_end() -> None:
         "    task.cancel()\n"
         "asyncio.run(main())\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=60)
-    assert ended.returncode == 0
+    result = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=60)
+    assert result.returncode == 0

@@ -1,4 +1,4 @@
-"""Logs and traces: what leaves the service beside its answers."""
+"""Logs and traces."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.service.test_live import ROOT, process
 
 @pytest.fixture
 def lines() -> Iterator[io.StringIO]:
-    """What a handler with the JSON format writes."""
+    """The output of a log handler with the JSON format."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
@@ -62,7 +62,7 @@ def test_json_lines_carry_the_request_id(
 EVIL = "label\nforged line \x1b[2J\x9b31m\u2028\u202e"
 
 
-def failed() -> logging.LogRecord:
+def error_record() -> logging.LogRecord:
     try:
         raise ValueError(f"of {EVIL}\nTraceback forged")
     except ValueError:
@@ -70,14 +70,14 @@ def failed() -> logging.LogRecord:
 
 
 def test_text_cannot_be_forged() -> None:
-    first, *rest = TextFormatter().format(failed()).split("\n")
+    first, *rest = TextFormatter().format(error_record()).split("\n")
     assert first == "bad label"
     assert rest and all(line.startswith("  ") and line.isprintable() for line in rest)
     assert "  forged line \\u001b[2J\\u009b31m\\u2028\\u202e" in rest
 
 
 def test_json_cannot_be_forged() -> None:
-    text = JsonFormatter().format(failed())
+    text = JsonFormatter().format(error_record())
     assert text.isprintable()
     assert json.loads(text)["message"] == f"bad {EVIL}"
     assert "ValueError: of label\nforged line" in json.loads(text)["exception"]
@@ -100,7 +100,7 @@ NOISY = """if True:
     from camcal.__main__ import main
     from camcal.service.process import server
 
-    class Careless:
+    class FailsInFinalizer:
         def __del__(self):
             raise ValueError("in a finaliser")
 
@@ -116,20 +116,20 @@ NOISY = """if True:
         thread.join()
         subprocess.run(["sh", "-c", "echo from a child >&2"])
         self._loop.call_soon(fail)
-        Careless()
+        FailsInFinalizer()
 
     server.Server.reload = noise
     main()"""
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_whatever_is_written_to_standard_error_is_json(bundle: Bundle, workers: str) -> None:
+def test_every_line_on_standard_error_is_json(bundle: Bundle, workers: str) -> None:
     settings = {"CAMCAL_LOG_FORMAT": "json", "CAMCAL_DRAIN_S": "0", "CAMCAL_WORKERS": workers}
     with process(bundle, ("-c", NOISY), **settings) as (child, _):
         child.send_signal(signal.SIGHUP)
         assert child.stderr is not None
         records: list[dict[str, Any]] = []
-        while sum(record["logger"] == "asyncio" for record in records) < int(workers):  # the last that each makes
+        while sum(record["logger"] == "asyncio" for record in records) < int(workers):  # the last record of each worker
             records.append(json.loads(child.stderr.readline()))
         child.terminate()
         records += map(json.loads, child.stderr)
@@ -145,15 +145,15 @@ def test_whatever_is_written_to_standard_error_is_json(bundle: Bundle, workers: 
 def serve(
     *arguments: str, program: tuple[str, str] = ("-m", "camcal"), environment: dict[str, str] | None = None
 ) -> tuple[int, list[Any]]:
-    """Exit code and records of a service that ends by itself."""
+    """Exit code and log records of a service that exits by itself."""
     command = [sys.executable, *program, "serve", "--port", "0", *arguments]
-    chosen = {"CAMCAL_LOG_FORMAT": "json", **(environment or {})}
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=chosen)
-    return ended.returncode, [json.loads(line) for line in ended.stderr.splitlines()]
+    variables = {"CAMCAL_LOG_FORMAT": "json", **(environment or {})}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=variables)
+    return result.returncode, [json.loads(line) for line in result.stderr.splitlines()]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "said"),
+    ("arguments", "environment", "message"),
     [
         (["--bundle", "nowhere"], {}, "no bundle at nowhere: expected a folder"),
         (["--bundle", "nowhere", "--workers", "2"], {}, "no bundle at nowhere: expected a folder"),
@@ -163,29 +163,29 @@ def serve(
         (["--host", "192.0.2.1"], {}, "host 192.0.2.1 is not an address of this machine"),
     ],
 )
-def test_a_start_that_fails_in_json(arguments: list[str], environment: dict[str, str], said: str) -> None:
+def test_failed_start_in_json(arguments: list[str], environment: dict[str, str], message: str) -> None:
     code, records = serve(*arguments, environment=environment)
     assert code == 2
     (record,) = records
-    assert record["message"].startswith(said) and record["level"] == "critical"
+    assert record["message"].startswith(message) and record["level"] == "critical"
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_fault_of_the_service_itself_in_json(bundle: Bundle, workers: str) -> None:
+def test_internal_error_at_startup_in_json(bundle: Bundle, workers: str) -> None:
     program = """if True:
         from camcal.__main__ import main
         from camcal.service.process import single, worker
         async def startup(self, sockets=None):
-            raise ArithmeticError("a fault")
+            raise ArithmeticError("boom")
         single.DrainingServer.startup = worker.Worker.startup = startup
         main()"""
     arguments = ["--bundle", str(bundle.path), "--workers", workers]
     code, records = serve(*arguments, program=("-c", program))
     assert code == (1 if workers == "1" else 2)
-    assert any("ArithmeticError: a fault" in record.get("exception", "") for record in records)
+    assert any("ArithmeticError: boom" in record.get("exception", "") for record in records)
 
 
-def test_the_last_words_of_a_process_that_is_aborted_are_json(bundle: Bundle) -> None:
+def test_last_line_of_an_aborted_process_is_json(bundle: Bundle) -> None:
     program = """if True:
         import os
         from camcal.__main__ import main
@@ -207,7 +207,7 @@ def test_traces(client_factory: ClientFactory) -> None:
     caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     headers = RAW | {"traceparent": caller, "X-Request-Id": "mine"}
     assert client_factory().post("/predict", content=png(), headers=headers).status_code == 200
-    assert exporter.get_finished_spans() == ()  # only when asked for
+    assert exporter.get_finished_spans() == ()  # off by default
     assert client_factory(otel=True).post("/predict", content=png(), headers=headers).status_code == 200
     (span,) = exporter.get_finished_spans()
     assert span.name == "POST /predict"

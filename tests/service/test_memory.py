@@ -1,4 +1,4 @@
-"""Bodies are let go with their answers, not with the next full garbage collection."""
+"""Request bodies are freed with their responses, not by the next full garbage collection."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ pytestmark = pytest.mark.skipif(sys.implementation.name != "cpython", reason="ne
 
 
 class Body(bytearray):
-    """A body that can be watched."""
+    """A body that can be weakly referenced."""
 
 
 @pytest.fixture
 def bodies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[weakref.ref[Body]]]:
-    """References to the bodies that are read; nothing is collected meanwhile."""
-    watched: list[weakref.ref[Body]] = []
+    """Weak references to all request bodies; the garbage collector is off meanwhile."""
+    references: list[weakref.ref[Body]] = []
 
     def new() -> Body:
-        made = Body()
-        watched.append(weakref.ref(made))
-        return made
+        body = Body()
+        references.append(weakref.ref(body))
+        return body
 
     monkeypatch.setattr(body, "bytearray", new, raising=False)
-    monkeypatch.setattr(logging.getLogger("camcal"), "disabled", True)  # pytest would keep the errors that are logged
+    monkeypatch.setattr(logging.getLogger("camcal"), "disabled", True)  # pytest would keep logged errors alive
     gc.collect()
     gc.disable()
-    yield watched
+    yield references
     gc.enable()
 
 
-def gone(bodies: list[weakref.ref[Body]]) -> bool:
-    return bool(bodies) and all(watched() is None for watched in bodies)
+def freed(bodies: list[weakref.ref[Body]]) -> bool:
+    return bool(bodies) and all(body() is None for body in bodies)
 
 
 def send(client: TestClient, data: bytes, **headers: str) -> Any:  # the response of the client in use
@@ -61,11 +61,11 @@ def send(client: TestClient, data: bytes, **headers: str) -> Any:  # the respons
         (CASES["one-column.png"](), 413),
     ],
 )
-def test_after_an_answer(
+def test_after_a_response(
     client_factory: ClientFactory, bodies: list[weakref.ref[Body]], data: bytes, status: int
 ) -> None:
     assert send(client_factory(), data).status_code == status
-    wait_for(lambda: gone(bodies))
+    wait_for(lambda: freed(bodies))
 
 
 def test_after_a_form_and_a_batch(client_factory: ClientFactory, bodies: list[weakref.ref[Body]]) -> None:
@@ -74,12 +74,12 @@ def test_after_a_form_and_a_batch(client_factory: ClientFactory, bodies: list[we
     assert client.post("/predict", files={"other": b"x"}).status_code == 400
     images = [("image", png()), ("image", b"no image"), ("image", CASES["no-end.jpg"]())]
     assert client.post("/predict/batch", files=images).status_code == 200
-    wait_for(lambda: gone(bodies))
+    wait_for(lambda: freed(bodies))
 
 
 def test_after_a_large_image(client_factory: ClientFactory, bodies: list[weakref.ref[Body]]) -> None:
     assert send(client_factory(decode_bytes=100), png()).status_code == 200
-    wait_for(lambda: gone(bodies))
+    wait_for(lambda: freed(bodies))
 
 
 def test_after_a_deadline(client_factory: ClientFactory, gated: GatedSession, bodies: list[weakref.ref[Body]]) -> None:
@@ -91,14 +91,14 @@ def test_after_a_deadline(client_factory: ClientFactory, gated: GatedSession, bo
     assert send(client, png(), **{"X-Request-Timeout-Ms": "200"}).status_code == 504
     gated.open()
     first.join()
-    wait_for(lambda: gone(bodies))
+    wait_for(lambda: freed(bodies))
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
-def test_after_the_model_failed(
+def test_after_a_model_failure(
     client_factory: ClientFactory, gated: GatedSession, bodies: list[weakref.ref[Body]], path: str
 ) -> None:
     client = client_factory(session=gated)
     gated.failing = True
     assert client.post(path, files={"image": png()}).status_code == (500 if path == "/predict" else 200)
-    wait_for(lambda: gone(bodies))
+    wait_for(lambda: freed(bodies))

@@ -15,7 +15,7 @@ def samples(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]
     }
 
 
-def test_workers_are_told_apart() -> None:
+def test_joined_metrics_have_a_worker_label() -> None:
     first, second = Metrics(), Metrics()
     for metrics, count in ((first, 3), (second, 4)):
         metrics.requests.labels("/predict", "200").inc(count)
@@ -31,6 +31,6 @@ def test_workers_are_told_apart() -> None:
         for (name, labels), value in samples(alone).items()
     }
     assert 'camcal_requests_total{code="200",route="/predict",worker="2"} 4.0' in text.decode()
-    # Each family once, in one piece, as Prometheus demands.
+    # Prometheus requires each metric family to appear only once.
     names = re.findall(r"^# TYPE (\S+)", text.decode(), re.M)
     assert len(names) == len(set(names))

@@ -11,7 +11,7 @@ from camcal.service.stderr import as_json
     ("line", "level", "message"),
     [
         (b"words\n", "warning", "words"),
-        (b"no end", "warning", "no end"),
+        (b"no newline", "warning", "no newline"),
         (
             b"\x1b[1;31m2026 [E:onnxruntime:, x.cc:572 F] a fault\x1b[m\r\n",
             "error",
@@ -23,12 +23,12 @@ from camcal.service.stderr import as_json
         (b"[1]\n", "warning", "[1]"),
     ],
 )
-def test_a_line_becomes_an_object(line: bytes, level: str, message: str) -> None:
+def test_line_becomes_an_object(line: bytes, level: str, message: str) -> None:
     record = json.loads(as_json(line))
     assert (record["level"], record["message"], record["logger"]) == (level, message, "stderr")
     assert record["time"] > 0
 
 
-def test_an_object_stays_as_it_is() -> None:
+def test_object_is_unchanged() -> None:
     assert as_json(b'{"message": "known"}\n') == b'{"message": "known"}\n'
     assert as_json(b"\n") == b""
