@@ -1,1 +1,1 @@
-"""The serving commands of `camcal`."""
+"""The commands of `camcal` that serve and inspect bundles."""

@@ -1,6 +1,6 @@
-"""The commands of serving: `serve`, `predict`, `inspect`.
+"""The commands `serve`, `predict`, `inspect`, `key new` and `add-canary`.
 
-Everything heavy is imported inside the commands, so that `--help` is quick and `predict` needs no web server.
+Heavy imports stay inside the commands: `--help` is quick, and `predict` loads no web server.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 
 from camcal.printable import printable, printable_lines
 from camcal.service import logs
-from camcal.terminal import fail, print_error, spoken_errors
+from camcal.terminal import exit_on_user_error, fail, print_error
 
 if TYPE_CHECKING:
     from camcal.models.bundle import Bundle
@@ -29,15 +29,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-keys = typer.Typer(help="API keys for CAMCAL_API_KEYS_FILE.", no_args_is_help=True)
+keys = typer.Typer(help="Manage API keys (CAMCAL_API_KEYS_FILE).", no_args_is_help=True)
 app.add_typer(keys, name="key")
 
-BundleOption = Annotated[Path | None, typer.Option(help="Folder of the bundle; by default CAMCAL_BUNDLE's.")]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+BundleOption = Annotated[
+    Path | None, typer.Option(help="Folder of the bundle (default: CAMCAL_BUNDLE or the shipped one).")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="Device: auto, cpu or cuda (default: auto).")]
 
 
 class _Serve(TyperCommand):
-    """Mistakes in its options are in the format of the log too."""
+    """Reports invalid options in the log format."""
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         if os.environ.get("CAMCAL_LOG_FORMAT") == "json":
@@ -53,26 +55,28 @@ class _Serve(TyperCommand):
 @app.command(cls=_Serve)
 def serve(
     bundle: BundleOption = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on [8000].")] = None,
-    uds: Annotated[Path | None, typer.Option(help="Unix socket to listen on, in place of host and port.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default: 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (default: 8000).")] = None,
+    uds: Annotated[Path | None, typer.Option(help="Unix socket to listen on, instead of host and port.")] = None,
     device: DeviceOption = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that serve [1].")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes (default: 1).")] = None,
 ) -> None:
-    """Serve a bundle over HTTP. Every CAMCAL_ variable of the environment applies; options win."""
+    """Serve a bundle over HTTP. All CAMCAL_ environment variables apply; options take precedence."""
     if hasattr(signal, "SIGHUP"):  # not on Windows
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reload yet
-    # As the first process of a container, one would not get it at all before the server has a handler of its own.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # no model to reload yet
+    # Process 1 of a container ignores SIGTERM unless it has a handler; the server installs its own later.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with ExitStack() as stack:
         stack.callback(logs.drop_unwritten)
-        with spoken_errors(report=_report):
+        with exit_on_user_error(report=_report):
             from camcal.service.process.listening import ListenError, Listeners
 
             settings = _settings(bundle=bundle, host=host, port=port, uds=uds, device=device, workers=workers)
             if settings.workers > 1 and not hasattr(os, "fork"):
-                raise ValueError(f"{settings.workers} workers need a system that can fork; on this one, serve with one")
-            listeners = stack.enter_context(Listeners(settings))  # before the model, which takes a while to load
+                raise ValueError(
+                    f"CAMCAL_WORKERS is {settings.workers}, but this system cannot fork processes; use 1 worker"
+                )
+            listeners = stack.enter_context(Listeners(settings))  # before the model, which is slow to load
             if settings.otel:
                 import_module("opentelemetry.sdk")
             from camcal.service.engine.model import load_proven
@@ -85,56 +89,62 @@ def serve(
             sessions = load_proven(settings, Proofs())
         from camcal.service.process.single import serve as run
 
-        with spoken_errors((ListenError,), _report):
+        with exit_on_user_error((ListenError,), _report):
             run(settings, sessions, listeners)
 
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...|FOLDER", help="Image files, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...|FOLDER", help="Image files or folders.")],
     bundle: BundleOption = None,
     cam: Annotated[
-        Path | None, typer.Option(help="Write heatmaps of the best class: a PNG, or a folder for several images.")
+        Path | None, typer.Option(help="Write heatmaps of the top class: a PNG file, or a folder for several images.")
     ] = None,
     grid: Annotated[
-        bool, typer.Option("--grid", help="In --cam: the image, its plain and calibrated map, and the runner-up's.")
+        bool,
+        typer.Option(
+            "--grid",
+            help="Put the image, its plain and calibrated heatmaps and the runner-up's into one --cam picture.",
+        ),
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Write a .csv or .jsonl file instead of a table.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Classes shown for each image [5].")] = None,
-    prior: Annotated[str, typer.Option(help="Class prior: balanced, train, or the model's own, given.")] = "balanced",
+    top_k: Annotated[int | None, typer.Option(help="Number of classes per image (default: 5).")] = None,
+    prior: Annotated[
+        str, typer.Option(help="Class prior: balanced, train, or given (the model's own prior).")
+    ] = "balanced",
     device: DeviceOption = None,
 ) -> None:
-    """Classify images. A bad image is named on standard error, and the exit code is then 1."""
-    with spoken_errors():
-        from camcal.service.command.offline import draw_best, find_images, predict_files
+    """Classify images. Images that fail are listed on standard error, and the exit code is 1."""
+    with exit_on_user_error():
+        from camcal.service.command.offline import draw_top, find_images, predict_files
         from camcal.service.command.output import CamWriter, open_writer
         from camcal.service.engine.decoding import Limits
         from camcal.service.engine.prediction import Ranker
         from camcal.service.heatmaps.sheet import sheet
 
         if grid and not cam:
-            raise ValueError("--grid says what --cam draws; add --cam FILE.png")
+            raise ValueError("--grid needs --cam; add --cam FILE.png")
         files = find_images(images)
         settings = _settings(bundle=bundle, device=device)
         session = _session(settings)
         ranker = Ranker(session.bundle.manifest)
-        count, wanted = ranker.check_top_k(top_k), ranker.check_prior(prior)
+        count, checked_prior = ranker.check_top_k(top_k), ranker.check_prior(prior)
         cams = CamWriter(cam, files, single=len(images) == 1 and images[0].is_file()) if cam else None
         limits = Limits(max_bytes=settings.max_bytes, max_pixels=settings.max_pixels)
-        draw = (sheet if grid else draw_best) if cams else None
-        answers = predict_files(session, files, top_k=count, prior=wanted, limits=limits, draw=draw)
+        draw = (sheet if grid else draw_top) if cams else None
+        predictions = predict_files(session, files, top_k=count, prior=checked_prior, limits=limits, draw=draw)
         failed = 0
         with open_writer(out) as write:
-            for answer in _progress(answers, len(files)):
-                if answer.error is not None:
+            for prediction in _progress(predictions, len(files)):
+                if prediction.error is not None:
                     failed += 1
-                    typer.echo(printable(f"{answer.path}: {answer.error}"), err=True)
+                    typer.echo(printable(f"{prediction.path}: {prediction.error}"), err=True)
                     continue
-                write(answer)
-                if cams and answer.heatmap:
-                    cams.write(answer.path, answer.heatmap)
+                write(prediction)
+                if cams and prediction.heatmap:
+                    cams.write(prediction.path, prediction.heatmap)
     if failed:
-        typer.echo(f"{failed} of {len(files)} images could not be predicted", err=True)
+        typer.echo(f"{failed} of {len(files)} images failed", err=True)
         raise typer.Exit(1)
 
 
@@ -143,8 +153,8 @@ def inspect(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
-    """Verify a bundle's checksums and describe it."""
-    with spoken_errors():
+    """Verify a bundle's checksums and print a summary."""
+    with exit_on_user_error():
         from camcal.models.bundle import Bundle
 
         loaded = Bundle.load(bundle)
@@ -154,31 +164,32 @@ def inspect(
 
 @keys.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Whose key it is: letters, digits, _ and -.")],
+    name: Annotated[str, typer.Argument(help="Name of the key: letters, digits, _ and -.")],
     routes: Annotated[
-        str | None, typer.Option(help="What it opens, of predict,cam,model,v2,metrics [predict,cam,model,v2].")
+        str | None,
+        typer.Option(help="Route groups, of predict,cam,model,v2,metrics (default: all but metrics)."),
     ] = None,
-    rate: Annotated[float | None, typer.Option(help="Requests a second that it may send; by default any.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Rate limit in requests per second (default: none).")] = None,
 ) -> None:
-    """Make an API key. It is shown once, on standard error; the line for the keys file goes to standard output."""
-    with spoken_errors():
+    """Generate an API key. Standard error shows the key once; standard output has its line for the keys file."""
+    with exit_on_user_error():
         from camcal.service.keys import DEFAULT_GROUPS, new_key
 
-        wanted = DEFAULT_GROUPS if routes is None else [route.strip() for route in routes.split(",")]
-        key, line = new_key(name, wanted, rate)
-    typer.echo(f"The API key of {name}, which is shown only now:\n{key}", err=True)
-    typer.echo("The line for the file that CAMCAL_API_KEYS_FILE names:", err=True)
+        groups = DEFAULT_GROUPS if routes is None else [route.strip() for route in routes.split(",")]
+        key, line = new_key(name, groups, rate)
+    typer.echo(f"API key {name}; it is not stored, so save it now:\n{key}", err=True)
+    typer.echo("Line for the keys file (CAMCAL_API_KEYS_FILE):", err=True)
     typer.echo(line)
 
 
 @app.command("add-canary")
 def add_canary(bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")]) -> None:
-    """Record a bundle's answers on test images, for services to compare; `train` and `export` do so by themselves."""
-    with spoken_errors():
+    """Record a bundle's outputs on test images, which servers check before use. `train` and `export` do this too."""
+    with exit_on_user_error():
         from camcal.service.engine.canary import add_canary as add
 
-        changed = add(bundle)
-    typer.echo(f"{changed.path}: {_canary(changed)}")
+        updated = add(bundle)
+    typer.echo(f"{updated.path}: {_canary(updated)}")
 
 
 @app.command(hidden=True)
@@ -193,7 +204,7 @@ def openapi() -> None:
 
 
 def _report(message: str) -> None:
-    """Report a mistake in the format of the log."""
+    """Report an error in the log format."""
     if logs.in_json():
         logs.log.critical(message)
     else:
@@ -212,14 +223,14 @@ def _session(settings: Settings) -> Session:
     return load_session(settings)
 
 
-def _progress(answers: Iterator[FilePrediction], total: int) -> Iterator[FilePrediction]:
-    """The same answers, with a bar on standard error where a person is looking."""
+def _progress(predictions: Iterator[FilePrediction], total: int) -> Iterator[FilePrediction]:
+    """`predictions`, with a progress bar if standard error is a terminal."""
     if not sys.stderr.isatty() or total < 2:
-        return answers
+        return predictions
     from rich.console import Console
     from rich.progress import track
 
-    return iter(track(answers, "predicting", total=total, console=Console(stderr=True), transient=True))
+    return iter(track(predictions, "predicting", total=total, console=Console(stderr=True), transient=True))
 
 
 def _summary(bundle: Bundle) -> list[str]:
@@ -247,8 +258,8 @@ def _summary(bundle: Bundle) -> list[str]:
 
 def _canary(bundle: Bundle) -> str:
     if bundle.canary is None:
-        return f"none: `camcal add-canary {bundle.path}` records the answers that a service then compares"
-    return f"answers on {len(bundle.canary.top_classes)} test images, which a service compares at start and reload"
+        return f"none; add one with `camcal add-canary {bundle.path}`"
+    return f"outputs on {len(bundle.canary.top_classes)} test images, checked at startup and reload"
 
 
 def _believed(found: dict[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Predicts files without a server: the same decoding, batches and ranking."""
+"""Prediction of files without a server, with the same decoding, batching and ranking."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Draw = Callable[[Explanation, Sequence[dict[str, Any]], str], bytes]
 
 @dataclass(frozen=True, kw_only=True)
 class FilePrediction:
-    """One file's answer: `rows` as in the service's `predictions`, or `error`, a sentence that says why not."""
+    """The result for one file: `rows` as in the `predictions` of a response, or `error`, a sentence."""
 
     path: Path
     rows: list[dict[str, Any]]
@@ -42,36 +42,36 @@ class FilePrediction:
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files of `paths`, with folders searched to the bottom, in order.
+    """The files of `paths` in order; folders are searched recursively.
 
     Raises:
-        ValueError: if a path does not exist, or a folder holds no image.
+        ValueError: if a path does not exist or a folder contains no images.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            if not inside:
-                raise ValueError(f"the folder {path} holds no image ({', '.join(SUFFIXES)})")
-            found += inside
+            images = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            if not images:
+                raise ValueError(f"the folder {path} contains no images ({', '.join(SUFFIXES)})")
+            files += images
         elif path.exists():
-            found.append(path)
+            files.append(path)
         else:
             raise ValueError(f"{path} does not exist")
-    return found
+    return files
 
 
 def predict_files(
     session: Session, files: Sequence[Path], *, top_k: int, prior: Prior, limits: Limits, draw: Draw | None = None
 ) -> Iterator[FilePrediction]:
-    """Predict `files` in batches; answers come in order, and a bad file fails alone.
+    """Predict `files` in batches. Results come in order, and a bad file fails alone.
 
     Args:
         session: the model.
-        files: images.
-        top_k, prior: as for the service.
-        limits: on each file.
-        draw: makes the heatmaps, `draw_best` or `sheet`; None for none.
+        files: image files.
+        top_k, prior: as in `POST /predict`.
+        limits: limits for each file.
+        draw: draws the heatmap, `draw_top` or `sheet`; None for no heatmaps.
     """
     ranker = Ranker(session.bundle.manifest)
     preprocessing = session.bundle.manifest.preprocessing
@@ -80,29 +80,29 @@ def predict_files(
         try:
             return decode(path.read_bytes(), preprocessing, limits, picture=draw is not None)
         except (OSError, UnsupportedFormatError, UndecodableImageError, ImageTooLargeError) as error:
-            return error.strerror or "it cannot be read" if isinstance(error, OSError) else str(error)
+            return error.strerror or "cannot read the file" if isinstance(error, OSError) else str(error)
 
     with ThreadPoolExecutor(usable_cpus()) as threads:
         for start in range(0, len(files), session.max_batch):
             batch = files[start : start + session.max_batch]
             decoded = list(threads.map(read, batch))
-            good = [(path, item) for path, item in zip(batch, decoded, strict=True) if isinstance(item, Decoded)]
-            answers = _run(session, ranker, good, top_k, prior, draw)
+            images = [(path, item) for path, item in zip(batch, decoded, strict=True) if isinstance(item, Decoded)]
+            predictions = _run(session, ranker, images, top_k, prior, draw)
             for path, item in zip(batch, decoded, strict=True):
-                yield FilePrediction(path=path, rows=[], error=item) if isinstance(item, str) else next(answers)
+                yield FilePrediction(path=path, rows=[], error=item) if isinstance(item, str) else next(predictions)
 
 
 def _run(
     session: Session, ranker: Ranker, images: list[tuple[Path, Decoded]], top_k: int, prior: Prior, draw: Draw | None
 ) -> Iterator[FilePrediction]:
-    """The answers on a batch; nothing is run unless one is asked for."""
-    shown = max(top_k, 2)  # a heatmap wants the runner-up too
+    """Predict one batch, lazily: the model runs when the first result is requested."""
+    shown = max(top_k, 2)  # `sheet` also shows the runner-up
     pixels = np.stack([item.pixels for _, item in images])
     outputs = session.run(pixels, ranker.maps_needed(shown, prior, draw is not None))
     faults = outputs.faults()
     for row, (path, item) in enumerate(images):
         if row in faults:
-            yield FilePrediction(path=path, rows=[], error=f"the model failed on it: {faults[row]}")
+            yield FilePrediction(path=path, rows=[], error=f"the model failed: {faults[row]}")
             continue
         ranking = ranker.rank(outputs, row, shown, prior)
         rows = ranker.rows(ranking)
@@ -113,8 +113,8 @@ def _run(
         yield FilePrediction(path=path, rows=rows[:top_k], heatmap=heatmap)
 
 
-def draw_best(explanation: Explanation, rows: Sequence[dict[str, Any]], name: str) -> bytes:
-    """The calibrated map of the best class, on the picture."""
+def draw_top(explanation: Explanation, rows: Sequence[dict[str, Any]], name: str) -> bytes:
+    """The calibrated heatmap of the top class, over the image."""
     scale = explanation.scale(0, True, None, signed=False, common=False)
     view = View(size=CAM_SIZE, shift=explanation.shift)
     return render(explanation.contributions(0, True), scale, explanation.picture, explanation.picture_size, view)

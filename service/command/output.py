@@ -1,4 +1,4 @@
-"""Writes predictions of files: a table for people, CSV or JSON lines for programs, heatmaps as PNG."""
+"""Output of `camcal predict`: a table, CSV, JSON lines, and heatmaps as PNG."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Write = Callable[[FilePrediction], None]
 
 @contextmanager
 def open_writer(out: Path | None) -> Iterator[Write]:
-    """What writes one file's answer: to a table on standard output, or to the .csv or .jsonl file `out`.
+    """A function that writes one prediction, to a table on standard output or to the .csv or .jsonl file `out`.
 
     Raises:
-        ValueError: if `out` has another ending.
+        ValueError: if `out` has another suffix.
     """
     if out is None:
         with _table() as write:
@@ -43,7 +43,7 @@ def open_writer(out: Path | None) -> Iterator[Write]:
         return
     writers = {".csv": _csv, ".jsonl": _jsonl}
     if out.suffix not in writers:
-        raise ValueError(f"--out is {out}; expected a file that ends in .csv or .jsonl")
+        raise ValueError(f"--out is {out}; expected a .csv or .jsonl file")
     with out.open("w", newline="", encoding="utf-8") as file:
         yield writers[out.suffix](file)
 
@@ -52,16 +52,17 @@ def _csv(file: IO[str]) -> Write:
     writer = csv.writer(file)
     writer.writerow(("file", "rank", *COLUMNS))
 
-    def write(answer: FilePrediction) -> None:
-        for rank, row in enumerate(answer.rows, 1):
-            writer.writerow((answer.path, rank, *(row[column] for column in COLUMNS)))
+    def write(prediction: FilePrediction) -> None:
+        for rank, row in enumerate(prediction.rows, 1):
+            writer.writerow((prediction.path, rank, *(row[column] for column in COLUMNS)))
 
     return write
 
 
 def _jsonl(file: IO[str]) -> Write:
-    def write(answer: FilePrediction) -> None:
-        file.write(json.dumps({"file": str(answer.path), "predictions": answer.rows}, ensure_ascii=False) + "\n")
+    def write(prediction: FilePrediction) -> None:
+        line = {"file": str(prediction.path), "predictions": prediction.rows}
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     return write
 
@@ -69,33 +70,33 @@ def _jsonl(file: IO[str]) -> Write:
 @contextmanager
 def _table() -> Iterator[Write]:
     table = Table(box=None, pad_edge=False)
-    for heading in ("file", "class", "group", "trained on"):
+    for heading in ("file", "class", "group", "train count"):
         table.add_column(heading, overflow="fold")
     for heading in ("probability", "calibrated"):
         table.add_column(heading, justify="right")
 
-    def write(answer: FilePrediction) -> None:
-        for rank, row in enumerate(answer.rows):
-            shares = (f"{row[name]:.1%}" for name in ("probability", "calibrated_probability"))
-            name = printable(str(answer.path)) if rank == 0 else ""
-            table.add_row(name, printable(row["label"]), row["group"], str(row["train_count"]), *shares)
+    def write(prediction: FilePrediction) -> None:
+        for rank, row in enumerate(prediction.rows):
+            probabilities = (f"{row[name]:.1%}" for name in ("probability", "calibrated_probability"))
+            name = printable(str(prediction.path)) if rank == 0 else ""
+            table.add_row(name, printable(row["label"]), row["group"], str(row["train_count"]), *probabilities)
 
     yield write
     if table.row_count:
-        # Folded to a person's window, but never inside a pipe.
+        # Fold long lines to the width of a terminal, but not in a pipe.
         Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
 class CamWriter:
-    """Writes heatmaps, never over an image: to the file `path` if one image was named, else into the folder `path`.
+    """Writes heatmaps: one to the file `path`, or several into the folder `path`. Never overwrites an input image.
 
     Args:
-        path: where to.
-        images: what is predicted.
-        single: whether `images` is one file that was named, rather than found in a folder.
+        path: the file or folder to write to.
+        images: the input images.
+        single: whether the command line named a single image file, and no folder.
 
     Raises:
-        ValueError: if `path` is neither, or the image itself.
+        ValueError: if `path` is of the wrong kind, or one of the input images.
     """
 
     def __init__(self, path: Path, images: Sequence[Path], *, single: bool):
@@ -104,24 +105,24 @@ class CamWriter:
         self._images = {image.resolve() for image in images}
         if self._single:
             if path.suffix.lower() != ".png":
-                raise ValueError(f"--cam is {path}; expected a file that ends in .png, or an existing folder")
+                raise ValueError(f"--cam is {path}; expected a .png file or an existing folder")
             if path.resolve() in self._images:
-                raise ValueError(f"--cam is {path}, the image itself; expected another file")
+                raise ValueError(f"--cam is {path}, the input image; expected another file")
         elif path.suffix.lower() == ".png" and not path.is_dir():
-            raise ValueError(f"--cam is {path}; expected a folder, since there may be several images")
+            raise ValueError(f"--cam is {path}; expected a folder, because there may be several images")
         else:
             path.mkdir(parents=True, exist_ok=True)
-        self._taken: set[str] = set()
+        self._used: set[str] = set()
 
     def write(self, image: Path, heatmap: bytes) -> None:
-        """Write the heatmap of `image`. In a folder, images of the same name are numbered."""
-        target = self._path if self._single else self._path / self._free(image.name)
+        """Write the heatmap of `image`. In a folder, further images of the same name get a number."""
+        target = self._path if self._single else self._path / self._unused(image.name)
         target.write_bytes(heatmap)
 
-    def _free(self, name: str) -> str:
-        number, free = 1, f"{name}.png"
-        while free in self._taken or (self._path / free).resolve() in self._images:
+    def _unused(self, name: str) -> str:
+        number, unused = 1, f"{name}.png"
+        while unused in self._used or (self._path / unused).resolve() in self._images:
             number += 1
-            free = f"{name}-{number}.png"
-        self._taken.add(free)
-        return free
+            unused = f"{name}-{number}.png"
+        self._used.add(unused)
+        return unused

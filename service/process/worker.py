@@ -12,7 +12,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from camcal.cpus import take_share
+from camcal.cpus import pin_to_share
 from camcal.service import logs
 from camcal.service.engine.model import load_proven
 from camcal.service.http.app import keyring
@@ -119,7 +119,7 @@ def run_worker(
     for other in held:
         other.close()
     logs.configure(settings.log_format)
-    cpus = take_share(siblings.index, siblings.count)
+    cpus = pin_to_share(siblings.index, siblings.count)
     share = settings.model_copy(
         update={
             "intra_threads": settings.intra_threads or max(1, cpus // settings.sessions),

@@ -1,8 +1,8 @@
 """Train image classifiers on long-tailed data; serve calibrated probabilities with exact heatmaps.
 
-The names of `__all__` are the public Python API. Each is imported when it is first used, so that `import camcal` costs
-neither torch nor ONNX Runtime. The folders `models`, `training` and `service` of the repository are the packages
-`camcal.models`, `camcal.training` and `camcal.service`.
+`__all__` is the public Python API. Each name is imported on first use, so that `import camcal` loads neither torch nor
+ONNX Runtime. The folders `models`, `training` and `service` of the repository are the packages `camcal.models`,
+`camcal.training` and `camcal.service`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-# ONNX Runtime's official builds report usage to their maker unless this is set before their first import.
+# Official builds of ONNX Runtime send telemetry unless this is set before their first import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The `camcal` command, also `python -m camcal`: the commands of serving and of training."""
+"""The `camcal` command, also run by `python -m camcal`: serving and training."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ app.add_typer(serving)
 app.add_typer(training)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(enabled: bool) -> None:
+    if enabled:
         typer.echo(f"camcal {camcal.__version__}")
         raise typer.Exit
 

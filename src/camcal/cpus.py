@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: the host's count misleads inside a limited container."""
+"""Number of usable CPUs: inside a container with a CPU limit, the host's count is too high."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-NICE = 5  # by how much the threads that compute stand back
+NICE = 5  # added to the nice value of threads that compute
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
     """CPUs by affinity and cgroup quota (v2 or v1), at least 1. A quota of 2.5 CPUs counts as 2.
 
     Args:
-        root: where `proc` and `sys` are; another folder only in tests.
+        root: the folder of `proc` and `sys`; tests use another one.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([affinity, *(int(quota) for quota in _quotas(root))]))
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The CPU quota of this process's cgroup and of every cgroup above it, in CPUs."""
+    """The CPU quotas of this process's cgroup and its parents, in CPUs."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -37,7 +37,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _walk(mount: Path, path: str, read: Callable[[Path], float | None]) -> Iterator[float]:
-    # Inside a container the path may be the host's, and absent here; the mount itself is then the container's cgroup.
+    # In a container, the path may be that of the host and not exist; the mount itself is then the container's cgroup.
     folder = Path(path.lstrip("/"))
     for part in (folder, *folder.parents):
         try:
@@ -58,10 +58,10 @@ def _quota_v1(folder: Path) -> float | None:
     return None if quota <= 0 else quota / int((folder / "cpu.cfs_period_us").read_text())
 
 
-def take_share(index: int, count: int) -> int:
-    """Keep this process to part `index` of `count` of its CPUs, if it may have them whole; how many it may then use.
+def pin_to_share(index: int, count: int) -> int:
+    """Pin this process to part `index` of `count` of its CPUs. Returns the number of CPUs that it should use.
 
-    Under a quota, or with fewer CPUs than parts, all parts keep all CPUs, and each should use its share of them.
+    With a CPU quota, or fewer CPUs than parts, the process is not pinned and should use its share of all CPUs.
     """
     total = usable_cpus()
     if hasattr(os, "sched_setaffinity") and len(cpus := sorted(os.sched_getaffinity(0))) == total >= count:
@@ -71,10 +71,10 @@ def take_share(index: int, count: int) -> int:
 
 
 def yield_to_event_loop() -> None:
-    """Lower the calling thread's priority, where threads have one of their own (Linux).
+    """Lower the priority of the calling thread (only Linux has priorities per thread).
 
-    The event loop needs little CPU but needs it at once: with as many busy threads as CPUs beside it, it would answer
-    late even those whom it only has to refuse.
+    The event loop needs little CPU time, but without delay. With as many busy threads as CPUs, even rejecting a request
+    would otherwise be slow.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()

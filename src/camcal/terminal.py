@@ -1,4 +1,4 @@
-"""How a command of camcal ends when something is wrong: one sentence on standard error, and exit code 2."""
+"""Error reporting of the commands: one sentence on standard error, and exit code 2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from camcal.printable import printable
 
-# Packages that an extra brings, and how to install it.
+# Packages that belong to an extra, and how to install it.
 _EXTRAS = {
     "opentelemetry.sdk": "CAMCAL_OTEL needs the OpenTelemetry SDK, which is not installed: pip install 'camcal[otel]'",
     "onnxruntime": "onnxruntime is not installed: pip install 'camcal[cpu]', or 'camcal[gpu]' for CUDA",
@@ -18,7 +18,7 @@ _EXTRAS = {
 
 
 def print_error(message: str) -> None:
-    """Write `message` to standard error as text that cannot steer a terminal."""
+    """Write `message` to standard error, with control characters escaped."""
     typer.echo(printable(f"error: {message}"), err=True)
 
 
@@ -29,13 +29,13 @@ def fail(message: str, report: Callable[[str], None] = print_error) -> NoReturn:
 
 
 @contextmanager
-def spoken_errors(
+def exit_on_user_error(
     kinds: tuple[type[Exception], ...] = (ValueError, OSError), report: Callable[[str], None] = print_error
 ) -> Iterator[None]:
-    """End a user's mistake with one sentence and exit code 2; any other error keeps its traceback.
+    """Turn user errors into one sentence and exit code 2. All other errors keep their traceback.
 
     Args:
-        kinds: the errors that are a user's mistakes.
+        kinds: exceptions that are user errors.
         report: receives the sentence.
     """
     try:
@@ -45,5 +45,5 @@ def spoken_errors(
             raise
         fail(_EXTRAS[error.name], report)
     except kinds as error:
-        by_file = isinstance(error, OSError) and error.filename
-        fail(f"{error.filename}: {error.strerror}" if by_file else str(error), report)  # type: ignore[attr-defined]
+        has_path = isinstance(error, OSError) and error.filename
+        fail(f"{error.filename}: {error.strerror}" if has_path else str(error), report)  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from camcal.terminal import fail, spoken_errors
+from camcal.terminal import exit_on_user_error, fail
 
 if TYPE_CHECKING:
     from camcal.training.data import Dataset
@@ -48,7 +48,7 @@ Moved = Annotated[
 def _spoken_errors(interrupted: str = "interrupted") -> Iterator[None]:
     """A user's mistake ends in one sentence and exit code 2; an interruption in one sentence and 130."""
     try:
-        with spoken_errors():
+        with exit_on_user_error():
             yield
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:

@@ -33,7 +33,7 @@ def run(*arguments: object) -> Result:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three images, one of them in a folder below, and a file that is none."""
+    """Three images, one of them in a subfolder, and a file that is not an image."""
     folder = tmp_path / "images"
     (folder / "below").mkdir(parents=True)
     (folder / "a.png").write_bytes(png(0))
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_traces_without_the_sdk_are_refused_in_a_sentence(bundle: Bundle) -> None:
+def test_traces_without_the_sdk_are_an_error(bundle: Bundle) -> None:
     block = "import sys\nsys.modules['opentelemetry.sdk'] = None\nfrom camcal.__main__ import app\napp()\n"
     command = [sys.executable, "-c", block, "serve", "--bundle", str(bundle.path), "--port", "0"]
     environment = os.environ | {"CAMCAL_OTEL": "true"}
@@ -72,7 +72,7 @@ def test_csv(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     assert 0 < float(rows[0]["calibrated_probability"]) <= 1
 
 
-def test_jsonl_says_what_the_service_says(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+def test_jsonl_equals_the_response_of_the_service(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert run("predict", folder, "--bundle", bundle.path, "--out", out, "--prior", "train").exit_code == 0
     lines = [json.loads(line) for line in out.read_text().splitlines()]
@@ -96,20 +96,20 @@ def test_many_heatmaps(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     assert sorted(file.name for file in target.iterdir()) == ["a.png-2.png", "a.png.png", "b.PNG.png"]
 
 
-def test_one_image_of_a_folder_has_its_heatmap_in_a_folder(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+def test_folder_with_one_image_writes_a_folder_of_heatmaps(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "maps"
     assert run("predict", folder / "below", "--bundle", bundle.path, "--cam", target).exit_code == 0
     assert [file.name for file in target.iterdir()] == ["a.png.png"]
 
 
 def test_no_heatmap_is_written_over_an_image(bundle: Bundle, folder: Path) -> None:
-    image, beside = folder / "a.png", folder / "a.png.png"
-    beside.write_bytes(png(5))
-    before = image.read_bytes(), beside.read_bytes()
+    image, other = folder / "a.png", folder / "a.png.png"
+    other.write_bytes(png(5))
+    before = image.read_bytes(), other.read_bytes()
     result = run("predict", image, "--bundle", bundle.path, "--cam", folder / "below" / ".." / "a.png")
-    assert result.exit_code == 2 and "a.png, the image itself; expected another file" in result.stderr
-    assert run("predict", image, beside, "--bundle", bundle.path, "--cam", folder).exit_code == 0
-    assert (image.read_bytes(), beside.read_bytes()) == before
+    assert result.exit_code == 2 and "a.png, the input image; expected another file" in result.stderr
+    assert run("predict", image, other, "--bundle", bundle.path, "--cam", folder).exit_code == 0
+    assert (image.read_bytes(), other.read_bytes()) == before
     assert {"a.png-2.png", "a.png.png.png"} <= {file.name for file in folder.iterdir()}
 
 
@@ -124,7 +124,7 @@ def test_grid(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     assert TILE < height < 2 * TILE
 
 
-def test_words_of_a_bundle_cannot_steer_a_terminal(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+def test_text_in_a_bundle_cannot_control_the_terminal(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     evil = Path(shutil.copytree(bundle.path, tmp_path / "evil"))
     manifest = json.loads((evil / "manifest.json").read_text())
     manifest["figures"] = {"\x1b]0;title\x07\r\nerror: forged": 1}
@@ -135,7 +135,7 @@ def test_words_of_a_bundle_cannot_steer_a_terminal(bundle: Bundle, folder: Path,
         assert not re.search("^error: forged", result.output, flags=re.MULTILINE)
 
 
-def test_name_of_a_file_cannot_steer_a_terminal(bundle: Bundle, folder: Path) -> None:
+def test_file_name_cannot_control_the_terminal(bundle: Bundle, folder: Path) -> None:
     image = (folder / "a.png").rename(folder / "a\x1b[2J\nb.png")
     result = run("predict", image, "--bundle", bundle.path, "--top-k", 3)
     assert result.exit_code == 0, result.output
@@ -144,7 +144,7 @@ def test_name_of_a_file_cannot_steer_a_terminal(bundle: Bundle, folder: Path) ->
     assert len(result.stdout.splitlines()) == 4
 
 
-def test_names_of_files_cannot_forge_an_error(bundle: Bundle, folder: Path) -> None:
+def test_file_names_cannot_forge_an_error(bundle: Bundle, folder: Path) -> None:
     (folder / "x\nerror: forged\x1b[2J.png").write_bytes(b"nope")
     result = run("predict", folder, "--bundle", bundle.path)
     assert result.exit_code == 1 and len(result.stderr.splitlines()) == 2
@@ -165,13 +165,13 @@ def test_new_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["a b"], ["default"], ["a", "--routes", "cams"], ["a", "--rate", "-1"]])
-def test_key_that_cannot_be_made(arguments: list[str]) -> None:
+def test_invalid_new_key(arguments: list[str]) -> None:
     result = run("key", "new", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("error: ") and "camcal_" not in result.stderr
 
 
-def test_bad_image_is_named_and_the_rest_goes_on(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+def test_bad_image_is_reported_and_the_rest_predicted(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     (folder / "a.png").write_bytes(b"nope")
     out = tmp_path / "out.jsonl"
     result = run("predict", folder, folder / "notes.txt", "--bundle", bundle.path, "--out", out)
@@ -179,7 +179,7 @@ def test_bad_image_is_named_and_the_rest_goes_on(bundle: Bundle, folder: Path, t
     assert len(out.read_text().splitlines()) == 2
     assert f"{folder / 'a.png'}: the file begins with the bytes 6e 6f 70 65" in result.stderr
     assert f"{folder / 'notes.txt'}: " in result.stderr
-    assert "2 of 4 images could not be predicted" in result.stderr
+    assert "2 of 4 images failed" in result.stderr
 
 
 def test_only_bad_images(bundle: Bundle, folder: Path) -> None:
@@ -188,24 +188,24 @@ def test_only_bad_images(bundle: Bundle, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["predict", "nothing.png"], "error: nothing.png does not exist"),
-        (["predict", "{empty}"], "holds no image (.jpg, .jpeg, .png, .webp, .gif, .bmp)"),
+        (["predict", "{empty}"], "contains no images (.jpg, .jpeg, .png, .webp, .gif, .bmp)"),
         (["predict", "{image}", "--bundle", "nowhere"], "error: no bundle at nowhere"),
         (
             ["predict", "{image}", "--bundle", "{bundle}", "--prior", "odd"],
             "error: prior is 'odd'; the model has balanced and train",
         ),
         (["predict", "{image}", "--bundle", "{bundle}", "--top-k", "11"], "error: top_k is 11; the model has 10"),
-        (["predict", "{image}", "--bundle", "{bundle}", "--out", "a.txt"], "expected a file that ends in .csv or"),
+        (["predict", "{image}", "--bundle", "{bundle}", "--out", "a.txt"], "expected a .csv or .jsonl file"),
         (["predict", "{image}", "--bundle", "{bundle}", "--out", "none/a.csv"], "none/a.csv: No such file"),
-        (["predict", "{image}", "--bundle", "{bundle}", "--cam", "a.bmp"], "expected a file that ends in .png"),
+        (["predict", "{image}", "--bundle", "{bundle}", "--cam", "a.bmp"], "expected a .png file"),
         (
             ["predict", "{image}", "{image}", "--bundle", "{bundle}", "--cam", "a.png"],
-            "expected a folder, since there may",
+            "expected a folder, because there may",
         ),
-        (["predict", "{image}", "--bundle", "{bundle}", "--grid"], "--grid says what --cam draws; add --cam FILE.png"),
+        (["predict", "{image}", "--bundle", "{bundle}", "--grid"], "--grid needs --cam; add --cam FILE.png"),
         (["inspect", "nowhere"], "error: no bundle at nowhere"),
         (["serve", "--bundle", "nowhere"], "error: no bundle at nowhere"),
         (["serve", "--port", "70000"], "error: CAMCAL_PORT is '70000': it should be less than"),
@@ -213,13 +213,13 @@ def test_only_bad_images(bundle: Bundle, folder: Path) -> None:
         (["serve", "--bundle", "{bundle}", "--device", "cuda"], "built without CUDA: install the extra `gpu`"),
     ],
 )
-def test_mistake_is_one_sentence(bundle: Bundle, tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_user_error_is_one_sentence(bundle: Bundle, tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.png").write_bytes(png())
     places = {"empty": tmp_path / "empty", "image": tmp_path / "a.png", "bundle": bundle.path}
     result = run(*(argument.format(**places) for argument in arguments))
     assert result.exit_code == 2, result.output
-    assert said in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
 
@@ -236,7 +236,7 @@ def test_inspect(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("command", ["inspect", "serve"])
-def test_changed_byte_is_found(bundle: Bundle, tmp_path: Path, command: str) -> None:
+def test_changed_byte_is_an_error(bundle: Bundle, tmp_path: Path, command: str) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(bundle.path, changed)
     data = bytearray((changed / MODEL_FILE).read_bytes())
@@ -251,7 +251,7 @@ def test_openapi() -> None:
     assert yaml.safe_load(run("openapi").stdout) == document(create_app())
 
 
-def test_start_is_light() -> None:
+def test_command_line_loads_no_heavy_modules() -> None:
     code = "import sys, camcal.__main__; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"fastapi", "onnxruntime", "numpy", "PIL", "pydantic", "torch"} & set(loaded.split())
@@ -275,10 +275,10 @@ def test_missing_onnxruntime_is_one_sentence(bundle: Bundle, monkeypatch: pytest
 
 def test_add_canary(bundle: Bundle, tmp_path: Path) -> None:
     folder = hostile.make(bundle.path, tmp_path / "bundle", hostile.reseal)
-    assert f"none: `camcal add-canary {folder}`" in run("inspect", folder).stdout
+    assert f"none; add one with `camcal add-canary {folder}`" in run("inspect", folder).stdout
     added = run("add-canary", folder)
-    assert added.exit_code == 0 and "answers on 4 test images" in added.stdout
+    assert added.exit_code == 0 and "outputs on 4 test images" in added.stdout
     assert Bundle.load(folder).canary == bundle.canary
-    assert "answers on 4 test images" in run("inspect", folder).stdout
+    assert "outputs on 4 test images" in run("inspect", folder).stdout
     refused = run("add-canary", hostile.make(bundle.path, tmp_path / "other", hostile.not_finite))
     assert refused.exit_code == 2 and "logits is not finite" in refused.stderr

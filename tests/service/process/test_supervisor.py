@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from camcal.cpus import take_share, usable_cpus
+from camcal.cpus import pin_to_share, usable_cpus
 from camcal.models.bundle import Bundle
 from tests.service.conftest import png
 from tests.service.test_live import MAIN, ROOT, metric, post, process, wait_for
@@ -346,8 +346,8 @@ def test_shares_of_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cpus[pid])
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, wanted: cpus.update({pid: set(wanted)}))
     monkeypatch.setattr("camcal.cpus._quotas", lambda root: iter([]))
-    assert (take_share(1, 2), cpus[0]) == (3, {10, 11, 12})
-    assert (take_share(0, 4), cpus[0]) == (1, {10, 11, 12})  # more parts than CPUs
+    assert (pin_to_share(1, 2), cpus[0]) == (3, {10, 11, 12})
+    assert (pin_to_share(0, 4), cpus[0]) == (1, {10, 11, 12})  # more parts than CPUs
     monkeypatch.setattr("camcal.cpus._quotas", lambda root: iter([2.0]))
     assert usable_cpus() == 2
-    assert (take_share(1, 2), cpus[0]) == (1, {10, 11, 12})  # a quota is of time, not of CPUs
+    assert (pin_to_share(1, 2), cpus[0]) == (1, {10, 11, 12})  # a quota is of time, not of CPUs
