@@ -23,6 +23,7 @@ OTHER = ("/", "/model", "/metrics", "/health/live", "/health/ready", "/openapi.j
 FRESH = 0.2  # share of requests over a connection of their own
 WAITING = 200  # requests under way at once; more are not sent, as a client that gives up
 GIVE_UP_S = 30.0
+BEHIND_S = 1.0  # a request that could not be sent by then is dropped: the load generator itself is too slow
 RECENT = 50  # predictions whose heatmaps are asked for
 
 
@@ -68,7 +69,9 @@ class Traffic:
             while True:
                 due += self._random.expovariate(rate)
                 await asyncio.sleep(max(0.0, due - self._journal.now()))
-                if len(tasks) < WAITING:
+                if self._journal.now() - due > BEHIND_S:
+                    self._journal.note("unsent", "late", due)
+                elif len(tasks) < WAITING:
                     tasks.add(task := group.create_task(self._one(None, due)))
                     task.add_done_callback(tasks.discard)
                 else:
