@@ -43,7 +43,7 @@ RUN ?= runs/caltech100
 HEATMAPS = TQDM_DISABLE=1 PYTHONPATH=.venv-bench/heatmaps .venv-dev/bin/python -m tests.benchmarks.heatmaps
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz soak sbom bench-training bench-serving bench-heatmaps heatmap-gallery pictures format openapi results lock clean
+.PHONY: help serve test fuzz soak sbom bench-training bench-serving bench-heatmaps heatmap-gallery pictures format openapi results docs lock clean
 
 help: ## List these tasks
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -79,10 +79,14 @@ results: .venv-dev/.ready ## Write docs/results.md from docs/results/*.json
 	.venv-dev/bin/camcal results --markdown > .venv-dev/results.md
 	@mv .venv-dev/results.md docs/results.md
 
+docs: .venv-docs/.ready ## Build the documentation site into site/ and check its links
+	.venv-docs/bin/mkdocs build --strict
+
 lock: .venv-lock/.ready ## Pin what pyproject.toml asks for (UPGRADE=1 for the newest)
 	$(COMPILE) --extra cpu --group build --output-file requirements/serve.txt
 	$(COMPILE) --extra gpu --group build --output-file requirements/gpu.txt
 	$(COMPILE) --extra cpu --extra train --extra weights --extra dev --group build --output-file requirements/dev.txt
+	$(COMPILE) --extra cpu --group build --group docs --output-file requirements/docs.txt
 	$(subst pyproject.toml,--group lock,$(COMPILE)) --output-file requirements/uv.txt
 	$(subst pyproject.toml,--group sbom,$(COMPILE)) --output-file requirements/sbom.txt
 
@@ -104,9 +108,9 @@ pictures: .venv-dev/.ready ## Draw the service's pictures in docs/images anew (n
 	.venv-dev/bin/python -m tests.benchmarks.pictures models/pretrained/caltech100
 
 clean: ## Remove the virtual environments, caches and build leftovers
-	rm -rf .venv .venv-dev .venv-lock .venv-sbom .venv-bench build dist camcal.egg-info
+	rm -rf .venv .venv-dev .venv-docs .venv-lock .venv-sbom .venv-bench build dist site src/camcal.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
-	find models training service tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find docs models training service src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.ready: requirements/serve.txt pyproject.toml
 	@echo "camcal: setting up .venv for serving (the first time takes about half a minute)"
@@ -127,6 +131,11 @@ clean: ## Remove the virtual environments, caches and build leftovers
 .venv-bench/fuzz/.ready: tests/fuzz/requirements.txt .venv-dev/.ready
 	.venv-dev/bin/$(PIP_INSTALL) --no-deps --require-hashes --upgrade --target .venv-bench/fuzz -r $<
 	@touch $@
+
+.venv-docs/.ready: requirements/docs.txt pyproject.toml
+	@echo "camcal: setting up .venv-docs for the documentation (about half a minute, 450 MB)"
+	$(call environment,.venv-docs,docs)
+	$(call camcal,.venv-docs)
 
 .venv-sbom/.ready: requirements/sbom.txt
 	@echo "camcal: setting up .venv-sbom"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,8 @@ from camcal.service.metrics import Metrics
 from camcal.service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = {"serve": ["cpu"], "gpu": ["gpu"], "dev": ["cpu", "train", "dev"]}
+LOCKS = {"serve": ["cpu"], "gpu": ["gpu"], "dev": ["cpu", "train", "dev"], "docs": ["cpu"]}
+GROUPS = {"docs": "docs", "uv": "lock", "sbom": "sbom"}  # lock → the dependency group that it pins
 # What only training needs; the lock for serving brings none of it.
 TRAINING_ONLY = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "sklearn", "scipy", "matplotlib")
 
@@ -72,6 +76,15 @@ def test_lock_pins_what_pyproject_asks_for(lock: str) -> None:
     project = pyproject()["project"]
     asked = [*project["dependencies"], *pyproject()["build-system"]["requires"]]
     asked += [line for extra in LOCKS[lock] for line in project["optional-dependencies"][extra]]
+    check_pins(lock, asked)
+
+
+@pytest.mark.parametrize("lock", GROUPS)
+def test_lock_pins_its_group(lock: str) -> None:
+    check_pins(lock, pyproject()["dependency-groups"][GROUPS[lock]])
+
+
+def check_pins(lock: str, asked: list[str]) -> None:
     pinned = pins(lock)
     for requirement in map(Requirement, asked):
         version = pinned.get(canonicalize_name(requirement.name))
@@ -134,10 +147,7 @@ def test_changelog_has_this_version() -> None:
 
 
 def test_no_tracked_file_is_over_13_mb() -> None:
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
-    if listing.returncode != 0:
-        pytest.skip("not a git checkout")
-    files = [ROOT / name for name in listing.stdout.split("\0") if name]
+    files = [ROOT / name for name in tracked()]
     assert [str(file) for file in files if file.is_file() and file.stat().st_size > 13_000_000] == []
 
 
@@ -205,6 +215,68 @@ def test_limits_have_their_defaults() -> None:
         number, _, unit = shown.partition(" ")
         value = None if shown == "–" else float(number) * {"": 1, "MiB": 2**20, "GiB": 2**30}[unit]
         assert value == default, name
+
+
+def tracked() -> list[str]:
+    """The files of the repository; those of a branch that is being worked on need not be committed."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [name for name in listing.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def build(kind: str, source: Path, out: Path) -> Path:
+    """The wheel or sdist of the folder `source`, built without a network by the locked setuptools."""
+    code = f"import setuptools.build_meta as backend; backend.build_{kind}({str(out)!r})"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    (built,) = out.glob("camcal-*")
+    return built
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository, with its links."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in tracked():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Name and checksum of each file of the wheel but its own records."""
+    return contents(build("wheel", clone, tmp_path_factory.mktemp("wheel")))
+
+
+def contents(wheel: Path) -> dict[str, int]:
+    with zipfile.ZipFile(wheel) as archive:
+        (names,) = (archive.read(name) for name in archive.namelist() if name.endswith("top_level.txt"))
+        assert names.split() == [b"camcal"]
+        return {info.filename: info.CRC for info in archive.infolist() if ".dist-info/" not in info.filename}
+
+
+def test_wheel_holds_every_file_of_the_packages_and_no_other(wheel: dict[str, int]) -> None:
+    of_packages = {f"camcal/{name}" for name in tracked() if name.startswith(("models/", "training/", "service/"))}
+    on_top = {name.removeprefix("src/") for name in tracked() if (ROOT / name).is_file() and name.startswith("src/")}
+    assert set(wheel) == of_packages | on_top
+
+
+def test_sdist_builds_the_same_wheel_and_holds_tests_and_documents(
+    clone: Path, wheel: dict[str, int], tmp_path: Path
+) -> None:
+    for name in ("sdist", "wheel"):
+        (tmp_path / name).mkdir()
+    sdist = build("sdist", clone, tmp_path / "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (source,) = (tmp_path / "unpacked").iterdir()
+    assert contents(build("wheel", source, tmp_path / "wheel")) == wheel
+    others = {name for name in tracked() if not name.startswith(("models/", "training/", "service/", "src/", "."))}
+    assert {name for name in others if not (source / name).exists()} == set()
 
 
 def test_image_installs_each_lock_with_its_hashes() -> None:
