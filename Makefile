@@ -42,8 +42,17 @@ endef
 RUN ?= runs/caltech100
 HEATMAPS = TQDM_DISABLE=1 PYTHONPATH=.venv-bench/heatmaps .venv-dev/bin/python -m tests.benchmarks.heatmaps
 
+define CHECKS
+.venv-dev/bin/ruff check
+	.venv-dev/bin/ruff format --check
+	.venv-dev/bin/mypy
+endef
+PYTEST = OMP_NUM_THREADS=1 .venv-dev/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# The tests of `make check`: those that start no service and train no network.
+QUICK = tests/models tests/test_docs.py tests/test_repository.py
+
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz soak sbom bench-training bench-serving bench-heatmaps heatmap-gallery pictures format openapi results docs lock clean
+.PHONY: help serve check test fuzz soak sbom bench-training bench-serving bench-heatmaps heatmap-gallery pictures format openapi results docs lock clean
 
 help: ## List these tasks
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 26
@@ -52,11 +61,13 @@ serve: .venv/.ready ## Serve BUNDLE at HOST:PORT (models/pretrained/caltech100 a
 	@echo "camcal: serving $(BUNDLE) at http://$(HOST):$(PORT)/ (Ctrl-C stops it)"
 	@CAMCAL_BUNDLE="$(BUNDLE)" CAMCAL_HOST="$(HOST)" CAMCAL_PORT="$(PORT)" exec .venv/bin/camcal serve
 
+check: .venv-dev/.ready ## Lint, check formatting and types, run the quick tests, in less than a minute
+	$(CHECKS)
+	$(PYTEST) $(QUICK) $(ARGS)
+
 test: .venv-dev/.ready ## Lint, check formatting and types, run the tests (ARGS for pytest)
-	.venv-dev/bin/ruff check
-	.venv-dev/bin/ruff format --check
-	.venv-dev/bin/mypy
-	OMP_NUM_THREADS=1 .venv-dev/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(CHECKS)
+	$(PYTEST) $(ARGS)
 
 fuzz: .venv-dev/.ready .venv-bench/fuzz/.ready ## Fuzz images, parsers and the API (ARGS="decode --count 1000"; --help lists more)
 	PYTHONPATH=.venv-bench/fuzz .venv-dev/bin/python -m tests.fuzz $(ARGS)
@@ -75,12 +86,12 @@ openapi: .venv-dev/.ready ## Write openapi.yaml from the app
 	.venv-dev/bin/camcal openapi > .venv-dev/openapi.yaml
 	@mv .venv-dev/openapi.yaml openapi.yaml
 
-results: .venv-dev/.ready ## Write docs/results.md from docs/results/*.json
+results: .venv-dev/.ready ## Write docs/benchmarks/results.md from docs/results/*.json
 	.venv-dev/bin/camcal results --markdown > .venv-dev/results.md
-	@mv .venv-dev/results.md docs/results.md
+	@mv .venv-dev/results.md docs/benchmarks/results.md
 
 docs: .venv-docs/.ready ## Build the documentation site into site/ and check its links
-	.venv-docs/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 lock: .venv-lock/.ready ## Pin what pyproject.toml asks for (UPGRADE=1 for the newest)
 	$(COMPILE) --extra cpu --group build --output-file requirements/serve.txt

@@ -23,7 +23,7 @@ from camcal.service.environment import variable
 from camcal.service.http.errors import KINDS
 from camcal.service.metrics import Metrics
 from camcal.service.settings import DEFAULT_BUNDLE, Settings
-from camcal.training.config import Recipe
+from camcal.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKER = re.compile(r"<!-- generated: (\w+) -->")

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from camcal.service.metrics import Metrics
-from camcal.service.settings import Settings
+from tests.documents import make_targets
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {"serve": ["cpu"], "gpu": ["gpu"], "dev": ["cpu", "train", "dev"], "docs": ["cpu"]}
@@ -151,76 +149,18 @@ def test_no_tracked_file_is_over_13_mb() -> None:
     assert [str(file) for file in files if file.is_file() and file.stat().st_size > 13_000_000] == []
 
 
-def make_targets() -> set[str]:
-    makefile = (ROOT / "Makefile").read_text()
-    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)
-    return set(phony.split())
-
-
 def test_make_help_lists_every_target() -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^  make ([a-z-]+)  +\S", shown, flags=re.MULTILINE)) == make_targets()
 
 
-def test_documents_name_only_targets_that_exist() -> None:
-    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
-        named = set(re.findall(r"(?:^|`)make ([a-z]+(?:-[a-z]+)*)\b", document.read_text(), flags=re.MULTILINE))
-        assert named <= make_targets(), document
-
-
-def test_every_target_is_in_the_table_for_contributors() -> None:
-    rows = re.findall(r"^\| `make(?: ([a-z-]+))?\b", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
-    assert make_targets() - {"help", "clean"} <= set(rows)
-
-
-def metrics() -> set[str]:
-    exist = set(re.findall(r"^# TYPE (camcal_\w+)", Metrics().render().decode(), flags=re.MULTILINE))
-    return {name for name in exist if not name.endswith("_created")}  # the client library's own companions
-
-
-def documented(pattern: str) -> set[str]:
-    """First cells of the tables of docs/serving.md that are code and match."""
-    return set(re.findall(rf"^\| `({pattern})\b", (ROOT / "docs/serving.md").read_text(), flags=re.MULTILINE))
-
-
-def test_alerts_name_only_metrics_that_exist() -> None:
-    rules = [r for group in yaml.safe_load((ROOT / "docker/alerts.yml").read_text())["groups"] for r in group["rules"]]
-    named = {name for rule in rules for name in re.findall(r"\bcamcal_\w+", rule["expr"])}
-    assert named
-    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in named} <= metrics()
-
-
-def test_every_metric_is_documented() -> None:
-    assert documented(r"camcal_\w+") == metrics()
-
-
-def test_every_setting_is_documented() -> None:
-    assert documented(r"CAMCAL_\w+") == {f"CAMCAL_{name.upper()}" for name in Settings.model_fields}
-
-
-def test_every_promise_names_tests_that_exist() -> None:
-    text = (ROOT / "docs/security.md").read_text()
-    named = {name for row in re.findall(r"^\|.*\|$", text, re.MULTILINE) for name in re.findall(r"`(test_\w+)`", row)}
-    sources = [file.read_text() for file in (ROOT / "tests").rglob("test_*.py")]
-    exist = {name for source in sources for name in re.findall(r"^(?:async )?def (test_\w+)", source, re.MULTILINE)}
-    assert len(named) > 30
-    assert named <= exist
-
-
-def test_limits_have_their_defaults() -> None:
-    rows = re.findall(r"^\| `CAMCAL_(\w+)` \| (.+?) \|", (ROOT / "docs/security.md").read_text(), re.MULTILINE)
-    assert len(rows) > 10
-    for name, shown in rows:
-        default = Settings.model_fields[name.lower()].default
-        number, _, unit = shown.partition(" ")
-        value = None if shown == "–" else float(number) * {"": 1, "MiB": 2**20, "GiB": 2**30}[unit]
-        assert value == default, name
-
-
 def tracked() -> list[str]:
     """The files of the repository; those of a branch that is being worked on need not be committed."""
     listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     if listing.returncode != 0:
         pytest.skip("not a git checkout")

@@ -203,7 +203,7 @@ def results(
         Path | None, typer.Option("--from", help="Folder of result files; docs/results by default.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/results.md.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/benchmarks/results.md.")] = False,
 ) -> None:
     """Print the table of all committed results: mean ± standard deviation over seeds, in percent."""
     with _spoken_errors():

@@ -15,31 +15,40 @@ WIDE = 92
 _INTRODUCTION = """\
 # Results
 
-Made by `make results` from the files in [results/](results/); do not edit. How the figures come about is told in
-[protocol.md](protocol.md).
+`make results` writes this page from the files in `docs/results`. [How figures are
+made](../explanation/protocol.md) defines every figure.
 
-All figures are in percent: mean ± standard deviation over the seeds, last epoch, no selection on the test set. *ECE*
-is the calibration error on the balanced test as the method leaves it, *calibrated* after a temperature fitted on
-held-out training images, *long-tailed* that of the probabilities for the training prior, with a temperature of its own,
-on the test weighted to it.
+All figures are in percent: mean ± standard deviation over the seeds, last epoch, no selection on the test set.
 
-- *+ MARC*: the same training as the row without it, its margins calibrated afterwards, on logits of training images;
-  *held-out too*, on those of held-out images as well. *+ logit adjustment*: the logarithm of the class prior taken from
-  its logits, and nothing fitted. *lean*: how far either still leans to the common classes, fitted on held-out images
-  with the temperature, is taken out as well. All of it comes after the scalar that is selected on held-out images,
-  which the plain row's *ECE* does not have.
-- *cosine*: the normalised classifier, which all rows of CAMC have too; otherwise it is linear. *CAMC* with *weights*
-  takes its evidence from the classifier alone, with *both* from it and prototypes, else from prototypes. What is called
-  *no CAMC* and *CAMC, prototypes* in the tables of photographs is *cosine* and *cosine, CAMC* in the others.
-- *distilled*: it learned from another network beside the labels. *refit*: trained again on all images, with scalar and
-  temperature from before; all else is trained on nine tenths of them.
+- *ECE* is the calibration error on the balanced test as the method leaves it.
+- *calibrated* is the error after a temperature fitted on held-out training images.
+- *long-tailed* is the error of the probabilities for the training prior, with a temperature of its own, on the test
+  weighted to that prior.
 
-Each seed links to its file. Any run repeats with one command, its file being the recipe:
-`camcal train docs/results/FILE.json --set data.root=PATH --out FOLDER`. Where it was distilled, that trains its teacher
-first. Most were trained compiled, which needs a C++ compiler; `--set fit.compile=false` does without. MARC's rate has
-had a bound since 97c8c52 ([methods](methods.md#marc-calibratemarc)): with a cosine classifier on CIFAR-10-LT, rows made
-before that ([which](protocol.md#again)) come out some tenths of a point apart, and up to two points in the ECE as MARC
-leaves it. The commit below a table is the one that calibrated and judged; where another trained, the file says so.
+The names of the methods:
+
+- *+ MARC*: the training of the row without it, with margins calibrated afterwards on logits of training images.
+  *held-out too*: on logits of held-out images as well.
+- *+ logit adjustment*: the logarithm of the class prior is taken from the logits of the row without it. Nothing is
+  fitted.
+- *lean*: one more number, fitted on held-out images with the temperature, takes out how far the logits still lean to
+  the common classes.
+- All of these follow the scalar that is selected on held-out images. The *ECE* of a plain row is without that scalar.
+- *cosine*: the normalised classifier, which all rows of CAMC have too. Other rows have a linear one.
+- *CAMC*: with *weights* its evidence comes from the classifier, with *both* from classifier and prototypes, otherwise
+  from prototypes. *no CAMC* and *CAMC, prototypes* in the tables of photographs are *cosine* and *cosine, CAMC* in the
+  others.
+- *distilled*: the network learned from another network beside the labels.
+- *refit*: the network was trained again on all images, with scalar and temperature from before. All others are trained
+  on nine tenths of the images.
+
+Each seed links to its result file, which is a recipe as well. This repeats a run, and trains its teacher first if it
+was distilled: `camcal train docs/results/FILE.json --set data.root=PATH --out FOLDER`. Most runs were compiled, which
+needs a C++ compiler; add `--set fit.compile=false` to do without. MARC's rate has had a bound since 97c8c52
+([MARC](../explanation/methods.md#marc-calibratemarc)). With a cosine classifier on CIFAR-10-LT,
+[rows made before](../explanation/protocol.md#repeat-the-figures) come out some tenths of a point apart, and up to two
+points in the ECE as MARC leaves it. The commit below a table is the one that calibrated and evaluated. Where another
+one trained, the result file says so.
 """
 
 
@@ -63,7 +72,7 @@ def print_results(rows: Sequence[Row], console: Console) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The whole of docs/results.md."""
+    """The whole of docs/benchmarks/results.md."""
     parts = [_INTRODUCTION]
     if not rows:
         parts.append("No results yet.\n")
@@ -72,7 +81,7 @@ def markdown(rows: Sequence[Row]) -> str:
         table = [[method, "seeds", *names], ["---", "---", *["---:"] * len(names)]]
         for (_, rows_of_method), (name, _, *figures) in zip(methods(part), lines, strict=True):
             table.append(
-                [name, " ".join(f"[{row['seed']}](results/{row['file']})" for row in rows_of_method), *figures]
+                [name, " ".join(f"[{row['seed']}](../results/{row['file']})" for row in rows_of_method), *figures]
             )
         parts.append(f"## {title}\n")
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in table) + "\n")

@@ -160,9 +160,9 @@ def table(
     rounds: Annotated[int, typer.Option(help="Of the measurement of speed; 0: none.")] = 50,
     methods: Annotated[str, typer.Option(help="Peers to draw; empty for none.")] = ",".join(report.PEERS),
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a key of the recipe.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for heatmaps.json and heatmaps-benchmark.md.")] = ROOT / "docs",
+    out: Annotated[Path, typer.Option(help="Folder for heatmaps.json and heatmaps.md.")] = ROOT / "docs" / "benchmarks",
 ) -> None:
-    """Train, measure, and write benchmarks/heatmaps.json and heatmaps-benchmark.md."""
+    """Train, measure, and write heatmaps.json and heatmaps.md."""
     from tests.benchmarks.heatmaps.peers import Peer  # needs pytorch-grad-cam
 
     boxes = archive if archive.is_dir() else unpack(archive, work)
@@ -174,9 +174,9 @@ def table(
     result = measure(
         run, with_camc, boxes, peers, per_group=per_group, perturbed=perturbed, mosaic=mosaic, rounds=rounds
     )
-    (out / "benchmarks").mkdir(parents=True, exist_ok=True)
-    (out / "benchmarks" / "heatmaps.json").write_text(json.dumps(result, indent=1) + "\n")
-    (out / "heatmaps-benchmark.md").write_text(report.markdown(result))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "heatmaps.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "heatmaps.md").write_text(report.markdown(result))
     say(f"written to {out}")
 
 

@@ -154,7 +154,7 @@ def test_a_table_and_its_results_are_commands(tmp_path: Path) -> None:
     assert (plain["method"], marc["method"], plain["seed"]) == ("quick", "quick + MARC", 3)
     assert "quick + MARC" in _camcal("results", "--from", tmp_path / "out").output
     assert (
-        "| quick + MARC | [3](results/digits-if10_quick_t_s3.json) |"
+        "| quick + MARC | [3](../results/digits-if10_quick_t_s3.json) |"
         in _camcal("results", "--from", tmp_path / "out", "--markdown").output
     )
 

@@ -53,9 +53,9 @@ def test_markdown_has_a_row_for_each_method_and_links_the_file_of_each_seed(rows
         "| cosine + MARC",
         "| cosine + logit adjustment",
     ]
-    assert {line.split(" | ")[1] for line in table[2:]} == {"[0](results/s0.json) [1](results/s1.json)"}
+    assert {line.split(" | ")[1] for line in table[2:]} == {"[0](../results/s0.json) [1](../results/s1.json)"}
     assert rows[0]["hardware"] in text
 
 
 def test_the_committed_table_is_made_from_the_committed_files() -> None:
-    assert (FOLDER.parent / "results.md").read_text(encoding="utf-8") == markdown(load_results(FOLDER))
+    assert (FOLDER.parent / "benchmarks" / "results.md").read_text(encoding="utf-8") == markdown(load_results(FOLDER))
