@@ -70,7 +70,7 @@ def problems() -> str:
 def routes() -> str:
     """Every route and schema of openapi.yaml."""
     document = yaml.safe_load((ROOT / "openapi.yaml").read_text())
-    parts = []
+    parts: list[str] = []
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             parts += _route(f"{method.upper()} {path}", operation)
@@ -142,22 +142,22 @@ def _route(title: str, operation: dict[str, Any]) -> Iterator[str]:
     yield f"## `{title}`"
     yield operation.get("description") or operation.get("summary", "")
     if parameters := operation.get("parameters"):
-        rows = (
-            (
+        rows = [
+            [
                 f"`{found['name']}`",
                 found["in"],
                 _schema(found["schema"]),
                 "required" if found["required"] else _shown(found["schema"].get("default")),
                 found.get("description", ""),
-            )
+            ]
             for found in parameters
-        )
+        ]
         yield _table(("parameter", "in", "type", "default", "meaning"), rows)
     if body := operation.get("requestBody"):
         yield _table(("request body", ""), ((f"`{kind}`", _content(how)) for kind, how in body["content"].items()))
-    rows = (
-        (status, _contents(answer), answer.get("description", "")) for status, answer in operation["responses"].items()
-    )
+    rows = [
+        [status, _contents(answer), answer.get("description", "")] for status, answer in operation["responses"].items()
+    ]
     yield _table(("status", "content", ""), rows)
 
 
