@@ -1,4 +1,4 @@
-"""The ASGI app: routes, errors and metrics round one runtime."""
+"""The ASGI app: routes, middleware and OpenAPI document."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 
 from camcal.service.background import in_background
 from camcal.service.engine.model import Model, load_proven
@@ -17,14 +18,15 @@ from camcal.service.engine.proofs import Proofs
 from camcal.service.engine.session import Session
 from camcal.service.http import errors
 from camcal.service.http.access import Attempts
-from camcal.service.http.inference_protocol import InferenceRequest
+from camcal.service.http.documented import TAGS, without_null
+from camcal.service.http.inference_protocol import InferenceError, InferenceRequest
 from camcal.service.http.metrics_port import metrics_port
 from camcal.service.http.middleware import AdmissionMiddleware, RequestMiddleware
 from camcal.service.http.rates import RateLimits
 from camcal.service.http.routes import batch, cam, health, model, page, predict, v2
 from camcal.service.http.routes import metrics as metrics_route
 from camcal.service.http.runtime import Runtime
-from camcal.service.http.schemas import ProblemDetails
+from camcal.service.http.schemas import Contributions, ProblemDetails
 from camcal.service.http.security import Cors, Hosts, SecurityHeaders
 from camcal.service.http.siblings import Siblings
 from camcal.service.keys import Keyring
@@ -34,9 +36,12 @@ from camcal.service.settings import Settings, SettingsError, load_settings
 
 API_VERSION = "1.0.0"
 _DESCRIPTION = (
-    "Image classification with probabilities calibrated for the tail, and heatmaps that sum to the very score they "
+    "Image classification with probabilities calibrated for long-tailed data, and heatmaps that sum to the score they "
     "explain. Errors are `application/problem+json` (RFC 9457) with a stable `type`."
 )
+
+# Bodies that no route declares by its types.
+_UNDECLARED = (ProblemDetails, Contributions, InferenceRequest, InferenceError)
 
 
 def create_app(
@@ -61,6 +66,8 @@ def create_app(
         title="camcal",
         version=API_VERSION,
         description=_DESCRIPTION,
+        openapi_tags=TAGS,
+        generate_unique_id_function=_operation_id,
         lifespan=_lifespan,
         docs_url=None,  # both pages would load scripts from elsewhere
         redoc_url=None,
@@ -155,15 +162,22 @@ async def _openapi_json(request: Request) -> Response:
     return Response(state.openapi, media_type="application/json")
 
 
+def _operation_id(route: APIRoute) -> str:
+    """The name of a method in generated clients: the function that handles the route."""
+    return route.name
+
+
 def openapi(app: FastAPI) -> dict[str, object]:
     """The OpenAPI document; needs no bundle."""
-    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, tags=app.openapi_tags, routes=app.routes
+    )
     schemas = document["components"]["schemas"]
-    for undeclared in (ProblemDetails, InferenceRequest):  # no route declares them by its types
-        schema = undeclared.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(schema.pop("$defs"))
-        schemas[undeclared.__name__] = schema
-    # FastAPI's own error form, which this service never sends.
+    for body in _UNDECLARED:
+        schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[body.__name__] = schema
+    # FastAPI's own error body, which this service never sends.
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     about = "The service's API key, if it has one."
@@ -173,6 +187,8 @@ def openapi(app: FastAPI) -> dict[str, object]:
     }
     for operations in document["paths"].values():
         for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                parameter["schema"] = without_null(parameter["schema"])
             if "401" in operation["responses"]:  # a service without a key asks for none: {}
                 operation["security"] = [{}, {"HTTPBearer": []}, {"APIKeyHeader": []}]
     return document

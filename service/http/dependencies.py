@@ -21,7 +21,7 @@ TimeoutMs = Annotated[
         alias="X-Request-Timeout-Ms",
         ge=1,
         le=10**9,
-        description="The client waits this many milliseconds from the request's arrival: 504.",
+        description="Time limit of the request in milliseconds. A request that exceeds it gets a 504.",
     ),
 ]
 

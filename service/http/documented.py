@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of errors and bodies, said once for every route."""
+"""The parts of the OpenAPI document that routes share: tags, error responses, headers and binary bodies."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from camcal.service.http.errors import KINDS, PROBLEM_JSON
 
 Responses = dict[int | str, dict[str, Any]]
 
+TAGS = [
+    {"name": "predict", "description": "Classify images."},
+    {"name": "heatmaps", "description": "Heatmaps of predictions."},
+    {"name": "model", "description": "The served model."},
+    {"name": "operations", "description": "Health and metrics."},
+    {"name": "v2", "description": "Open Inference Protocol v2, for clients of Triton and KServe."},
+]
+
 _HEADERS = {
     401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
-    429: {"Retry-After": {"description": "Seconds until there should be room.", "schema": {"type": "integer"}}},
+    429: {"Retry-After": {"description": "Seconds to wait before the next request.", "schema": {"type": "integer"}}},
 }
 
 
@@ -31,12 +39,17 @@ def _problem(status: int) -> dict[str, Any]:
 
 
 def protocol_errors(*statuses: int) -> Responses:
-    """The same for routes of the Open Inference Protocol, with its form of errors."""
-    schema = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-    return {
-        status: {"description": HTTPStatus(status).phrase, "content": {"application/json": {"schema": schema}}}
-        for status in statuses
-    }
+    """The same for routes of the Open Inference Protocol, which has its own error body."""
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/InferenceError"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an optional parameter or form field, which can be left out but never be null."""
+    match schema:
+        case {"anyOf": [value, {"type": "null"}], **others}:
+            return {**value, **others}
+    return schema
 
 
 def header(description: str) -> dict[str, Any]:
@@ -45,5 +58,5 @@ def header(description: str) -> dict[str, Any]:
 
 
 def binary(*media_types: str) -> dict[str, Any]:
-    """The `content` of a body of bytes in one of `media_types`."""
+    """The `content` of a binary body in one of `media_types`."""
     return {kind: {"schema": {"type": "string", "format": "binary"}} for kind in media_types}

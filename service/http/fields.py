@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from camcal.service.http.body import FIELD
+from camcal.service.http.documented import without_null
 from camcal.service.http.errors import Problem, bad_parameter
 from camcal.service.http.multipart import Part
 
@@ -46,10 +47,14 @@ def with_fields(options: Options, queried: Container[str], fields: Sequence[Part
 
 
 def form_schema(options: type[BaseModel]) -> dict[str, Any]:
-    """The properties of `options` for the schema of a form."""
+    """The properties of `options` for the schema of a form.
+
+    Without their defaults, which generated clients send: one in the form would contradict another value in the query.
+    """
     properties: dict[str, Any] = options.model_json_schema()["properties"]
     return {
-        name: {key: value for key, value in schema.items() if key != "title"} for name, schema in properties.items()
+        name: {key: value for key, value in without_null(schema).items() if key not in ("title", "default")}
+        for name, schema in properties.items()
     }
 
 

@@ -60,6 +60,12 @@ class InferenceRequest(BaseModel):
     outputs: list[RequestedOutput] | None = Field(None, max_length=16)
 
 
+class InferenceError(BaseModel):
+    """An error of this protocol."""
+
+    error: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inference:
     """What a request asks for."""

@@ -1,4 +1,4 @@
-"""What `/predict` and `/predict/batch` have in common: their parameters, and the JSON of one image's answer."""
+"""Shared by `/predict` and `/predict/batch`: their parameters, and the JSON of one prediction."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ T = TypeVar("T")
 
 
 class PredictOptions(BaseModel):
-    """The query of `POST /predict` and `POST /predict/batch`; all of these may be fields of the form instead."""
+    """Query parameters of `POST /predict` and `POST /predict/batch`, which may also be fields of the form."""
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: int | None = Field(None, ge=1, description="How many classes; 5 by default, at most all.")
-    cam: bool = Field(True, description="Whether to keep heatmaps of these classes.")
+    top_k: int | None = Field(None, ge=1, description="Number of classes to return; 5 by default, at most all.")
+    cam: bool = Field(True, description="Keep heatmaps of these classes.")
     cam_classes: list[str] = Field(
-        [], description="Index or label of a class to keep a heatmap of too; may be repeated."
+        [], description="Index or label of another class to keep a heatmap of. May be repeated."
     )
-    logits: Literal["none", "all"] = Field("none", description="`all`: every class's scores too.")
+    logits: Literal["none", "all"] = Field("none", description="`all`: also return the scores of all classes.")
     prior: Prior = Field(
         "balanced",
-        description="Class prior of the calibrated probabilities: equal, as in training, or the bundle's own.",
+        description="Class prior of the calibrated probabilities: `balanced` (uniform), `train` (training-set "
+        "frequencies) or `given` (set in the bundle).",
     )
 
 

@@ -1,11 +1,11 @@
-"""The JSON that the service answers, for the OpenAPI document. Routes write it with orjson, for speed."""
+"""The JSON bodies of responses, for the OpenAPI document. Routes write them with orjson, for speed."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from camcal.models.bundle import Group, Prior
 from camcal.models.preprocessing import Preprocessing
@@ -13,27 +13,31 @@ from camcal.models.report import GroupCalibration, ReliabilityBin
 
 
 class ModelName(BaseModel):
+    """The model and its version."""
+
     name: str
-    version: str
+    version: str = Field(description="Changes with the content of the bundle.")
 
 
 class ClassPrediction(BaseModel):
-    """One class's answer."""
+    """The scores of one class."""
 
     class_id: int
     label: str
-    group: Group = Field(description="By training images: many above 100, few below 20, medium between.")
-    train_count: int = Field(description="Training images of the class.")
-    logit: float = Field(description="The plain score z; the plain heatmap sums to it.")
-    probability: float = Field(description="softmax(z).")
-    calibrated_logit: float = Field(description="The calibrated score z'; the calibrated heatmap sums to it.")
-    calibrated_probability: float = Field(description="softmax(z'/T) under the class prior asked for.")
+    group: Group = Field(
+        description="By number of training images: many (over 100), medium (20 to 100) or few (under 20)."
+    )
+    train_count: int = Field(description="Number of training images of the class.")
+    logit: float = Field(description="Plain score z. The plain heatmap sums to it.")
+    probability: float = Field(description="softmax(z)")
+    calibrated_logit: float = Field(description="Calibrated score z'. The calibrated heatmap sums to it.")
+    calibrated_probability: float = Field(description="softmax(z'/T), for the requested class prior.")
 
 
 class CamLink(BaseModel):
-    """Where the heatmaps of a prediction are."""
+    """Where to get the heatmaps of a prediction."""
 
-    url: str
+    url: str = Field(description="Path of `GET /cam/{id}` on this server.")
     classes: list[int] = Field(
         description="Classes with a heatmap: those of `predictions` in the same order, then those of `cam_classes`."
     )
@@ -42,20 +46,51 @@ class CamLink(BaseModel):
 
 
 class ImageSize(BaseModel):
-    """The picture as decoded, upright."""
+    """Size of the decoded image in pixels, after applying its EXIF orientation."""
 
     width: int
     height: int
 
 
 class Prediction(BaseModel):
-    """The answer to one image. The four arrays are there with `logits=all`: one value a class."""
+    """The prediction for one image. The last four fields come with `logits=all` and have one value per class."""
 
-    id: str
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "Rz0w9XkVh1eGDqgLPbY0sA",
+                    "model": {"name": "caltech100", "version": "8e36c413e4db"},
+                    "prior": "balanced",
+                    "predictions": [
+                        {
+                            "class_id": 60,
+                            "label": "metronome",
+                            "group": "few",
+                            "train_count": 17,
+                            "logit": 6.52,
+                            "probability": 0.146,
+                            "calibrated_logit": 9.41,
+                            "calibrated_probability": 0.575,
+                        }
+                    ],
+                    "cam": {
+                        "url": "/cam/Rz0w9XkVh1eGDqgLPbY0sA",
+                        "classes": [60],
+                        "grid": [7, 7],
+                        "expires_at": "2026-01-31T12:00:00+00:00",
+                    },
+                    "image": {"width": 100, "height": 140},
+                }
+            ]
+        }
+    )
+
+    id: str = Field(description="Names the prediction's heatmaps: `GET /cam/{id}`.")
     model: ModelName
-    prior: Prior
-    predictions: list[ClassPrediction] = Field(description="Best first, by calibrated probability.")
-    cam: CamLink | None
+    prior: Prior = Field(description="Class prior of the calibrated probabilities.")
+    predictions: list[ClassPrediction] = Field(description="Best classes, by descending calibrated probability.")
+    cam: CamLink | None = Field(description="Null if no heatmap was kept.")
     image: ImageSize
     logits: list[float] | None = None
     calibrated_logits: list[float] | None = None
@@ -64,24 +99,45 @@ class Prediction(BaseModel):
 
 
 class ClassName(BaseModel):
+    """A class."""
+
     class_id: int
     label: str
 
 
 class Contributions(BaseModel):
-    """One heatmap in numbers."""
+    """The numbers of one heatmap: how much each position contributes to the score."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "class_id": 60,
+                    "label": "metronome",
+                    "calibrated": True,
+                    "versus": None,
+                    "contributions": [[0.5, 1.25], [-0.25, 2.0]],
+                    "sum": 3.5,
+                    "score": 3.5,
+                    "shift": 0.0,
+                }
+            ]
+        }
+    )
 
     class_id: int
     label: str
-    calibrated: bool
-    versus: ClassName | None = Field(description="The class that was subtracted, of map and score.")
-    contributions: list[list[float]] = Field(description="h rows of w values; each position's part of the score.")
-    sum: float = Field(description="Of all contributions.")
-    score: float = Field(description="The logit that they explain, or the difference of two.")
-    shift: float = Field(description="By how many positions the grid lies right of and below what it shows.")
+    calibrated: bool = Field(description="Whether the calibrated or the plain score is explained.")
+    versus: ClassName | None = Field(description="The class whose heatmap and score were subtracted.")
+    contributions: list[list[float]] = Field(description="Rows of the grid from top to bottom.")
+    sum: float = Field(description="Sum of all contributions.")
+    score: float = Field(description="The explained score, or the difference of two; equal to `sum` up to rounding.")
+    shift: float = Field(description="Offset of the grid from the image, to the right and down, in positions.")
 
 
 class ClassDescription(BaseModel):
+    """A class and its training set."""
+
     class_id: int
     label: str
     group: Group
@@ -91,7 +147,8 @@ class ClassDescription(BaseModel):
 class CalibrationDescription(BaseModel):
     """z' = omega·z + beta·weight_norm for each class; probabilities are softmax(z'/temperature).
 
-    For another prior π they are softmax(z'/T + log π) with T from `prior_temperatures`, or `temperature` if not there.
+    For another class prior π they are softmax(z'/T + log π), where T is the prior's entry in `prior_temperatures`,
+    or `temperature` if it has none.
     """
 
     scalar: float
@@ -104,38 +161,43 @@ class CalibrationDescription(BaseModel):
 
 
 class ModelDescription(BaseModel):
+    """The served model."""
+
     name: str
     version: str
     created: str
     classes: list[ClassDescription]
-    groups: dict[Group, int] = Field(description="Classes in each group.")
+    groups: dict[Group, int] = Field(description="Number of classes in each group.")
     calibration: CalibrationDescription
     preprocessing: Preprocessing
     grid: tuple[int, int]
-    figures: dict[str, Any] = Field(description="What was measured on the test set.")
+    figures: dict[str, Any] = Field(description="Results on the test set.")
     reliability: dict[str, list[ReliabilityBin]] | None = Field(
-        description="Reliability diagrams on the test set, `trained` and `calibrated`, if the bundle's report has them."
+        description="Reliability diagrams on the test set, `trained` and `calibrated`. Null if the report has none."
     )
     by_predicted_group: dict[str, dict[str, GroupCalibration | None]] | None = Field(
-        description="`trained` and `calibrated`, how far answers that name a many-, medium- or few-shot class can be "
-        "believed, and likewise by rank: head, middle, tail. Null for a group that no answer named, or if the bundle's "
-        "report does not have it."
+        description="Confidence and accuracy by group of the predicted class, `trained` and `calibrated`: by training "
+        "images (many, medium, few) and by rank (head, middle, tail). A group that was never predicted is null."
     )
 
 
 class Alive(BaseModel):
+    """The process is alive."""
+
     status: str = "alive"
 
 
 class Ready(BaseModel):
+    """The service is ready for requests."""
+
     status: str = "ready"
     model: ModelName
     provider: str = Field(description="ONNX Runtime's execution provider.")
-    device_fallback: str | None = Field(description="Why the CPU stands in for a GPU, if it does.")
+    device_fallback: str | None = Field(description="Why the CPU is used instead of a GPU; null if it is not.")
 
 
 class FieldProblem(BaseModel):
-    """One field at fault."""
+    """An invalid field of a request."""
 
     in_: str = Field(alias="in", description="query, path, header or body")
     field: str
@@ -143,16 +205,29 @@ class FieldProblem(BaseModel):
 
 
 class ProblemDetails(BaseModel):
-    """RFC 9457."""
+    """An error, as RFC 9457 defines it."""
 
-    type: str = Field(description="Stable, for programs.", examples=["urn:camcal:error:undecodable-image"])
-    title: str
-    status: int
-    detail: str = Field(description="A sentence: what was found, what was expected.")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:camcal:error:undecodable-image",
+                    "title": "Image cannot be decoded",
+                    "status": 422,
+                    "detail": "the image is damaged or truncated",
+                }
+            ]
+        }
+    )
+
+    type: str = Field(description="Stable identifier for programs.")
+    title: str = Field(description="Short summary of the type.")
+    status: int = Field(description="HTTP status code.")
+    detail: str = Field(description="What was found, what was expected, and what to do.")
     errors: list[FieldProblem] | None = None
 
 
 class PredictionBatch(BaseModel):
-    """One result an image, in the order of the request."""
+    """One result per image, in the order of the request."""
 
-    results: list[Prediction | ProblemDetails] = Field(description="A prediction, or the problem of a bad image.")
+    results: list[Prediction | ProblemDetails] = Field(description="A prediction, or the error of an invalid image.")

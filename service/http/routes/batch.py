@@ -1,4 +1,4 @@
-"""`POST /predict/batch`: several images of one form, each answered as `/predict` would, in order."""
+"""`POST /predict/batch`: classify several images of one form, each as `/predict` would."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from camcal.service.http.schemas import PredictionBatch
 
 log = logging.getLogger("camcal")
 
-router = APIRouter()
+router = APIRouter(tags=["predict"])
 
 MAX_CLASSES = 2**16  # in all predictions of one answer: they are put together in the event loop
 
@@ -34,7 +34,11 @@ _FORM = {
     "type": "object",
     "required": [FIELD],
     "properties": {
-        FIELD: {"type": "array", "items": {"type": "string", "format": "binary"}},
+        FIELD: {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": "JPEG, PNG, WebP, GIF or BMP images.",
+        },
         **form_schema(PredictOptions),
     },
     "additionalProperties": False,
@@ -46,6 +50,7 @@ _BODY = {"required": True, "content": {FORM: {"schema": _FORM}}}
     "/predict/batch",
     dependencies=[needs("predict")],
     response_model=PredictionBatch,
+    response_description="The results.",
     responses=problems(400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra={"requestBody": _BODY},
     summary="Classify several images",
@@ -56,7 +61,7 @@ async def predict_batch(
     queried: Annotated[PredictOptions, Query()],
     timeout_ms: TimeoutMs = None,
 ) -> Response:
-    """The images are files in the field `image` of a form. A bad one has its problem in its place, the rest answers."""
+    """Send the images as files in the field `image` of a form. An invalid image does not affect the others."""
     model, settings, predictor, wish = runtime.model, runtime.settings, runtime.predictor, latest(timeout_ms)
     options, wanted = read_options(request, model, queried)
     content_type = request.headers.get("content-type", "")

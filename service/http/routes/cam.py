@@ -1,4 +1,4 @@
-"""`GET /cam/{id}`: the heatmap of one class of one prediction, as a picture or in numbers."""
+"""`GET /cam/{id}`: the heatmap of one class of a prediction, as an image or as numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,13 +26,13 @@ from camcal.service.http.dependencies import Running, unless_gone
 from camcal.service.http.documented import binary, header, problems
 from camcal.service.http.errors import Problem, bad_parameter
 from camcal.service.http.runtime import Runtime
-from camcal.service.http.schemas import Contributions
 from camcal.service.metrics import server_timing
 
 log = logging.getLogger("camcal")
 
-router = APIRouter()
+router = APIRouter(tags=["heatmaps"])
 
+PredictionId = Annotated[str, Path(description="`id` of a prediction.")]
 Format = Literal["png", "webp", "jpeg", "json", "npy"]
 
 _MEDIA_TYPES: dict[Format, str] = {
@@ -43,39 +43,49 @@ _MEDIA_TYPES: dict[Format, str] = {
     "npy": "application/octet-stream",
 }
 _HEADERS = {
-    "ETag": header("Of this very picture."),
-    "Cache-Control": header("Private, to the end of its life."),
-    "Server-Timing": header("Milliseconds of render."),
+    "ETag": header("Changes with the heatmap and all parameters."),
+    "Cache-Control": header("Private, until the heatmap expires."),
+    "Server-Timing": header("Duration of render in milliseconds."),
 }
-_BINARY = binary("image/png", "image/webp", "image/jpeg", "application/octet-stream")
+# The default comes first, and JSON last: generators of clients take the first that they know for all formats.
+_CONTENT = {
+    **binary("image/png", "image/webp", "image/jpeg", "application/octet-stream"),
+    "application/json": {"schema": {"$ref": "#/components/schemas/Contributions"}},
+}
 
 
 class CamOptions(BaseModel):
-    """The query of `GET /cam/{id}`."""
+    """Query parameters of `GET /cam/{id}`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    class_: str | None = Field(None, alias="class", description="Index or label, one of the kept; the best by default.")
-    versus: str | None = Field(
-        None, description="Index or label of a class to subtract: what speaks for one, not both."
+    class_: str | None = Field(
+        None,
+        alias="class",
+        description="Index or label of one of the classes whose heatmap was kept. By default the best class.",
     )
-    calibrated: bool = Field(True, description="Explain the calibrated score, or the plain one.")
-    overlay: bool = Field(True, description="Lay the colours on the picture.")
+    versus: str | None = Field(
+        None, description="Index or label of a class to subtract, to see what speaks for one rather than the other."
+    )
+    calibrated: bool = Field(True, description="Explain the calibrated score, or the plain score if false.")
+    overlay: bool = Field(True, description="Draw the heatmap over the image.")
     signed: bool | None = Field(
         None,
-        description="Show what speaks against the class too, with zero in the middle of the colours; by default with "
-        "`versus` or the colours `coolwarm`.",
+        description="Show evidence against the class too: the middle of the colour map is zero. By default true with "
+        "`versus` or the colour map `coolwarm`.",
     )
     scale: Literal["map", "image"] = Field(
         "map",
-        description="`map`: the strongest colour is this map's highest contribution. `image`: it is that of all maps "
-        "kept of the image, so that equal colours mean equal contributions.",
+        description="What the strongest colour stands for: the highest contribution in this heatmap (`map`) or in all "
+        "heatmaps kept for the image (`image`), which makes their colours comparable.",
     )
-    colormap: Colormap | None = Field(None, description="By default `turbo`, or `coolwarm` when signed.")
-    alpha: float = Field(0.6, ge=0, le=1, description="How much the strongest colour covers.")
-    size: int = Field(384, ge=16, le=1024, description="Longest side, in px, with the legend.")
-    legend: bool = Field(False, description=f"Write class, score and scale below; needs a size of {MIN_SIZE} or more.")
-    format: Format = Field("png", description="`json` and `npy` give the exact contributions.")
+    colormap: Colormap | None = Field(None, description="By default `turbo`, or `coolwarm` if signed.")
+    alpha: float = Field(0.6, ge=0, le=1, description="Opacity of the strongest colour.")
+    size: int = Field(384, ge=16, le=1024, description="Longest side in pixels, including the legend.")
+    legend: bool = Field(
+        False, description=f"Add class, score and colour scale below the image. Needs a size of at least {MIN_SIZE}."
+    )
+    format: Format = Field("png", description="`json` and `npy` return the exact contributions.")
 
     @property
     def zero_in_the_middle(self) -> bool:
@@ -86,22 +96,22 @@ class CamOptions(BaseModel):
 @router.get(
     "/cam/{id}",
     dependencies=[needs("cam")],
-    response_model=Contributions,
+    response_class=Response,
     responses={
-        200: {"description": "The heatmap, in the `format` asked for.", "headers": _HEADERS, "content": _BINARY},
-        304: {"description": "The copy whose ETag came in If-None-Match is still good."},
+        200: {"description": "The heatmap in the requested `format`.", "headers": _HEADERS, "content": _CONTENT},
+        304: {"description": "The client's copy, whose ETag it sent in If-None-Match, is still valid."},
         **problems(401, 403, 404, 422, 429, 500, 503),
     },
-    summary="Draw a heatmap",
+    summary="Get a heatmap",
 )
-async def cam(
+async def get_cam(
     request: Request,
     runtime: Running,
-    id: str,
+    id: PredictionId,
     options: Annotated[CamOptions, Query()],
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """A picture of where the evidence is; `json` and `npy` hold the signed contributions that sum to the score."""
+    """An image that shows which positions support the class, or the contributions, whose sum is the score."""
     explanation = await _find(runtime, id, owner_of(request.scope))
     # Of the model that made it, which a reload may have replaced by one with fewer classes.
     classes = max(len(runtime.manifest.classes), 1 + max(explanation.classes))
@@ -128,11 +138,12 @@ async def cam(
     dependencies=[needs("cam")],
     status_code=204,
     response_class=Response,
+    response_description="Deleted.",
     responses=problems(401, 403, 404, 422, 429, 500, 503),
-    summary="Remove a heatmap",
+    summary="Delete a heatmap",
 )
-async def remove(request: Request, runtime: Running, id: str) -> Response:
-    """Nobody can read it from now on; a copy that a client has kept stays with that client."""
+async def delete_cam(request: Request, runtime: Running, id: PredictionId) -> Response:
+    """Deletes all heatmaps of a prediction from the service. Clients may still have copies in their caches."""
     await _find(runtime, id, owner_of(request.scope))
     try:
         deleted = await runtime.store.delete(id)

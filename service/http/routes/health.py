@@ -1,4 +1,4 @@
-"""`GET /health/live` and `/health/ready`, for orchestrators and balancers."""
+"""`GET /health/live` and `/health/ready`, for orchestrators and load balancers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from camcal.service.http.dependencies import Running, require_alive, require_rea
 from camcal.service.http.documented import problems
 from camcal.service.http.schemas import Alive, ModelName, Ready
 
-router = APIRouter(prefix="/health")
+router = APIRouter(prefix="/health", tags=["operations"])
 
 
-@router.get("/live", responses=problems(503), summary="Is the process alive?")
+@router.get("/live", response_description="Alive.", responses=problems(503), summary="Check that the process is alive")
 async def live(request: Request) -> Alive:
-    """Answers whenever the event loop turns; 503 when the model fails on every batch, which a restart may mend."""
+    """503 if the model fails on every batch, which a restart may fix."""
     require_alive(request.app)
     return Alive()
 
 
-@router.get("/ready", responses=problems(503), summary="Should requests come here?")
+@router.get("/ready", response_description="Ready.", responses=problems(503), summary="Check that the service is ready")
 async def ready(runtime: Running) -> Ready:
-    """503 before the model is warm, while the service drains, and when the model fails on every batch."""
+    """503 before warm-up is complete, while the service drains, and if the model fails on every batch."""
     require_ready(runtime)
     model = runtime.model
     name = ModelName(name=model.manifest.name, version=model.manifest.version)

@@ -1,4 +1,4 @@
-"""`GET /model`: what is served, how it was calibrated, and what was measured of it."""
+"""`GET /model`: the served model, its calibration and its test results."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from camcal.service.http.dependencies import Running
 from camcal.service.http.documented import problems
 from camcal.service.http.schemas import ModelDescription
 
-router = APIRouter()
+router = APIRouter(tags=["model"])
 
 
 @router.get(
     "/model",
     dependencies=[needs("model")],
     response_model=ModelDescription,
+    response_description="The model.",
     responses=problems(401, 403, 429, 500, 503),
     summary="Describe the model",
 )
-async def model(runtime: Running) -> Response:
-    """Classes, groups, calibration, preprocessing and measured figures."""
+async def get_model(runtime: Running) -> Response:
+    """Classes, groups, calibration, preprocessing and test results."""
     return Response(orjson.dumps(describe(runtime.model.sessions[0].bundle)), media_type="application/json")
 
 

@@ -1,4 +1,4 @@
-"""`POST /predict`: one image in, ranked classes and a link to their heatmaps out."""
+"""`POST /predict`: classify one image, and link to its heatmaps."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from camcal.service.http.prediction import PredictOptions, read_options, to_json
 from camcal.service.http.schemas import Prediction
 from camcal.service.metrics import server_timing
 
-router = APIRouter()
+router = APIRouter(tags=["predict"])
 
 _FORM = {
     "type": "object",
     "required": [FIELD],
     "properties": {
-        FIELD: {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, GIF or BMP"},
+        FIELD: {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, GIF or BMP image."},
         **form_schema(PredictOptions),
     },
     "additionalProperties": False,
 }
 _BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM}, **binary("image/*")}}
-_HEADERS = {"Server-Timing": header("Milliseconds of decode, queue, inference and post.")}
+_HEADERS = {"Server-Timing": header("Durations of decode, queue, inference and post in milliseconds.")}
 
 
 @router.post(
     "/predict",
     dependencies=[needs("predict")],
     response_model=Prediction,
+    response_description="The prediction.",
     responses={200: {"headers": _HEADERS}, **problems(400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504)},
     openapi_extra={"requestBody": _BODY},
     summary="Classify one image",
@@ -46,7 +47,7 @@ async def predict(
     queried: Annotated[PredictOptions, Query()],
     timeout_ms: TimeoutMs = None,
 ) -> Response:
-    """The image is the file field `image` of a form, or the raw body with the content type `image/*`."""
+    """Send the image as the file field `image` of a form, or as a raw body with the content type `image/*`."""
     model, wish, settings, predictor = runtime.model, latest(timeout_ms), runtime.settings, runtime.predictor
     options, wanted = read_options(request, model, queried)
     with runtime.admission.ticket(client_address(request.scope)) as ticket:

@@ -1,4 +1,4 @@
-"""`/v2`: the Open Inference Protocol, for clients of Triton and KServe. Raw pixels in, the graph's outputs out."""
+"""`/v2`: the Open Inference Protocol, for clients of Triton and KServe. It takes pixels and returns raw outputs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,12 @@ NAME = "camcal"
 EXTENSIONS = ["binary_tensor_data"]
 MAX_MAP_VALUES = 2**22  # in one answer
 
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
+router = APIRouter(prefix="/v2", tags=["v2"])
+
+HeaderLength = Annotated[
+    str | None,
+    Header(alias=HEADER_LENGTH, description="Length of the JSON in bytes, if binary tensors follow it."),
+]
 
 
 class Live(BaseModel):
@@ -86,43 +91,60 @@ class InferenceResponse(BaseModel):
     outputs: list[OutputTensor]
 
 
-@router.get("/health/live", responses=protocol_errors(503), summary="Is the server alive?")
-async def live(request: Request) -> Live:
-    """As `/health/live`."""
+@router.get("/health/live", responses=protocol_errors(503), summary="Check that the server is alive")
+async def v2_live(request: Request) -> Live:
+    """Like `/health/live`."""
     require_alive(request.app)
     return Live()
 
 
-@router.get("/health/ready", responses=protocol_errors(503), summary="Is the server ready?")
-async def ready(runtime: Running) -> ServerReady:
-    """As `/health/ready`."""
+@router.get("/health/ready", responses=protocol_errors(503), summary="Check that the server is ready")
+async def v2_ready(runtime: Running) -> ServerReady:
+    """Like `/health/ready`."""
     require_ready(runtime)
     return ServerReady()
 
 
-@router.get("", summary="Describe the server")
-async def server(request: Request) -> ServerMetadata:
-    """Name, version and extensions."""
+@router.get("", summary="Get the server's metadata")
+async def v2_server(request: Request) -> ServerMetadata:
+    """Name, version and supported extensions."""
     return ServerMetadata(name=NAME, version=request.app.version, extensions=EXTENSIONS)
 
 
 _OF_MODEL: dict[str, Any] = {"dependencies": [needs("v2")], "responses": protocol_errors(401, 403, 404, 422, 429, 503)}
 
 
-@router.get("/models/{name}/ready", summary="Is it ready?", **_OF_MODEL)
-@router.get("/models/{name}/versions/{version}/ready", summary="Is this version ready?", **_OF_MODEL)
-async def model_ready(runtime: Running, name: str, version: str | None = None) -> ModelReady:
-    """The one model served is ready when the server is."""
-    model = _model(runtime, name, version)
+@router.get("/models/{name}/ready", summary="Check that the model is ready", **_OF_MODEL)
+async def v2_model_ready(runtime: Running, name: str) -> ModelReady:
+    """The model is ready when the server is."""
+    return _ready(runtime, _model(runtime, name))
+
+
+@router.get("/models/{name}/versions/{version}/ready", summary="Check that this version is ready", **_OF_MODEL)
+async def v2_version_ready(runtime: Running, name: str, version: str) -> ModelReady:
+    """The version is ready when the server is."""
+    return _ready(runtime, _model(runtime, name, version))
+
+
+def _ready(runtime: Runtime, model: Model) -> ModelReady:
     require_ready(runtime)
     return ModelReady(name=model.manifest.name)
 
 
-@router.get("/models/{name}", summary="Describe the model in this protocol", **_OF_MODEL)
-@router.get("/models/{name}/versions/{version}", summary="Describe this version", **_OF_MODEL)
-async def metadata(runtime: Running, name: str, version: str | None = None) -> ModelMetadata:
-    """Inputs and outputs of the one model served; `top_k` may be left out."""
-    manifest = _model(runtime, name, version).manifest
+@router.get("/models/{name}", summary="Get the model's metadata", **_OF_MODEL)
+async def v2_model(runtime: Running, name: str) -> ModelMetadata:
+    """Inputs and outputs. The input `top_k` is optional."""
+    return _metadata(_model(runtime, name))
+
+
+@router.get("/models/{name}/versions/{version}", summary="Get this version's metadata", **_OF_MODEL)
+async def v2_version(runtime: Running, name: str, version: str) -> ModelMetadata:
+    """Inputs and outputs. The input `top_k` is optional."""
+    return _metadata(_model(runtime, name, version))
+
+
+def _metadata(model: Model) -> ModelMetadata:
+    manifest = model.manifest
     return ModelMetadata(
         name=manifest.name,
         versions=[manifest.version],
@@ -135,6 +157,7 @@ async def metadata(runtime: Running, name: str, version: str | None = None) -> M
 _INFER: dict[str, Any] = {
     "dependencies": [needs("v2")],
     "response_model": InferenceResponse,
+    "response_description": "The outputs.",
     "responses": {
         200: {"content": binary("application/octet-stream")},
         **protocol_errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504),
@@ -152,17 +175,28 @@ _INFER: dict[str, Any] = {
 
 
 @router.post("/models/{name}/infer", summary="Run the model", **_INFER)
+async def v2_infer(
+    request: Request, runtime: Running, name: str, header_length: HeaderLength = None, timeout_ms: TimeoutMs = None
+) -> Response:
+    """Takes preprocessed pixels and returns the outputs of the network. Tensors are JSON, or bytes after the JSON."""
+    return await _infer(request, runtime, _model(runtime, name), header_length, latest(timeout_ms))
+
+
 @router.post("/models/{name}/versions/{version}/infer", summary="Run this version", **_INFER)
-async def infer(
+async def v2_infer_version(
     request: Request,
     runtime: Running,
     name: str,
-    version: str | None = None,
-    header_length: Annotated[str | None, Header(alias=HEADER_LENGTH)] = None,
+    version: str,
+    header_length: HeaderLength = None,
     timeout_ms: TimeoutMs = None,
 ) -> Response:
-    """Pixels as the network sees them, in the batches of all other requests. Values are JSON or bytes after it."""
-    model, settings, wish = _model(runtime, name, version), runtime.settings, latest(timeout_ms)
+    """Takes preprocessed pixels and returns the outputs of the network. Tensors are JSON, or bytes after the JSON."""
+    return await _infer(request, runtime, _model(runtime, name, version), header_length, latest(timeout_ms))
+
+
+async def _infer(request: Request, runtime: Runtime, model: Model, header_length: str | None, wish: float) -> Response:
+    settings = runtime.settings
     in_thread = runtime.predictor.in_thread
     request.scope[MODEL] = model.manifest.version
     if (coding := request.headers.get("content-encoding", "identity")) != "identity":
@@ -212,7 +246,7 @@ async def infer(
     return Response(content, headers=headers, media_type="application/octet-stream")
 
 
-def _model(runtime: Runtime, name: str, version: str | None) -> Model:
+def _model(runtime: Runtime, name: str, version: str | None = None) -> Model:
     model = runtime.model
     if name != model.manifest.name or version not in (None, model.manifest.version):
         wanted = name if version is None else f"{name} {version}"

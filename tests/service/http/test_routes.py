@@ -1,4 +1,4 @@
-"""The small routes: model, health, metrics, page, OpenAPI; and what holds for all of them."""
+"""The small routes: model, health, metrics, page, and what holds for all of them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from camcal.models.bundle import Bundle, BundleError
-from camcal.service.http.app import create_app, openapi
+from camcal.service.http.app import create_app
 from camcal.service.http.routes.model import describe
 from camcal.service.http.schemas import Contributions, ModelDescription, Prediction
 from camcal.service.metrics import STAGES, Metrics
@@ -21,8 +20,6 @@ from camcal.service.settings import Settings
 from tests.service.conftest import KEY, ClientFactory, GatedSession, TestClient, png
 from tests.service.http.routes.test_predict import RAW, problem
 from tests.service.test_live import wait_for
-
-OPENAPI_FILE = Path(__file__).parents[3] / "openapi.yaml"
 
 
 def test_model(client: TestClient, bundle: Bundle) -> None:
@@ -323,26 +320,3 @@ def test_apps_do_not_share_metrics(client_factory: ClientFactory) -> None:
     one.get("/nope")
     assert 'route="unmatched"' in one.get("/metrics").text
     assert 'route="unmatched"' not in other.get("/metrics").text
-
-
-def test_openapi_file_is_the_apps(client: TestClient) -> None:
-    document = openapi(create_app())
-    assert yaml.safe_load(OPENAPI_FILE.read_text()) == document, "run: python -m camcal openapi > openapi.yaml"
-    assert client.get("/openapi.json").json() == document
-
-
-def test_openapi_documents_bodies_and_errors() -> None:
-    document: Any = openapi(create_app())
-    predict, cam = document["paths"]["/predict"]["post"], document["paths"]["/cam/{id}"]["get"]
-    assert set(predict["requestBody"]["content"]) == {"multipart/form-data", "image/*"}
-    assert set(predict["responses"]) == set("200 400 401 403 408 413 415 422 429 500 503 504".split())
-    assert set(cam["responses"]) == set("200 304 401 403 404 422 429 500 503".split())
-    images = {"image/png", "image/webp", "image/jpeg", "application/octet-stream", "application/json"}
-    assert set(cam["responses"]["200"]["content"]) == images
-    for operation in (predict, cam):
-        assert {} in operation["security"]
-        for status, response in operation["responses"].items():
-            if status >= "400":
-                assert set(response["content"]) == {"application/problem+json"}
-    for reference in set(json.dumps(document).split('"#/components/schemas/')[1:]):
-        assert reference.partition('"')[0] in document["components"]["schemas"]
