@@ -20,7 +20,7 @@ Run = Callable[[NDArray[np.uint8], int], Answers]  # images and top_k
 
 EXACT = 1e-4  # what holds within one answer: maps and their logits, logits and calibrated ones; relative above one
 SUM = 1e-3  # of probabilities
-# Between machines and engines, relative to the largest logit of the image; see docs/serving.md for what was measured.
+# Between machines and engines, relative to the largest logit of the image; docs/explanation/serving.md has figures.
 ALLOWED: dict[Precision, float] = {"fp32": 0.005, "fp16": 0.02, "int8": 0.1}
 PROBABILITY = {"fp32": 0.01, "fp16": 0.05, "int8": 0.15}  # of calibrated probabilities, absolute
 

@@ -61,7 +61,7 @@ def variable(field: str) -> str:
 
 def _unknown(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    hint = f"did you mean {variable(close[0])}?" if close else "see the list of settings in docs/serving.md"
+    hint = f"did you mean {variable(close[0])}?" if close else "see the list of settings in docs/reference/settings.md"
     return f"unknown setting {variable(name)}; {hint}"
 
 

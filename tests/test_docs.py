@@ -136,6 +136,16 @@ def test_paths_exist(document: Path) -> None:
             assert any(ROOT.glob(path.rstrip("/"))), path
 
 
+def test_documents_named_in_code_exist() -> None:
+    folders = ("models", "training", "service", "src", "docker", "tests", ".github")
+    files = [
+        file for folder in folders for file in (ROOT / folder).rglob("*") if file.suffix in (".py", ".toml", ".yml")
+    ]
+    for file in [*files, ROOT / "docker" / "Dockerfile", ROOT / "Makefile", ROOT / "compose.yaml"]:
+        for named in re.findall(r"(?<![\w/])docs/[\w/-]+\.md", file.read_text()):
+            assert (ROOT / named).exists(), f"{file}: {named}"
+
+
 @each_document
 def test_python_names_exist(document: Path) -> None:
     text = document.read_text()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -139,9 +140,29 @@ def test_locked_build_backend_is_the_one_that_builds() -> None:
     assert pyproject()["dependency-groups"]["build"] == pyproject()["build-system"]["requires"]
 
 
-def test_changelog_has_this_version() -> None:
+def citation() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    return found
+
+
+def test_changelog_and_citation_have_this_version() -> None:
     version = pyproject()["project"]["version"]
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert citation()["version"] == version
+
+
+def test_one_address_of_the_repository() -> None:
+    """Or none, as long as it has none."""
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    project = pyproject()["project"]["urls"].get("Repository")
+    assert (site.get("repo_url"), citation().get("repository-code")) == (project, project)
+
+
+def test_biome_has_one_version() -> None:
+    sources = (".pre-commit-config.yaml", ".github/workflows/ci.yml")
+    found = {re.findall(r"@biomejs/biome@([\d.]+)", (ROOT / name).read_text())[0] for name in sources}
+    found |= set(re.findall(r"/schemas/([\d.]+)/", (ROOT / "biome.json").read_text()))
+    assert len(found) == 1
 
 
 def test_no_tracked_file_is_over_13_mb() -> None:
@@ -187,9 +208,14 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+def built_wheel(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", clone, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def wheel(built_wheel: Path) -> dict[str, int]:
     """Name and checksum of each file of the wheel but its own records."""
-    return contents(build("wheel", clone, tmp_path_factory.mktemp("wheel")))
+    return contents(built_wheel)
 
 
 def contents(wheel: Path) -> dict[str, int]:
@@ -202,7 +228,27 @@ def contents(wheel: Path) -> dict[str, int]:
 def test_wheel_holds_every_file_of_the_packages_and_no_other(wheel: dict[str, int]) -> None:
     of_packages = {f"camcal/{name}" for name in tracked() if name.startswith(("models/", "training/", "service/"))}
     on_top = {name.removeprefix("src/") for name in tracked() if (ROOT / name).is_file() and name.startswith("src/")}
-    assert set(wheel) == of_packages | on_top
+    results = {f"camcal/results/{path.name}" for path in (ROOT / "docs" / "results").glob("*.json")}
+    assert set(wheel) == of_packages | on_top | results
+
+
+def test_installed_camcal_prints_the_results(built_wheel: Path, tmp_path: Path) -> None:
+    installed = tmp_path / "site-packages"
+    with zipfile.ZipFile(built_wheel) as archive:
+        archive.extractall(installed)
+    code = (
+        f"import camcal; assert camcal.__file__.startswith({str(installed)!r}); import camcal.__main__ as c; c.main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "results"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "CIFAR-100-LT, imbalance 100" in ended.stdout
 
 
 def test_sdist_builds_the_same_wheel_and_holds_tests_and_documents(

@@ -38,7 +38,7 @@ AS_IT_CAME_SIDE = 640  # a JPEG file up to this size, in px
 AS_IT_CAME_BYTES = 128 * 1024  # and this one is kept as the picture itself, which costs no time
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves so many pixels for each that the network sees. At 2, the best
-# class stayed the same for all but the share of photographs that docs/serving.md gives.
+# class stayed the same for all but the share of photographs that docs/explanation/serving.md gives.
 OVERSAMPLING = 2
 
 # CPU time of an image that is decoded in a thread, beside others. A JPEG of one scan may take longer: its time grows

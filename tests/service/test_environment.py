@@ -22,7 +22,7 @@ def secrets(environment: Mapping[str, str]) -> dict[str, str]:
         ("CAMCAL_API_KEYFILE", "x", "unknown setting CAMCAL_API_KEYFILE; did you mean CAMCAL_API_KEY_FILE?"),
         ("camcal_prot", "1", "unknown setting CAMCAL_PROT; did you mean CAMCAL_PORT?"),
         ("CAMCAL_MAXBATCH", "", "unknown setting CAMCAL_MAXBATCH; did you mean CAMCAL_MAX_BATCH?"),
-        ("CAMCAL_XYZZY", "1", "unknown setting CAMCAL_XYZZY; see the list of settings in docs/serving.md"),
+        ("CAMCAL_XYZZY", "1", "unknown setting CAMCAL_XYZZY; see the list of settings in docs/reference/settings.md"),
         ("CAMCAL_API_KEY", "", "CAMCAL_API_KEY is empty; set a value or unset the variable"),
         ("CAMCAL_API_KEYS_FILE", "", "CAMCAL_API_KEYS_FILE is empty; set a value or unset the variable"),
         ("CAMCAL_API_KEY_FILE", "", "CAMCAL_API_KEY_FILE is empty; set a value or unset the variable"),

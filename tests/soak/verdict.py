@@ -67,7 +67,9 @@ def _overload(records: Sequence[Record]) -> Check:
     ordinary = [record for record in records if record.kind in (*ORDINARY, "unsent")]
     refused = sum(record.outcome in ("429", "left", "late") for record in ordinary)
     share = refused / max(1, len(ordinary))
-    return Check(promise="load stays below capacity", met=share <= REFUSED, found=f"{100 * share:.2f} % refused or not sent")
+    return Check(
+        promise="load stays below capacity", met=share <= REFUSED, found=f"{100 * share:.2f} % refused or not sent"
+    )
 
 
 def _reloads(events: Sequence[Event]) -> Check:

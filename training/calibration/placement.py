@@ -59,7 +59,7 @@ def map_shift(maps_Nhw: NDArray[np.float32], mirrored_Nhw: NDArray[np.float32]) 
     A mirrored image should have the mirrored map. What it has lies off that by twice the shift: so it is the shift
     for which the two agree best when both are moved back, in the mean of the images' correlations. A network is no
     longer sure of an image upside down, so down the image the same is assumed: strides and paddings are the same, and
-    gradients bear it out (docs/heatmaps.md).
+    gradients bear it out (docs/explanation/heatmaps.md).
 
     Args:
         maps_Nhw: of one class of each image.

@@ -35,7 +35,7 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
-        help="Change one value of the recipe, such as fit.epochs=40; may be repeated. docs/training.md has the keys.",
+        help="Change one value of the recipe, such as fit.epochs=40; may be repeated. Keys: docs/reference/recipe.md.",
     ),
 ]
 Moved = Annotated[

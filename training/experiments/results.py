@@ -19,7 +19,9 @@ from camcal.training.recipe import MADE_TAILED, AugmentConfig
 
 Row = dict[str, Any]
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results"
+FOLDER = Path(__file__).parents[2] / "results"
+"""`docs/results` of the repository: a link in src/camcal, and files in an installed package."""
+
 SETTING = ("dataset", "imbalance", "backbone", "epochs", "augmentation")
 """What must be equal for rows to be compared."""
 
@@ -170,7 +172,9 @@ def load_results(folder: Path) -> list[Row]:
         ResultsError: if the folder is missing, or a file in it is not a result.
     """
     if not folder.is_dir():
-        raise ResultsError(f"no folder of results at {folder}: name one with --from FOLDER")
+        raise ResultsError(
+            f"no result files at {folder}: the repository has them in docs/results; name a folder with --from FOLDER"
+        )
     rows: list[Row] = []
     for path in sorted(folder.glob("*.json")):
         result = _read(path)
