@@ -1,1 +1,1 @@
-"""Classify one image: decoding, batching, inference, ranking, and the life of the model."""
+"""Classify one image: decoding, batching, inference and ranking; loading and reloading of the model."""

@@ -1,4 +1,4 @@
-"""Who may come in: the bound on waiting requests and on the bytes they hold, and each client's share of both."""
+"""Admission control: limits on waiting requests and on their bytes, and each client's share of both."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
-GAPS = 256  # departures from which the rate is taken
-TOGETHER_S = 0.0005  # departures so close are of one batch
+GAPS = 256  # number of departures to measure the rate from
+TOGETHER_S = 0.0005  # departures within this time belong to one batch
 MAX_RETRY_AFTER_S = 60
-PATIENCE = 2.0  # times `queue_s`, for clients who are not the one that fills the queue
+PATIENCE = 2.0  # factor on `queue_s` for other clients while one client fills the queue
 
 
 class QueueFullError(RuntimeError):
-    """There is no room for one more request; `retry_after_s` says when there should be."""
+    """The queue has no room for the request. `retry_after_s` is when to retry."""
 
     def __init__(self, message: str, *, reason: str, retry_after_s: int):
         super().__init__(message)
@@ -24,11 +24,11 @@ class QueueFullError(RuntimeError):
 
 
 class BodyTooLargeError(ValueError):
-    """A body is larger than what one client may ever hold."""
+    """The body is larger than a client's whole share of the queue."""
 
 
 class _Client:
-    """What one client holds."""
+    """The requests and bytes of one client."""
 
     __slots__ = ("depth", "name", "nbytes", "tickets")
 
@@ -40,21 +40,21 @@ class _Client:
 
 
 class Admission:
-    """Counts the requests that wait for the model and the bytes of every request body in memory, in all and by client.
+    """Counts the requests that wait for the model, and the bytes of all request bodies in memory, per client and total.
 
-    A client may hold `share` of the queue when nobody else holds any of it, and less, the more the others hold: at
-    most share / (1 - share) times what is free (Choudhury and Hahne, "Dynamic queue length thresholds for
-    shared-memory packet switches", 1998). So a client that fills its share leaves room for the next, and has to give
-    up some of it when the next comes: the rest of its bodies is refused.
+    A client may hold `share` of an otherwise empty queue, and less while other clients use it. The limit is
+    share / (1 - share) times the free room (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory
+    packet switches", 1998). A client that fills its share thus leaves room for the next client. When that one arrives,
+    the share of the first shrinks and its next requests are rejected.
 
     Used from one event loop only, so it needs no lock.
 
     Args:
-        queue_limit: how many may wait, whatever they wait for.
-        queue_bytes: how many bytes of bodies may be held.
-        share: of both, for one client; 1 for all of it.
-        queue_s: a new request is refused when those before it are expected to take longer than this, in seconds,
-        patient: unless fewer than this many wait.
+        queue_limit: maximum number of waiting requests.
+        queue_bytes: maximum bytes of request bodies in memory.
+        share: maximum share of both per client; 1 turns the shares off.
+        queue_s: maximum expected wait of a new request, in seconds.
+        patient: `queue_s` applies only when at least this many requests wait.
         clock: the time, in seconds.
     """
 
@@ -77,21 +77,21 @@ class Admission:
         self.nbytes = 0
         self._clients: dict[str, _Client] = {}
         self._clock = clock
-        self._gaps: deque[float] = deque(maxlen=GAPS)  # seconds between departures while somebody waited
-        self._left: float | None = None  # the last departure, if somebody has waited ever since
-        self._follows = False  # whether the batch that leaves now left behind another, for which the device was busy
+        self._gaps: deque[float] = deque(maxlen=GAPS)  # seconds between departures from a queue that was not empty
+        self._left: float | None = None  # time of the last departure, if the queue has not been empty since
+        self._follows = False  # whether the departing batch directly followed another, so that the device was busy
 
     def ticket(self, client: str) -> Ticket:
-        """A place for a request of `client`, to be used as a context manager: leaving it gives everything back."""
+        """A context manager for one request of `client`; its exit releases everything that the request holds."""
         return Ticket(self, self._clients.get(client) or self._clients.setdefault(client, _Client(client)))
 
     def check(self, client: str) -> None:
-        """To be called before a body is read. Raises QueueFullError when reading it would be in vain."""
-        found = self._clients.get(client)
-        depth = found.depth if found else 0
+        """Check before reading a body. Raises QueueFullError if the request would be rejected anyway."""
+        entry = self._clients.get(client)
+        depth = entry.depth if entry else 0
         if self.depth >= self.patient and (wait_s := self.wait_s()) > self.queue_s * self._patience(depth):
             raise QueueFullError(
-                f"{self.depth} requests are waiting and will take about {wait_s:.1f} s; the limit is "
+                f"{self.depth} requests are waiting, with an expected wait of {wait_s:.1f} s; the limit is "
                 f"{self.queue_s:g} s (CAMCAL_QUEUE_S)",
                 reason="queue_full",
                 retry_after_s=_whole(wait_s),
@@ -99,30 +99,30 @@ class Admission:
         self._check_depth(client, depth)
 
     def check_length(self, nbytes: int) -> None:
-        """Raises BodyTooLargeError for a body that one client could not hold even if nobody else held anything."""
+        """Raises BodyTooLargeError for a body that does not even fit into an otherwise empty queue."""
         if nbytes > (limit := int(self.queue_bytes * self.share)):
             raise BodyTooLargeError(
-                f"the body exceeds {limit} bytes, the most that one address may have waiting (CAMCAL_CLIENT_SHARE of "
-                "CAMCAL_QUEUE_BYTES, of which each worker has its part)"
+                f"the body exceeds {limit} bytes, the limit per client address (CAMCAL_CLIENT_SHARE of "
+                "CAMCAL_QUEUE_BYTES, which the workers divide among themselves)"
             )
 
     def wait_s(self) -> float:
-        """Seconds until today's queue is served, at the rate measured while somebody waited; 0 before any was."""
+        """Expected seconds until the current queue is served, at the measured rate; 0 before any measurement."""
         return self.depth * sum(self._gaps) / max(len(self._gaps), 1)
 
     def retry_after_s(self) -> int:
-        """Whole seconds until today's queue is served, from 1 to 60."""
+        """The wait in whole seconds, from 1 to 60."""
         return _whole(self.wait_s())
 
     def _patience(self, depth: int) -> float:
-        """How much of `queue_s` a client with `depth` requests may make of it: more, if another fills the queue."""
+        """The factor on `queue_s` for a client with `depth` requests: above 1 if another client fills the queue."""
         limit = self.share * self.depth
         hogged = depth <= limit and self.share < 1 and any(other.depth > limit for other in self._clients.values())
         return PATIENCE if hogged else 1.0
 
-    def _fits(self, wanted: int, free: int) -> bool:
-        """Whether a client may hold `wanted`, of which the newest part is not yet counted out of `free`."""
-        return self.share >= 1 or wanted * (1 - self.share) <= self.share * free
+    def _fits(self, amount: int, free: int) -> bool:
+        """Whether a client may hold `amount`, if that leaves `free` of the queue."""
+        return self.share >= 1 or amount * (1 - self.share) <= self.share * free
 
     def _reserve(self, client: _Client, nbytes: int) -> None:
         free = self.queue_bytes - self.nbytes - nbytes
@@ -134,8 +134,8 @@ class Admission:
             )
         if not self._fits(client.nbytes + nbytes, free):
             raise QueueFullError(
-                f"{client.nbytes} bytes of images from {client.name} are waiting; one address may have "
-                f"{self.share:g} of {self.queue_bytes} (CAMCAL_CLIENT_SHARE), or less while others wait",
+                f"{client.nbytes} bytes of images from {client.name} are waiting; the limit per address is "
+                f"{self.share:g} of {self.queue_bytes} (CAMCAL_CLIENT_SHARE), and less while other clients wait",
                 reason="client_bytes",
                 retry_after_s=self.retry_after_s(),
             )
@@ -151,8 +151,8 @@ class Admission:
             )
         if depth and not self._fits(depth + 1, self.queue_limit - self.depth - 1):
             raise QueueFullError(
-                f"{depth} requests from {client} are waiting; one address may have {self.share:g} of "
-                f"{self.queue_limit} (CAMCAL_CLIENT_SHARE), or less while others wait",
+                f"{depth} requests from {client} are waiting; the limit per address is {self.share:g} of "
+                f"{self.queue_limit} (CAMCAL_CLIENT_SHARE), and less while other clients wait",
                 reason="client_full",
                 retry_after_s=self.retry_after_s(),
             )
@@ -169,7 +169,7 @@ class Admission:
         gap = None if self._left is None else now - self._left
         if gap is None or gap > TOGETHER_S:
             self._follows = gap is not None
-        # The rest of a batch leaves at once. That counts only where the time before the batch does.
+        # All images of a batch leave at once. Their gaps count only if the gap before the batch counts.
         if gap is not None and self._follows:
             self._gaps.append(gap)
         self._left = now if self.depth else None
@@ -183,13 +183,13 @@ class Admission:
 
 
 class Ticket:
-    """One request's bytes and its place in the queue."""
+    """The bytes of one request and its place in the queue."""
 
     def __init__(self, admission: Admission, client: _Client):
         self._admission = admission
         self._client = client
         self._nbytes = 0
-        self._keepers = 0
+        self._users = 0
         self._waiting = False
         client.tickets += 1
 
@@ -204,39 +204,39 @@ class Ticket:
         self._drop()
 
     def reserve(self, nbytes: int) -> None:
-        """Hold `nbytes` more.
+        """Reserve `nbytes` more bytes.
 
         Raises:
-            QueueFullError: when all bodies together, or those of this client, would exceed the limit.
-            BodyTooLargeError: when this body alone does.
+            QueueFullError: if all bodies together, or those of this client, would exceed their limit.
+            BodyTooLargeError: if this body alone does.
         """
         self.check_length(self._nbytes + nbytes)
         self._admission._reserve(self._client, nbytes)
         self._nbytes += nbytes
 
     def check_length(self, nbytes: int) -> None:
-        """Raises BodyTooLargeError for a body that this client could not hold even if nobody else held anything."""
+        """Raises BodyTooLargeError for a body that does not even fit into an otherwise empty queue."""
         self._admission.check_length(nbytes)
 
     def keep(self) -> Callable[[], None]:
-        """Hold the bytes until what this returns is called, even if the ticket is left before."""
-        self._keepers += 1
+        """Keep the bytes reserved until the returned function is called, even after the ticket's exit."""
+        self._users += 1
         return self._drop
 
     def join(self) -> None:
-        """Begin to wait for the model. Raises QueueFullError when the queue, or this client's share of it, is full."""
+        """Enter the queue. Raises QueueFullError if the queue, or this client's share of it, is full."""
         self._admission._join(self._client)
         self._waiting = True
 
     def leave(self) -> None:
-        """Wait no longer: the model has taken the request, or it is over. A second call does nothing."""
+        """Leave the queue, when the model takes the request or the request ends. A second call does nothing."""
         if self._waiting:
             self._waiting = False
             self._admission._leave(self._client)
 
     def _drop(self) -> None:
-        self._keepers -= 1
-        if not self._keepers:
+        self._users -= 1
+        if not self._users:
             self._admission._drop(self._client, self._nbytes)
 
 

@@ -1,4 +1,4 @@
-"""Work-conserving batches: an idle device starts at once, a batch grows only while the device is busy."""
+"""Work-conserving batching: an idle device starts at once, and batches grow only while the device is busy."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from numpy.typing import NDArray
 
 from camcal.cpus import yield_to_event_loop
 from camcal.service.engine.deadline import DeadlineError
-from camcal.service.engine.session import Outputs, Run
+from camcal.service.engine.session import Outputs, RunBatch
 
 log = logging.getLogger("camcal")
 
-Judged = tuple[Outputs, dict[int, str]]  # and what is wrong with the answers of some rows
+Checked = tuple[Outputs, dict[int, str]]  # and the faults of invalid rows
 
 
 class ClosedError(RuntimeError):
-    """The batcher takes no more images."""
+    """The batcher accepts no more images."""
 
 
 class InferenceError(RuntimeError):
-    """The model failed on the batch that held this image, or its answer on the image cannot be used."""
+    """The model failed on the image's batch, or its outputs for the image are invalid."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One image's row in the outputs of the batch that carried it."""
+    """One image's row in the outputs of its batch."""
 
     outputs: Outputs
     row: int
@@ -41,17 +41,17 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport:
-    """One finished run of the model: how many images, how long it took, whether it failed, how many useless answers."""
+    """One finished batch: its size and duration, whether it failed, and the number of images with invalid outputs."""
 
     size: int
     inference_s: float
     failed: bool = False
-    useless: int = 0
+    invalid: int = 0
 
 
 @dataclass(eq=False, kw_only=True)
 class _Entry:
-    runs: Sequence[Run]
+    runs: Sequence[RunBatch]
     image: NDArray[np.uint8]
     top_k: int
     future: asyncio.Future[Answer]
@@ -61,15 +61,15 @@ class _Entry:
 
 
 class Batcher:
-    """Feeds the devices, each lane of each from a thread of its own, with batches of the images that wait.
+    """Runs waiting images in batches. Each lane of each device has its own thread.
 
-    Lives in one event loop. An image leaves the queue by being dispatched, by its deadline, or because its caller
-    was cancelled; the last two cost the devices nothing. All images of a batch go to the same model.
+    Belongs to one event loop. An image leaves the queue when it is dispatched, at its deadline, or when its caller is
+    cancelled; the last two cost no time on the device. All images of a batch go to the same model.
 
     Args:
-        lanes: how many runs may go on at once.
-        max_batch: the most images in one run.
-        on_batch: told of every finished run.
+        lanes: maximum number of batches that run at once.
+        max_batch: maximum batch size.
+        on_batch: called after every batch.
     """
 
     def __init__(
@@ -89,27 +89,27 @@ class Batcher:
 
     async def submit(
         self,
-        runs: Sequence[Run],
+        runs: Sequence[RunBatch],
         image: NDArray[np.uint8],
         top_k: int,
         *,
         deadline: float | None = None,
         on_dispatch: Callable[[], None] = lambda: None,
     ) -> Answer:
-        """Wait for the model's answer on one image.
+        """Run one image, and return its row of the outputs.
 
         Args:
-            runs: the model: for each lane what takes images, top_k, the largest that an image of the batch asks for,
-                and whether no other run goes on. Images share a batch only if they come with the very same object.
+            runs: the model, one function per lane. It takes the images, the largest top_k of the batch, and whether no
+                other batch is running. Images share a batch only if `runs` is the same object.
             image: uint8, H×W×3.
-            top_k: how many maps are needed at least.
+            top_k: minimum number of maps.
             deadline: latest dispatch, in the time of `time.monotonic`.
             on_dispatch: called when the image leaves the queue for the device.
 
         Raises:
             DeadlineError: if the deadline passes before dispatch.
             ClosedError: after `close`.
-            InferenceError: if the model fails on the batch.
+            InferenceError: if the model fails on the batch or its outputs are invalid.
         """
         if self._closed:
             raise ClosedError("the service is shutting down")
@@ -139,14 +139,14 @@ class Batcher:
             del entry  # see `camcal.service.engine.deadline.until`
 
     async def close(self) -> None:
-        """Take no more images, answer those that wait, and end the threads."""
+        """Accept no more images, finish those in the queue, and end the threads."""
         self._closed = True
         await self._idle.wait()
         for thread in self._threads:
             thread.shutdown()
 
     def _pump(self) -> None:
-        """Dispatch the next batches while a lane is free and somebody waits; free lanes share alike."""
+        """Dispatch batches while a lane is free and images wait. Free lanes share the images equally."""
         while self._free:
             batch = self._take(-(-len(self._waiting) // len(self._free)))
             if not batch:
@@ -168,10 +168,10 @@ class Batcher:
         work.add_done_callback(lambda done: self._finish(batch, lane, started, done))
 
     def _take(self, share: int) -> list[_Entry]:
-        """The images that have waited longest, all of the model that the first of them wants, at most `share`."""
+        """Remove the next images from the queue: the oldest ones, all for the same model, at most `share`."""
         batch: list[_Entry] = []
         for entry in list(self._waiting):
-            if entry.future.done():  # its deadline passed, or its client is gone
+            if entry.future.done():  # its deadline passed, or its client disconnected
                 del self._waiting[entry]
             elif not batch or entry.runs is batch[0].runs:
                 del self._waiting[entry]
@@ -180,24 +180,24 @@ class Batcher:
                     break
         return batch
 
-    def _finish(self, batch: list[_Entry], lane: int, started: float, work: asyncio.Future[Judged]) -> None:
+    def _finish(self, batch: list[_Entry], lane: int, started: float, work: asyncio.Future[Checked]) -> None:
         inference_s = time.perf_counter() - started
         self._free.append(lane)
-        self._pump()  # first: the lane should not wait for what follows
+        self._pump()  # first, so that the lane does not wait for the code below
         error, faults = work.exception(), dict[int, str]()
         if error:
-            log.error("the model failed on a batch of %d", len(batch), exc_info=error)
+            log.error("inference failed on a batch of %d images", len(batch), exc_info=error)
         else:
             outputs, faults = work.result()
         if faults:
             log.error(
-                "the model's answers on %d of %d images: %s", len(faults), len(batch), next(iter(faults.values()))
+                "invalid model outputs for %d of %d images: %s", len(faults), len(batch), next(iter(faults.values()))
             )
         for row, entry in enumerate(batch):
-            if entry.future.done():  # its client went while the model was at work
+            if entry.future.done():  # its client disconnected meanwhile
                 continue
             if error:
-                failure = InferenceError("the model failed on this batch")
+                failure = InferenceError("inference failed on this batch")
                 failure.__cause__ = error
                 entry.future.set_exception(failure)
             elif row in faults:
@@ -207,11 +207,11 @@ class Batcher:
                 answer = Answer(outputs=outputs, row=row, queue_s=queue_s, inference_s=inference_s)
                 entry.future.set_result(answer)
         self._on_batch(
-            BatchReport(size=len(batch), inference_s=inference_s, failed=error is not None, useless=len(faults))
+            BatchReport(size=len(batch), inference_s=inference_s, failed=error is not None, invalid=len(faults))
         )
 
 
-def _run(run: Run, images: Sequence[NDArray[np.uint8]], top_k: int, alone: bool) -> Judged:
+def _run(run: RunBatch, images: Sequence[NDArray[np.uint8]], top_k: int, alone: bool) -> Checked:
     outputs = run(images, top_k, alone)
     return outputs, outputs.faults()
 

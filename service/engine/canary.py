@@ -1,4 +1,4 @@
-"""Gives a bundle that has none the answers to hold it to."""
+"""Add a canary to a bundle: recorded outputs on test images, which are compared whenever the bundle is loaded."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from camcal.service.engine.session import Session
 
 
 def add_canary(folder: Path) -> Bundle:
-    """Record what the graph answers now, on the CPU, and return the bundle with it; its other files stay.
+    """Record the graph's current outputs on the CPU, and return the bundle with them. Its other files stay unchanged.
 
     Raises:
-        BundleError: if the folder is not a bundle, or its answers are none that a service would give.
+        BundleError: if the folder is not a bundle, or its outputs are invalid.
     """
     bundle = Bundle.load(folder)
     session = Session(bundle, device="cpu")

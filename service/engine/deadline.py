@@ -1,4 +1,4 @@
-"""Waiting for a result no longer than its request may take."""
+"""Wait for a result until the deadline of its request."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 class DeadlineError(TimeoutError):
-    """The request's deadline passed before the model could take it; no work was done."""
+    """The request's deadline passed before the model took it."""
 
 
 async def until(deadline: float, result: Awaitable[T]) -> T:
-    """Wait for `result`, which is cancelled at `deadline`, in the time of `time.monotonic`.
+    """Wait for `result` and cancel it at `deadline`, in the time of `time.monotonic`.
 
     Raises:
         DeadlineError: at the deadline.
@@ -28,8 +28,8 @@ async def until(deadline: float, result: Awaitable[T]) -> T:
     except TimeoutError:
         raise DeadlineError from None
     finally:
-        # A future that failed, its exception, and this frame in the traceback would keep each other alive, with all
-        # that the request holds, until the next full collection.
+        # A failed future, its exception and this frame in the traceback would form a reference cycle. It would keep all
+        # data of the request alive until the next full garbage collection.
         del result
 
 
@@ -42,33 +42,33 @@ async def in_thread(
 ) -> T:
     """Run `work` in one of `threads`.
 
-    It is never started, or its result kept, if the caller has been cancelled before or `deadline` has passed.
+    If the caller is cancelled or `deadline` passes first, `work` does not start, or its result is dropped.
 
     Args:
-        threads: where.
-        work: what to do. Once begun it runs to its end, even if nobody waits for it any more.
+        threads: the thread pool.
+        work: the function to call. Once started it runs to its end, even if the caller no longer waits.
         deadline: end of the wait, in the time of `time.monotonic`.
-        after: called in the event loop when `work` has ended or will never begin; that may be after this call.
+        after: called in the event loop once `work` has ended or will never start, possibly after this call returned.
 
     Raises:
         DeadlineError: at the deadline.
     """
     loop = asyncio.get_running_loop()
-    held = [work]  # a cancelled item stays in the executor's queue, with all that it holds
+    pending = [work]  # cleared below: a cancelled item stays in the executor's queue and would keep its data alive
 
-    def begin() -> T:
+    def start() -> T:
         if time.monotonic() >= deadline:
             raise DeadlineError
-        return held[0]()
+        return pending[0]()
 
-    item = threads.submit(begin)
+    item = threads.submit(start)
     try:
         return await until(deadline, asyncio.wrap_future(item))
     finally:
-        held.clear()
+        pending.clear()
         item.cancel()
         if item.running():
             item.add_done_callback(lambda _: loop.call_soon_threadsafe(after))
         else:
             after()
-        del item  # as in `until`
+        del item  # see `until`

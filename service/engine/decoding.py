@@ -1,4 +1,4 @@
-"""From the bytes of an image file to the pixels a network sees. Every fault of the bytes is one of three errors."""
+"""Decode an image file to the pixels of the network's input. Any invalid file raises one of three errors."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ __all__ = [
     "decode",
 ]
 
-PICTURE_SIDE = 512  # longest side of the picture kept beside a heatmap, in px
-AS_IT_CAME_SIDE = 640  # a JPEG file up to this size, in px
-AS_IT_CAME_BYTES = 128 * 1024  # and this one is kept as the picture itself, which costs no time
+PICTURE_SIDE = 512  # longest side of the picture that is stored with a heatmap, in px
+UNCHANGED_SIDE = 640  # a JPEG file is stored unchanged, which costs no time, up to this longest side in px
+UNCHANGED_BYTES = 128 * 1024  # and up to this file size
 
-# A JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves so many pixels for each that the network sees. At 2, the best
-# class stayed the same for all but the share of photographs that docs/explanation/serving.md gives.
+# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that still leaves this factor to the input size of the network.
+# docs/explanation/serving.md gives the share of photographs whose top class changes with a factor of 2.
 OVERSAMPLING = 2
 
-# CPU time of an image that is decoded in a thread, beside others. A JPEG of one scan may take longer: its time grows
-# with the bytes that the client had to send, while a few kilobytes of the other formats can hold many megapixels.
+# Maximum CPU time of an ordinary image, which is decoded in a thread of the worker. A JPEG with one scan may take more:
+# its time grows with its file size. A few kilobytes of the other formats can contain many megapixels.
 ORDINARY_S, ORDINARY_JPEG_S = 0.04, 0.1
-ORDINARY_BYTES = 48 * 2**20  # memory of such an image, at most
+ORDINARY_BYTES = 48 * 2**20  # maximum memory to decode an ordinary image
 
 
 class LargeImageError(ValueError):
-    """Decoding this image takes too long, or too much memory, for a thread beside others."""
+    """The image takes too much time or memory to be decoded in a thread of the worker."""
 
     def __init__(self, data: Data, expected: Cost):
         super().__init__(f"decoding takes about {expected.cpu_s:.2g} s and {expected.nbytes} bytes")
@@ -58,7 +58,7 @@ class LargeImageError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What is decoded: the largest file in bytes, the largest picture in pixels, memory in bytes and CPU time."""
+    """Limits on images: file size, pixels, and the memory (bytes) and CPU time (seconds) to decode them."""
 
     max_bytes: int
     max_pixels: int
@@ -68,13 +68,13 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """A picture ready for the network."""
+    """A decoded image."""
 
     pixels: NDArray[np.uint8]  # input_size × input_size × 3, RGB
-    width: int  # of the upright picture, px
+    width: int  # of the upright image, px
     height: int
-    picture: bytes  # the part that the network sees, in its true shape, as a JPEG; empty when not asked for
-    picture_size: tuple[int, int]  # its width and height, px
+    picture: bytes  # JPEG of the part of the image that the network sees, not stretched; empty if not requested
+    picture_size: tuple[int, int]  # width and height of `picture`, px
 
 
 def decode(
@@ -85,20 +85,20 @@ def decode(
     picture: bool = True,
     ordinary_bytes: int | None = None,
 ) -> Decoded:
-    """Decode one image file: the first frame, upright, on white, sRGB; then resize and crop.
+    """Decode one image file: the first frame, upright, on a white background, in sRGB; then resize and crop it.
 
     Args:
         data: the file.
-        preprocessing: the network's rule.
-        limits: checked from the file's header, before any pixel is decoded.
-        picture: whether to keep a small JPEG of what the network sees.
-        ordinary_bytes: decode an ordinary image only, in this much memory; by default any image within the limits.
+        preprocessing: the resize and crop rule of the network.
+        limits: checked against the file's header, before any pixel is decoded.
+        picture: whether to return a small JPEG of the part that the network sees.
+        ordinary_bytes: decode ordinary images only, with this much memory; by default any image within `limits`.
 
     Raises:
-        UnsupportedFormatError: if the bytes begin like none of the accepted formats.
-        ImageTooLargeError: if the file, the picture, or the memory or time to decode it exceeds `limits`.
-        UndecodableImageError: if the bytes are damaged, truncated or empty.
-        LargeImageError: if the image is not ordinary, where only such are wanted.
+        UnsupportedFormatError: if the file is in none of the accepted formats.
+        ImageTooLargeError: if the file size, pixels, memory or time exceeds `limits`.
+        UndecodableImageError: if the file is damaged, truncated or empty.
+        LargeImageError: if the image is not ordinary and `ordinary_bytes` is set.
     """
     if len(data) > limits.max_bytes:
         raise ImageTooLargeError(f"the image has {len(data)} bytes; the limit is {limits.max_bytes} (CAMCAL_MAX_BYTES)")
@@ -113,10 +113,10 @@ def decode(
     except UnusualJpegError:
         raise LargeImageError(data, expected) from None
     width, height = _upright_size(header, read)
-    kept, size = b"", (0, 0)
+    jpeg, size = b"", (0, 0)
     if picture:
-        kept, size = _as_it_came(data, header, read, preprocessing) or _picture(read, preprocessing)
-    return Decoded(pixels=read.pixels(preprocessing), width=width, height=height, picture=kept, picture_size=size)
+        jpeg, size = _unchanged(data, header, read, preprocessing) or _picture(read, preprocessing)
+    return Decoded(pixels=read.pixels(preprocessing), width=width, height=height, picture=jpeg, picture_size=size)
 
 
 def _check(header: Header, expected: Cost, limits: Limits) -> None:
@@ -144,7 +144,7 @@ def _is_ordinary(header: Header, expected: Cost, ordinary_bytes: int) -> bool:
 
 
 def shrink_of(header: Header, preprocessing: Preprocessing, picture: bool) -> int:
-    """The largest of 1, 2, 4, 8 by which a JPEG may be shrunk without harm to the network's input or the picture."""
+    """The largest of the factors 1, 2, 4, 8 that still leaves enough pixels for the network's input and the picture."""
     if header.format != "JPEG":
         return 1
     left, top, right, bottom = preprocessing.box(header.width, header.height)
@@ -156,23 +156,23 @@ def shrink_of(header: Header, preprocessing: Preprocessing, picture: bool) -> in
 
 
 def _upright_size(header: Header, read: Picture) -> tuple[int, int]:
-    # A JPEG's picture may be smaller than its file says; another's EXIF block is known only when it is decoded.
+    # A JPEG may have been decoded at a reduced size. The EXIF orientation of other formats is known after decoding.
     return header.upright if header.format == "JPEG" else read.rgb.size
 
 
-def _as_it_came(
+def _unchanged(
     data: Data, header: Header, read: Picture, preprocessing: Preprocessing
 ) -> tuple[bytes, tuple[int, int]] | None:
-    """A small JPEG itself, where it shows what the network sees."""
+    """The file itself, if it is a small JPEG and the network sees all of it."""
     size = read.rgb.size
-    small = max(size) <= AS_IT_CAME_SIDE and len(data) <= AS_IT_CAME_BYTES
+    small = max(size) <= UNCHANGED_SIDE and len(data) <= UNCHANGED_BYTES
     whole = preprocessing.box(*size) == (0, 0, *size)
-    as_it_came = header.format == "JPEG" and size == (header.width, header.height) and not header.odd
-    return (bytes(data), size) if small and whole and as_it_came and not read.altered else None
+    plain = header.format == "JPEG" and size == (header.width, header.height) and not header.odd
+    return (bytes(data), size) if small and whole and plain and not read.altered else None
 
 
 def _picture(read: Picture, preprocessing: Preprocessing) -> tuple[bytes, tuple[int, int]]:
-    """A JPEG of what the network sees, in its true shape, with the longest side at most `PICTURE_SIDE`."""
+    """A JPEG of the part that the network sees, not stretched, with the longest side at most `PICTURE_SIDE`."""
     left, top, right, bottom = preprocessing.box(*read.rgb.size)
     shrink = min(1.0, PICTURE_SIDE / max(right - left, bottom - top))
     small = read.resized(
@@ -180,7 +180,7 @@ def _picture(read: Picture, preprocessing: Preprocessing) -> tuple[bytes, tuple[
         (left, top, right, bottom),
         reducing_gap=2.0,
     )
-    small.info.clear()  # Pillow would write the comment, or refuse one of more than 64 kB
+    small.info.clear()  # Pillow would write the image's comment, or fail if it exceeds 64 kB
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return buffer.getvalue(), small.size

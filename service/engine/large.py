@@ -1,9 +1,9 @@
-"""Large images: how the service starts the process that decodes them, and how it asks that process.
+"""Large images: start the separate process that decodes them, and send it images.
 
-A kilobyte can hold fifty megapixels. What decoding costs is known from the header (`engine.cost`); where that is more
-than a few hundredths of a second, or than a thread's share of memory, the image is decoded by one other process for
-all workers, with limits that the system enforces, at the lowest priority. So heavy images wait for each other, and
-ordinary ones for none of them.
+A file of a few kilobytes can contain fifty megapixels. The header tells the cost to decode an image (`engine.cost`). If
+it exceeds a few hundredths of a second or a thread's share of the memory, a separate process decodes the image, with
+resource limits and at the lowest priority. All workers share that process. Large images thus wait for each other, and
+ordinary images never wait for large ones.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from camcal.service.mailbox import Mailbox
 
 log = logging.getLogger("camcal")
 
-IDLE_S = 60.0  # without an image, after which the process ends and gives its memory back
-WAITING = 16  # large images of one process of the service: as many need some seconds
+IDLE_S = 60.0  # time without an image after which the decoder process exits and frees its memory
+WAITING = 16  # maximum number of waiting large images per worker; they take some seconds
 CHUNK_BYTES = 256 * 1024
-DEADLINE_S = 3600.0  # where a request has none
+DEADLINE_S = 3600.0  # for requests without a deadline
 
-# The child of an image that has been decoded gives all of its memory back; its parent should too.
+# A child frees all memory when it exits. These settings make its parent free memory too.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 class DecoderError(RuntimeError):
-    """The process that decodes large images ended before its answer."""
+    """The decoder process ended before it responded."""
 
 
 class DecoderProcess:
-    """Starts the process when the first large image comes, and again when it has ended.
+    """Starts the decoder process for the first large image, and again after it has ended.
 
     Args:
-        watch: calls a function whenever a file descriptor can be read.
-        unwatch: ends that.
+        watch: registers a function that is called whenever a file descriptor is readable.
+        unwatch: removes the registration.
     """
 
     def __init__(self, watch: Callable[[int, Callable[[], None]], object], unwatch: Callable[[int], object]):
@@ -62,7 +62,7 @@ class DecoderProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the process, while there is one."""
+        """The process id, or None while the process is not running."""
         return self._process.pid if self._process else None
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class DecoderProcess:
     def _start(self) -> None:
         inbox = self.mailbox.fileno()
         self._unwatch(inbox)
-        # A session of its own: Ctrl-C on a terminal is for the service, which answers what it has taken.
+        # In a new session: on Ctrl-C only the server gets the signal, and finishes its requests.
         self._process = subprocess.Popen(
             command("camcal.service.engine.decoder", str(inbox), str(IDLE_S)),
             pass_fds=[inbox],
@@ -95,8 +95,8 @@ class DecoderProcess:
         self._unwatch(self._pidfd)
         os.close(self._pidfd)
         if code := self._process.wait():
-            log.error("the decoder of large images ended with code %d", code)
-            # If it was an image that ended the process, it would end the next one too.
+            log.error("the decoder process for large images exited with code %d", code)
+            # A waiting image may have crashed the process, and would crash the next one too.
             self.mailbox.clear()
             self.mailbox.open()
         self._process = None
@@ -104,12 +104,13 @@ class DecoderProcess:
 
 
 class LargeImages:
-    """The large images of one process of the service.
+    """Sends the large images of one worker to the decoder process.
 
     Args:
-        mailbox: of the `DecoderProcess`; None on a system that has none, where a thread decodes without its limits.
-        limits: on each image.
-        max_waiting_bytes: how many bytes of files may wait; a single file may have more.
+        mailbox: the mailbox of the `DecoderProcess`. None decodes in a thread, without resource limits; used on systems
+            other than Linux.
+        limits: limits for each image.
+        max_waiting_bytes: maximum bytes of waiting files; a single file may be larger.
     """
 
     def __init__(self, mailbox: Mailbox | None, limits: Limits, max_waiting_bytes: int):
@@ -122,18 +123,18 @@ class LargeImages:
     async def decode(
         self, image: LargeImageError, preprocessing: Preprocessing, *, picture: bool, deadline: float
     ) -> Decoded:
-        """As `camcal.service.engine.decoding.decode`, in the other process.
+        """Like `camcal.service.engine.decoding.decode`, but in the decoder process.
 
         Args:
-            image: what that function raised.
-            preprocessing, picture: as there.
-            deadline: in the time of `time.monotonic`; decoding that has begun ends then.
+            image: the exception that `decode` raised.
+            preprocessing, picture: see `decode`.
+            deadline: in the time of `time.monotonic`; decoding is stopped then.
 
         Raises:
-            QueueFullError: if too many large images wait.
+            QueueFullError: if too many large images are waiting.
             DeadlineError: at the deadline.
-            DecoderError: if the other process ended.
-            UnsupportedFormatError, ImageTooLargeError, UndecodableImageError, MemoryError: as there.
+            DecoderError: if the decoder process ended.
+            UnsupportedFormatError, ImageTooLargeError, UndecodableImageError, MemoryError: see `decode`.
         """
         nbytes = len(image.data)
         if self.waiting >= WAITING or self.waiting and self.waiting_bytes + nbytes > self._max_waiting_bytes:
@@ -147,7 +148,7 @@ class LargeImages:
             self.waiting_bytes -= nbytes
 
     def close(self) -> None:
-        """End the thread, if there is one."""
+        """End the decoding thread, if any."""
         self._thread.shutdown()
 
     async def _decoded(
@@ -163,9 +164,9 @@ class LargeImages:
             "nbytes": image.expected.nbytes,
             "timeout_s": min(DEADLINE_S, deadline - time.monotonic()),
         }
-        return await self._ask(self._mailbox, json.dumps(request).encode(), image, preprocessing.input_size)
+        return await self._request(self._mailbox, json.dumps(request).encode(), image, preprocessing.input_size)
 
-    async def _ask(self, mailbox: Mailbox, request: bytes, image: LargeImageError, side: int) -> Decoded:
+    async def _request(self, mailbox: Mailbox, request: bytes, image: LargeImageError, side: int) -> Decoded:
         try:
             connection = mailbox.connect()
         except BlockingIOError:
@@ -180,16 +181,16 @@ class LargeImages:
             head = json.loads(await _receive(reader))
             if "error" in head:
                 raise ERRORS[head["error"]](head["message"])
-            pixels, kept = [await _receive(reader) for _ in range(2)]
+            pixels, jpeg = [await _receive(reader) for _ in range(2)]
         except (EOFError, ConnectionError):
-            raise DecoderError("the decoder of large images ended before its answer") from None
+            raise DecoderError("the decoder process for large images ended before it responded") from None
         finally:
-            writer.transport.abort()  # where nobody waits any more, the image's child is killed
+            writer.transport.abort()  # if this task was cancelled, the decoder kills the image's child
         return Decoded(
             pixels=np.frombuffer(pixels, dtype=np.uint8).reshape(side, side, 3),
             width=head["width"],
             height=head["height"],
-            picture=kept,
+            picture=jpeg,
             picture_size=tuple(head["picture_size"]),
         )
 
@@ -200,7 +201,7 @@ async def _receive(reader: asyncio.StreamReader) -> bytes:
 
 def _full(waiting: int) -> QueueFullError:
     return QueueFullError(
-        f"{waiting} large images are waiting to be decoded, which is as many as may; try again later",
+        f"too many large images: {waiting} are waiting to be decoded; retry later",
         reason="large_images",
         retry_after_s=max(1, waiting // 2),
     )

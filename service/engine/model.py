@@ -1,4 +1,4 @@
-"""A model as requests see it: what one request uses from its first step to its last, and what a reload replaces."""
+"""A loaded model. A request uses the same `Model` from start to end; a reload replaces it for new requests."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from camcal.models.bundle import MAX_FILES, Manifest
 from camcal.service.engine.prediction import Ranker
 from camcal.service.engine.proofs import Proofs
-from camcal.service.engine.session import Run, Session, load_sessions
+from camcal.service.engine.session import RunBatch, Session, load_sessions
 from camcal.service.settings import Settings
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """The sessions of one bundle, one a device, and what follows from its manifest."""
+    """The sessions of one bundle, one per device, and its manifest."""
 
     sessions: tuple[Session, ...]
-    runs: tuple[Run, ...] = field(init=False)  # for the batcher: one a lane of each device
+    runs: tuple[RunBatch, ...] = field(init=False)  # for the batcher: one per lane of each device
     manifest: Manifest = field(init=False)
     ranker: Ranker = field(init=False)
-    digest: str = field(init=False)  # of the bundle
+    digest: str = field(init=False)  # checksum of the manifest
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "runs", tuple(session.run for session in self.sessions for _ in range(session.lanes)))
@@ -36,27 +36,27 @@ class Model:
 
 
 def load_proven(settings: Settings, proofs: Proofs) -> list[Session]:
-    """The sessions of the bundle of `settings`, tried in a process of its own and then loaded here.
+    """Test the bundle of `settings` in a separate process, then load its sessions.
 
-    What is loaded is what was tried: the checksum of the manifest is the same, and those of all files are in it.
+    The loaded bundle is the tested one: its manifest has the same checksum, and lists the checksums of all other files.
 
     Raises:
-        BundleError: if the folder is not a bundle that this service can run, or changed while it was loaded.
-        DeviceError: if the device that was asked for cannot be used.
+        BundleError: if the bundle is invalid, fails the test, or changed while it was loaded.
+        DeviceError: if the device is not available.
     """
     return load_sessions(settings, digest=proofs.require(settings))
 
 
 def load_model(settings: Settings, proofs: Proofs) -> Model:
-    """As `load_proven`, as a model."""
+    """Like `load_proven`, but returns a `Model`."""
     return Model(tuple(load_proven(settings, proofs)))
 
 
 def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of the files of `folder`: another stamp is another bundle. Empty while there is no folder."""
+    """Names, sizes and modification times of the files of `folder`, to detect changes. Empty if it does not exist."""
     try:
         with os.scandir(folder) as entries:
-            some = itertools.islice(entries, 2 * MAX_FILES)  # a bundle has no more
-            return tuple(sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in some))
+            files = itertools.islice(entries, 2 * MAX_FILES)  # a bundle has fewer
+            return tuple(sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in files))
     except OSError:
         return ()

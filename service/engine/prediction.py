@@ -1,4 +1,4 @@
-"""From the model's outputs to a ranked answer under a class prior, the same for HTTP and the command line."""
+"""Rank the model's outputs under a class prior, for HTTP and the command line alike."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from camcal.service.heatmaps.explanation import Explanation, offsets
 DEFAULT_TOP_K = 5
 
 
-def is_index(wanted: str, classes: int) -> bool:
-    """Whether `wanted` is an index below `classes`: plain digits, and no more than nine."""
-    return wanted.isascii() and wanted.isdecimal() and len(wanted) < 10 and int(wanted) < classes
+def is_index(name: str, classes: int) -> bool:
+    """Whether `name` is an index below `classes`: at most nine ASCII digits."""
+    return name.isascii() and name.isdecimal() and len(name) < 10 and int(name) < classes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """One image's answer: K values of each kind, and the classes shown, best first.
+    """The result for one image: K values of each kind, and the top classes in descending order.
 
-    `probabilities` are softmax(z) of the plain logits; `calibrated_probabilities` are under the prior asked for.
+    `probabilities` are softmax(z) of the plain logits; `calibrated_probabilities` are for the requested prior.
     """
 
     classes: list[int]
@@ -53,53 +53,51 @@ class Ranker:
         self.priors = manifest.priors
 
     def check_top_k(self, top_k: int | None) -> int:
-        """How many classes to show; min(5, K) by default. Raises ValueError outside 1..K."""
+        """The number of classes to return, by default min(5, K). Raises ValueError outside 1..K."""
         if top_k is None:
             return min(DEFAULT_TOP_K, self.classes)
         if not 1 <= top_k <= self.classes:
-            raise ValueError(f"top_k is {top_k}; the model has {self.classes} classes: ask for 1 to {self.classes}")
+            raise ValueError(f"top_k is {top_k}; the model has {self.classes} classes: expected 1 to {self.classes}")
         return top_k
 
     def check_prior(self, name: str) -> Prior:
-        """The prior called `name`. Raises ValueError if the model has none of that name."""
+        """The prior `name`. Raises ValueError if the model does not have it."""
         for prior in self.priors:
             if name == prior:
                 return prior
         raise ValueError(f"prior is {name!r}; the model has {' and '.join(self.priors)}")
 
-    def class_id(self, wanted: str) -> int:
-        """The class that `wanted` names. Digits below the number of classes are an index, anything else is a label.
+    def class_id(self, name: str) -> int:
+        """The class of an index or a label. Digits below the number of classes are an index, anything else is a label.
 
         Raises:
             ValueError: if there is no such class.
         """
-        if is_index(wanted, self.classes):
-            return int(wanted)
-        if (k := self._ids.get(wanted)) is None:
-            indices = f"an index of 0 to {self.classes - 1}"
-            raise ValueError(
-                f"{wanted[:100]!r} is no class of the model; expected {indices}, or a label as in GET /model"
-            )
+        if is_index(name, self.classes):
+            return int(name)
+        if (k := self._ids.get(name)) is None:
+            indices = f"an index from 0 to {self.classes - 1}"
+            raise ValueError(f"unknown class {name[:100]!r}; expected {indices}, or a label as in GET /model")
         return k
 
     def maps_needed(self, top_k: int, prior: Prior, cam: bool, others: bool = False) -> int:
-        """The `top_k` to ask of the graph, which gives maps for the classes of the highest calibrated logits only.
+        """The `top_k` input of the graph, which returns maps only for the classes with the highest calibrated logits.
 
-        Another prior, or `others` wanted beside the best, may want any class's map: then ask for all. In-graph maps
-        cost little beside the network (a product of h·w×C and C×K), and a second run would cost the network again.
+        A prior other than `balanced`, or `others` besides the top classes, may need the map of any class: this returns
+        K then. Maps cost little compared with the network: one product of h·w×C and C×K. A second run would cost more.
         """
         if prior == "balanced" and not (cam and others):
             return top_k
         return self.classes if cam else 1
 
     def rank(self, outputs: Outputs, row: int, top_k: int, prior: Prior) -> Ranking:
-        """The answer for image `row` of a batch that was run with at least `maps_needed`."""
+        """Rank the classes for image `row` of a batch that was run with `top_k` of at least `maps_needed`."""
         calibrated_logits = outputs.calibrated_logits[row]
         if prior == "balanced":
             classes = outputs.top_classes[row, :top_k]
             calibrated = outputs.calibrated_probabilities[row]
         else:
-            # softmax(z'/T + log π), in float64 so that the order is that of the exact values.
+            # softmax(z'/T + log π), in float64, so that rounding does not change the order.
             shifted = calibrated_logits.astype(np.float64) / self._temperatures[prior] + self._log_priors[prior]
             classes = np.argsort(-shifted, kind="stable")[:top_k]
             odds = np.exp(shifted - shifted.max())
@@ -118,7 +116,7 @@ class Ranker:
         return outputs.maps[row, [at[k] for k in classes]]
 
     def rows(self, ranking: Ranking) -> list[dict[str, Any]]:
-        """The `predictions` of an answer, best first."""
+        """The `predictions` of a response, best first."""
         return [self._describe(k, ranking) for k in ranking.classes]
 
     def _describe(self, k: int, ranking: Ranking) -> dict[str, Any]:
@@ -145,7 +143,7 @@ def explain(
     expires_at: float,
     owner: str | None = None,
 ) -> Explanation:
-    """What is to be kept of image `row` of a batch for the heatmaps of `classes`, whose maps the batch must hold."""
+    """The data of image `row` of a batch to draw heatmaps of `classes`. The outputs must contain their maps."""
     manifest = ranker.manifest
     return Explanation(
         expires_at=expires_at,

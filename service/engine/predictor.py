@@ -1,4 +1,4 @@
-"""Classifies one image: decoding, the queue, the model, the ranking, and what is kept for its heatmaps."""
+"""Classify one image: decode it, queue it, run the model, rank the classes, and store the maps for its heatmaps."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What a client asked for, of a model that has it.
+    """The validated options of a request.
 
-    cam: whether to keep heatmaps, of the `top_k` best classes and of `cam_classes`. owner: who alone may read them.
+    cam: whether to store heatmaps, of the `top_k` top classes and of `cam_classes`. owner: the name of the API key that
+    may read them; None for no restriction.
     """
 
     top_k: int
@@ -48,7 +49,7 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """The classes whose heatmaps were kept, and until when, as Unix time."""
+    """The classes whose heatmaps are stored, and their expiry as Unix time."""
 
     classes: list[int]
     expires_at: float
@@ -56,7 +57,7 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """One image's answer. `stages` are the seconds that each stage of it took."""
+    """The result for one image. `stages` has the duration of each stage in seconds."""
 
     id: str
     model: Model
@@ -68,15 +69,15 @@ class Predicted:
 
 
 class Predictor:
-    """Classifies images with the served model. Lives in one event loop.
+    """Classifies images with the served model. Belongs to one event loop.
 
     Args:
-        settings: of this process.
+        settings: the settings of this worker.
         served: the model.
-        store: where heatmaps are kept.
-        metrics: where to count.
-        decoder: the mailbox of the process that decodes large images; None decodes them in a thread.
-        worker: the index of this process, which becomes a part of every id.
+        store: the store for heatmaps.
+        metrics: the metrics to update.
+        decoder: the mailbox of the decoder process for large images; None decodes them in a thread.
+        worker: the index of this worker, which is part of every id.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Predictor:
     async def in_thread(
         self, work: Callable[[], T], *, deadline: float = math.inf, after: Callable[[], None] = lambda: None
     ) -> T:
-        """Run `work` in a thread that decodes; see `deadline.in_thread`."""
+        """Run `work` in a decoding thread; see `deadline.in_thread`."""
         return await in_thread(self._threads, work, deadline=deadline, after=after)
 
     async def predict(
@@ -116,16 +117,16 @@ class Predictor:
         """Classify the image that `read` returns.
 
         Args:
-            model: the one that the request began with.
-            read: called in a thread that decodes.
-            wanted: of this model.
+            model: the model at the start of the request.
+            read: returns the image file; called in a decoding thread.
+            wanted: the options, valid for this model.
             deadline: in the time of `time.monotonic`.
-            place: this image's place in the queue, which it leaves when the model takes it.
-            body: the ticket that holds the bytes which `read` needs; `place`, unless a body holds several images.
+            place: this image's ticket, which leaves the queue when the model takes the image.
+            body: the ticket that holds the bytes for `read`. Same as `place`, unless a body contains several images.
 
         Raises:
-            DeadlineError, QueueFullError, DecoderError, ClosedError, InferenceError: no answer in time, or none at all.
-            UnsupportedFormatError, ImageTooLargeError, UndecodableImageError, MemoryError: for the image.
+            DeadlineError, QueueFullError, DecoderError, ClosedError, InferenceError: if there is no result in time.
+            UnsupportedFormatError, ImageTooLargeError, UndecodableImageError, MemoryError: if the image is rejected.
         """
         arrived = time.perf_counter()
 
@@ -138,7 +139,7 @@ class Predictor:
 
         post_started = time.perf_counter()
         key = new_id(self._worker)
-        with self._served.concluding():
+        with self._served.postprocessing():
             ranking = model.ranker.rank(answer.outputs, answer.row, wanted.top_k, wanted.prior)
             self._served.observe(model, ranking)
             kept = await self._keep(key, model, answer, ranking, decoded, wanted) if wanted.cam else None
@@ -163,14 +164,14 @@ class Predictor:
         )
 
     def close(self) -> None:
-        """End the threads."""
+        """End all threads."""
         self._threads.shutdown()
         self._large.close()
 
     async def _decoded(
         self, model: Model, read: Callable[[], Data], picture: bool, deadline: float, body: Ticket
     ) -> tuple[Decoded, float]:
-        """The image, and when its decoding began: in a thread, or in another process if it is large."""
+        """Decode in a thread, or in the decoder process if the image is large. Also returns the start time."""
         rule = model.manifest.preprocessing
 
         def decode_ordinary() -> tuple[Decoded, float]:
@@ -180,14 +181,15 @@ class Predictor:
         try:
             return await self.in_thread(decode_ordinary, deadline=deadline, after=body.keep())
         except LargeImageError as error:
-            large, started = error.with_traceback(None), time.perf_counter()  # its traceback would hold this frame
+            # Without its traceback, which would keep this frame alive.
+            large, started = error.with_traceback(None), time.perf_counter()
         self._metrics.large_images.inc()
         return await self._large.decode(large, rule, picture=picture, deadline=deadline), started
 
     async def _keep(
         self, key: str, model: Model, answer: Answer, ranking: Ranking, decoded: Decoded, wanted: Wanted
     ) -> Kept | None:
-        """Store the maps. A store that fails costs the prediction its heatmaps and nothing else."""
+        """Store the maps. If the store fails, the prediction is returned without heatmaps."""
         started = time.perf_counter()
         kept = Kept(
             classes=list(dict.fromkeys((*ranking.classes, *wanted.cam_classes))),
@@ -198,8 +200,8 @@ class Predictor:
         )
         try:
             await self.store.put(key, explanation.pack(), self._cam_ttl_s)
-        except Exception as error:  # whatever a store can raise: the network, the disk, no room
-            log.warning("a heatmap could not be kept: %s", error)
+        except Exception as error:  # stores may raise anything: network or disk errors, no space
+            log.warning("cannot store a heatmap: %s", error)
             self._metrics.store_failures.labels("put").inc()
             return None
         self._metrics.stage_seconds.labels("store").observe(time.perf_counter() - started)

@@ -1,7 +1,7 @@
-"""Tries a bundle in a process of its own, which may fail, crash, grow or never end: `python -m …probe SETTINGS`.
+"""Test a bundle in a separate process, which may fail, crash, use too much memory or hang: `python -m …probe SETTINGS`.
 
-It loads, warms up and proves the bundle as the service would, within limits that the kernel keeps, and writes one line
-of JSON: `{"digest": …}` of the manifest, or `{"refused": "a sentence"}`. `engine.proofs` starts it.
+The process loads, warms up and checks the bundle as the server would, within resource limits enforced by the kernel. It
+writes one line of JSON: `{"digest": …}` of the manifest, or `{"refused": "a sentence"}`. `engine.proofs` starts it.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from typing import Any
 if sys.platform != "win32":
     import resource
 
-LATE_S = 2.0  # after the time limit, should nobody be left to end this process
-NICE = 5  # requests go first
+LATE_S = 2.0  # after the timeout this process ends by itself, in case its parent is gone
+NICE = 5  # requests have priority
 PR_SET_PDEATHSIG = 1
 
 
-def main(given: str) -> None:
-    result = os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # ONNX Runtime may print
-    chosen: dict[str, Any] = json.loads(given)
+def main(settings_json: str) -> None:
+    output = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # ONNX Runtime may print to standard output
+    settings: dict[str, Any] = json.loads(settings_json)
     try:
-        limit_time(chosen["load_timeout_s"])
-        answer = {"digest": _try(chosen)}
-    except Exception as error:  # whatever a bad bundle can cause is the answer
+        limit_time(settings["load_timeout_s"])
+        result = {"digest": _test(settings)}
+    except Exception as error:  # a bad bundle may cause anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        answer = {"refused": f"{kind}{error or 'out of memory'}"[:2000]}
-    os.write(result, json.dumps(answer).encode() + b"\n")
+        result = {"refused": f"{kind}{error or 'out of memory'}"[:2000]}
+    os.write(output, json.dumps(result).encode() + b"\n")
 
 
 def limit_time(timeout_s: float) -> None:
-    """Have the kernel end this process after the time limit, or with its parent, or first when memory runs out."""
+    """Let the kernel end this process after the timeout, with its parent, or first when the system is out of memory."""
     if sys.platform == "win32":
         return
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -56,18 +56,18 @@ def limit_time(timeout_s: float) -> None:
 
 
 def limit_memory(max_bytes: int) -> None:
-    """What this process may allocate. Not for CUDA, whose driver maps far more than it uses."""
+    """Limit the memory of this process. Not for CUDA, whose driver maps far more memory than it uses."""
     if sys.platform != "win32":
         resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, max_bytes))
 
 
-def _try(chosen: dict[str, Any]) -> str:
+def _test(values: dict[str, Any]) -> str:
     import onnxruntime
 
     from camcal.service.engine.session import CUDA, load_sessions
     from camcal.service.settings import Settings
 
-    settings = Settings(**chosen)
+    settings = Settings(**values)
     if settings.device == "cpu" or CUDA not in onnxruntime.get_available_providers():
         limit_memory(settings.load_bytes)
     return load_sessions(settings)[0].bundle.digest

@@ -1,4 +1,4 @@
-"""Which bundles may be loaded: those that were tried before, in a process of their own."""
+"""Only bundles that passed a test in a separate process may be loaded."""
 
 from __future__ import annotations
 
@@ -25,18 +25,25 @@ from camcal.service.settings import Settings
 if sys.platform != "win32":
     import fcntl
 
-KEPT = 16  # bundles that need no second trial
-MAX_ANSWER = 16 * 2**10  # bytes
-SHOWN = 500  # characters of a reason
-TURN_S = 0.02  # between two looks whether another worker's trial has ended
-CHOSEN = {"device", "sessions", "max_batch", "intra_threads", "max_model_bytes", "load_timeout_s", "load_bytes"}
+MAX_PROVEN = 16  # number of bundles whose test is remembered
+MAX_RESULT_BYTES = 16 * 2**10
+MAX_REASON = 500  # characters
+POLL_S = 0.02  # interval at which a worker checks whether another worker's test has ended
+TESTED_SETTINGS = {
+    "device",
+    "sessions",
+    "max_batch",
+    "intra_threads",
+    "max_model_bytes",
+    "load_timeout_s",
+    "load_bytes",
+}
 
 
 class Proofs:
-    """Remembers bundles by the checksum of their manifest, which vouches for every file.
+    """Tests bundles, and remembers those that passed by their manifest's checksum. The manifest lists all checksums.
 
-    Workers that are forked from one process share their memory and take turns, so that each bundle is tried once, by
-    whoever comes first.
+    Forked workers share one memory file and take turns, so that each bundle is tested only once.
     """
 
     def __init__(self) -> None:
@@ -51,73 +58,74 @@ class Proofs:
         self._closed = False
 
     def require(self, settings: Settings) -> str:
-        """The checksum of the manifest in the folder of `settings`, whose bundle has been tried.
+        """Test the bundle of `settings`, unless it has passed before. Returns the checksum of its manifest.
 
         Raises:
-            BundleError: if it was refused, ended the process that tried it, or took longer than `load_timeout_s`.
+            BundleError: if the bundle is refused, crashes the test process, or exceeds `load_timeout_s`.
         """
-        begun = time.monotonic()
-        wanted = manifest_checksum(settings.bundle)
-        with self._turn(begun + (settings.workers + 1) * settings.load_timeout_s):
+        started = time.monotonic()
+        current = manifest_checksum(settings.bundle)
+        with self._lock(started + (settings.workers + 1) * settings.load_timeout_s):
             proven, refused = self._recall()
-            if wanted in proven:
-                return wanted
-            # A refusal is told to those who asked before it; whoever asks later gets another trial.
-            if refused is not None and refused["digest"] == wanted and refused["at"] >= begun:
+            if current in proven:
+                return current
+            # A refusal also answers the calls that were waiting for it. Later calls start another test.
+            if refused is not None and refused["digest"] == current and refused["at"] >= started:
                 raise BundleError(refused["reason"])
             try:
-                digest = self._try(settings)
+                digest = self._test(settings)
             except BundleError as error:
-                self._remember(proven, {"digest": wanted, "at": time.monotonic(), "reason": str(error)})
+                self._remember(proven, {"digest": current, "at": time.monotonic(), "reason": str(error)})
                 raise
-            self._remember([*proven, digest][-KEPT:], None)
+            self._remember([*proven, digest][-MAX_PROVEN:], None)
             return digest
 
     def close(self) -> None:
-        """End a trial that goes on, and begin no other."""
+        """Stop a running test, and start no other."""
         with self._guard:
             self._closed = True
             if self._child is not None:
                 _kill(self._child)
 
-    def _try(self, settings: Settings) -> str:
-        chosen = settings.model_dump(mode="json", include=CHOSEN) | {"bundle": str(settings.bundle.absolute())}
-        with self._started(chosen) as child:
-            said = _hear(child, time.monotonic() + settings.load_timeout_s)
-        if said is None:
+    def _test(self, settings: Settings) -> str:
+        values = settings.model_dump(mode="json", include=TESTED_SETTINGS) | {"bundle": str(settings.bundle.absolute())}
+        with self._process(values) as child:
+            output = _read_output(child, time.monotonic() + settings.load_timeout_s)
+        if output is None:
             raise BundleError(
-                f"the bundle was not loaded and tried within {settings.load_timeout_s:g} s (CAMCAL_LOAD_TIMEOUT_S)"
+                f"loading and testing the bundle took more than {settings.load_timeout_s:g} s (CAMCAL_LOAD_TIMEOUT_S)"
             )
-        answer = _parsed(said)
-        if "digest" in answer:
-            return answer["digest"]
-        if "refused" in answer:
-            reason = _one_line(answer["refused"])
-            if re.search("alloc|memory", reason, re.IGNORECASE):  # as numpy and ONNX Runtime say in many ways
-                reason += f"; a trial may take {settings.load_bytes} bytes (CAMCAL_LOAD_BYTES)"
+        result = _parse(output)
+        if "digest" in result:
+            return result["digest"]
+        if "refused" in result:
+            reason = _one_line(result["refused"])
+            if re.search("alloc|memory", reason, re.IGNORECASE):  # numpy and ONNX Runtime have many such messages
+                reason += f"; the memory limit is {settings.load_bytes} bytes (CAMCAL_LOAD_BYTES)"
             raise BundleError(reason)
         limits = f"{settings.load_timeout_s:g} s (CAMCAL_LOAD_TIMEOUT_S) and {settings.load_bytes} bytes of memory"
         raise BundleError(
-            f"the process that tried the bundle {_ended(child.returncode)}; its limits are {limits} (CAMCAL_LOAD_BYTES)"
+            f"the process that tests the bundle {_describe_exit(child.returncode)}; "
+            f"its limits are {limits} (CAMCAL_LOAD_BYTES)"
         )
 
     @contextlib.contextmanager
-    def _started(self, chosen: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
-        """The process; killed, with whatever it has started, at the end of the block."""
+    def _process(self, values: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
+        """Start the test process. At the end of the block it is killed together with its children."""
         with self._guard:
             if self._closed:
                 raise BundleError("the service is shutting down")
             try:
                 child = self._child = subprocess.Popen(
-                    command("camcal.service.engine.probe", json.dumps(chosen)),
+                    command("camcal.service.engine.probe", json.dumps(values)),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
                     env=environment(),
                     start_new_session=True,
                 )
-            except OSError as error:  # no process or file descriptor is left
-                raise BundleError(f"no process could be started to try the bundle: {error.strerror}") from None
+            except OSError as error:  # too many processes or open files
+                raise BundleError(f"cannot start a process to test the bundle: {error.strerror}") from None
         try:
             yield child
         finally:
@@ -128,19 +136,19 @@ class Proofs:
             self._child = None
 
     @contextlib.contextmanager
-    def _turn(self, deadline: float) -> Iterator[None]:
-        """Among several workers, one at a time."""
-        if sys.platform == "win32":  # there are none
+    def _lock(self, deadline: float) -> Iterator[None]:
+        """Let only one worker test a bundle at a time."""
+        if sys.platform == "win32":  # always a single worker
             yield
             return
         while True:
             try:
-                fcntl.lockf(self._shared, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when its process ends
+                fcntl.lockf(self._shared, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
                 break
             except OSError:
                 if self._closed or time.monotonic() > deadline:
-                    raise BundleError("another worker has been trying a bundle for too long") from None
-                time.sleep(TURN_S)
+                    raise BundleError("timeout while waiting for another worker to test a bundle") from None
+                time.sleep(POLL_S)
         try:
             yield
         finally:
@@ -149,8 +157,8 @@ class Proofs:
     def _recall(self) -> tuple[list[str], dict[str, Any] | None]:
         os.lseek(self._shared, 0, os.SEEK_SET)
         try:
-            proven, refused = json.loads(os.read(self._shared, MAX_ANSWER))
-        except ValueError:  # it is empty, or the process that wrote it was killed
+            proven, refused = json.loads(os.read(self._shared, MAX_RESULT_BYTES))
+        except ValueError:  # empty, or its writer was killed
             return [], None
         return proven, refused
 
@@ -160,33 +168,33 @@ class Proofs:
         os.write(self._shared, json.dumps([proven, refused]).encode())
 
 
-def _hear(child: subprocess.Popen[bytes], deadline: float) -> bytes | None:
-    """What the process writes until it ends, or a little more than is allowed; None if it has not ended in time."""
+def _read_output(child: subprocess.Popen[bytes], deadline: float) -> bytes | None:
+    """Read until end of file, or until the output is too long. Returns None on timeout."""
     assert child.stdout is not None
-    said = b""
+    output = b""
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
-        while len(said) <= MAX_ANSWER:
+        while len(output) <= MAX_RESULT_BYTES:
             if (remaining_s := deadline - time.monotonic()) <= 0:
                 return None
             if selector.select(remaining_s):
                 part = os.read(child.stdout.fileno(), 4096)
                 if not part:
-                    # It is about to end; its exit status says how.
+                    # The process is about to end; wait for its exit status.
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         child.wait(1.0)
                     break
-                said += part
-    return said
+                output += part
+    return output
 
 
-def _parsed(said: bytes) -> dict[str, str]:
-    """The answer of a process that may have been taken over: `digest` or `refused`, or nothing."""
+def _parse(output: bytes) -> dict[str, str]:
+    """The result of the test: `digest`, `refused`, or empty. A hostile bundle may have taken over the process."""
     try:
-        answer = json.loads(said) if len(said) <= MAX_ANSWER else None
+        result = json.loads(output) if len(output) <= MAX_RESULT_BYTES else None
     except (ValueError, RecursionError):
         return {}
-    match answer:
+    match result:
         case {"digest": str(digest)} if len(digest) == 64 and digest.isalnum() and digest.isascii():
             return {"digest": digest}
         case {"refused": str(reason)}:
@@ -195,16 +203,16 @@ def _parsed(said: bytes) -> dict[str, str]:
 
 
 def _one_line(reason: str) -> str:
-    """A reason without what could forge a line of the log."""
-    return "".join("?" if illegible(character) else character for character in " ".join(reason.split()))[:SHOWN]
+    """`reason` without characters that could forge a log line."""
+    return "".join("?" if illegible(character) else character for character in " ".join(reason.split()))[:MAX_REASON]
 
 
-def _ended(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code >= 0:
-        return f"ended with code {code}"
+        return f"exited with code {code}"
     with contextlib.suppress(ValueError):
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"was ended by signal {-code}"
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"was killed by signal {-code}"
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""The model that is served: its queue, its reloads, and whether it still answers."""
+"""The served model: its queue, its reloads and its health."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from camcal.service.settings import Settings
 
 log = logging.getLogger("camcal")
 
-LATE_S = 5.0  # for a reload to end after the trial of its bundle was ended
+LATE_S = 5.0  # timeout for a reload to end after the test of its bundle was stopped
 
 
 class ServedModel:
-    """Runs the current model on what is submitted, and replaces it on request. Lives in one event loop.
+    """Runs the current model, and replaces it on request. Belongs to one event loop.
 
-    A request takes `model` once and uses that one to its end: a reload may replace it at any time.
+    A request reads `model` once and uses it to the end: a reload may replace it at any time.
 
     Args:
-        settings: of this process.
-        model: what to serve first.
-        metrics: where to count.
-        proofs: of the bundles that were tried.
+        settings: the settings of this worker.
+        model: the first model.
+        metrics: the metrics to update.
+        proofs: tests bundles before they are loaded.
     """
 
     def __init__(self, settings: Settings, model: Model, metrics: Metrics, proofs: Proofs):
         first = model.sessions[0]
-        # Fixed for good: what a reload loads must fit this batcher, whatever CPUs the process is left by then.
+        # Keep these: a reloaded model must fit this batcher, even if the number of usable CPUs has changed.
         self._settings = settings.model_copy(update={"intra_threads": first.threads, "max_batch": first.max_batch})
         self.model = model
         self.batcher = Batcher(lanes=len(model.runs), max_batch=first.max_batch, on_batch=self._count_batch)
@@ -45,54 +45,54 @@ class ServedModel:
         self._proofs = proofs
         self._soundness = Soundness(metrics, self._try_model)
         self._reloading = asyncio.Lock()
-        self._reload_waits = False
+        self._reload_pending = False
         self._describe()
 
     @property
     def manifest(self) -> Manifest:
-        """Of the current model."""
+        """The manifest of the current model."""
         return self.model.manifest
 
     @property
     def broken(self) -> str | None:
-        """Why only a restart helps, or a new bundle; None while the model answers."""
+        """The reason why the model needs a restart or a new bundle; None while it works."""
         return self._soundness.broken
 
-    def concluding(self) -> contextlib.AbstractContextManager[None]:
-        """The block that turns an answer of the model into a response; see `Soundness.concluding`."""
-        return self._soundness.concluding()
+    def postprocessing(self) -> contextlib.AbstractContextManager[None]:
+        """Context manager for the code after inference; see `Soundness.postprocessing`."""
+        return self._soundness.postprocessing()
 
     async def reload(self) -> None:
-        """Serve the bundle that is now in the folder; if it is bad, the log says why and the old one stays.
+        """Load the bundle that is now in the folder. If that fails, log the reason and keep the current model.
 
-        Requests that have begun end with the model they began with. While one reload goes on, only one other waits: it
-        will find whatever is there by then.
+        Running requests finish with the model that they started with. At most one reload waits for a running one: it
+        loads whatever is in the folder by then.
         """
-        if self._reload_waits:
+        if self._reload_pending:
             return
-        self._reload_waits = True
+        self._reload_pending = True
         async with self._reloading:
-            self._reload_waits = False
+            self._reload_pending = False
             old = self.model.label
             try:
                 model = await in_background(lambda: load_model(self._settings, self._proofs))
                 if len(model.runs) != len(self.model.runs):
-                    raise DeviceError(f"the device is now {model.sessions[0].provider}; restart to serve there")
+                    raise DeviceError(f"the device is now {model.sessions[0].provider}; restart the server to use it")
                 self.model = model
                 self._soundness.reset()
-            except Exception as error:  # whatever a bad bundle can cause must not end a service that works
-                log.error("the bundle was not reloaded, %s stays: %s", old, error)
+            except Exception as error:  # a bad bundle may cause anything, and must not stop a working server
+                log.error("reload failed, still serving %s: %s", old, error)
                 self._metrics.reloads.labels("failed").inc()
                 return
-            log.info("model %s replaces %s", self.model.label, old)
+            log.info("reloaded: model %s replaces %s", self.model.label, old)
             self._metrics.reloads.labels("done").inc()
             self._describe()
 
     async def watch(self, period_s: float = 1.0) -> None:
-        """Reload whenever the files of the bundle's folder have changed, and then stayed the same for a period."""
+        """Reload when files in the bundle's folder have changed, and then stayed the same for one period."""
         folder = self._settings.bundle
         seen = await in_background(lambda: stamp(folder))
-        loaded = seen if await in_background(self._is_served) else ()  # it may have changed since it was loaded
+        loaded = seen if await in_background(self._is_served) else ()  # the folder may have changed since loading
         while True:
             await asyncio.sleep(period_s)
             now = await in_background(lambda: stamp(folder))
@@ -102,7 +102,7 @@ class ServedModel:
             seen = now
 
     def observe(self, model: Model, ranking: Ranking) -> None:
-        """Count an answer of `model` in the metrics: its group, its confidence, and how far calibration moved it."""
+        """Count a prediction of `model` in the metrics: its group, its confidence, and the shift by calibration."""
         best = ranking.classes[0]
         group = model.manifest.classes[best].group
         calibrated = float(ranking.calibrated_probabilities[best])
@@ -111,32 +111,32 @@ class ServedModel:
         self._metrics.shift.observe(calibrated - float(ranking.probabilities[best]))
 
     async def close(self) -> None:
-        """End a reload that goes on, and answer what waits."""
+        """Stop a running reload, and finish the images in the queue."""
         self._proofs.close()
-        self._reload_waits = True  # nobody needs another
+        self._reload_pending = True  # blocks further reloads
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._reloading.acquire(), LATE_S)
         await self.batcher.close()
 
     def _is_served(self) -> bool:
-        """Whether the bundle in the folder is the current one."""
+        """Whether the bundle in the folder is the current model."""
         try:
             return manifest_checksum(self._settings.bundle) == self.model.digest
-        except BundleError:  # another one is just being put there
+        except BundleError:  # the folder is being replaced
             return False
 
     async def _try_model(self) -> None:
-        """Answer a test image from end to end; raises what a request would meet."""
+        """Predict a test image from end to end; raises the same errors as a request."""
         model, ranker = self.model, self.model.ranker
         image = canary_images(model.manifest.preprocessing.input_size, 1)[0]
         answer = await self.batcher.submit(model.runs, image, 1)
-        with self.concluding():
+        with self.postprocessing():
             ranking = ranker.rank(answer.outputs, answer.row, 1, "balanced")
             ranker.rows(ranking)
             ranker.maps(answer.outputs, answer.row, ranking.classes)
 
     def _count_batch(self, report: BatchReport) -> None:
-        if report.failed or report.useless:
+        if report.failed or report.invalid:
             self._soundness.fail("error" if report.failed else "answer")
         self._metrics.batch_size.observe(report.size)
         self._metrics.batch_padding.inc(self.model.sessions[0].bucket(report.size) - report.size)

@@ -1,4 +1,4 @@
-"""ONNX Runtime over a bundle: a batch of images in, named arrays out."""
+"""Run a bundle's graph with ONNX Runtime: a batch of images in, named arrays out."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from camcal.service.settings import Device, Settings
 log = logging.getLogger("camcal")
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-MAX_LANES = 4  # runs side by side on the CPU
-SPIN_US = "50"  # for how long a thread of a run that has the CPUs to itself waits awake for its next part
+MAX_LANES = 4  # maximum number of concurrent batches on the CPU
+SPIN_US = "50"  # how long threads spin while they wait for work, if their batch runs alone
 
 
 class DeviceError(ValueError):
-    """The device that the settings ask for cannot be used."""
+    """The requested device is not available."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What the graph says of N images, for K classes, the k best of them and a map of h×w positions.
+    """The graph's outputs for N images, K classes, k top classes and maps of h×w positions.
 
-    `maps` are the plain contribution maps of `top_classes`, the classes of the k highest calibrated logits in
-    falling order; each map sums over its positions to that class's entry of `logits`.
+    `top_classes` are the classes with the k highest calibrated logits, in descending order. `maps` are their plain
+    contribution maps; the sum of a map over its positions is the class's entry of `logits`.
     """
 
     logits: NDArray[np.float32]  # N×K
@@ -47,33 +47,33 @@ class Outputs:
     maps: NDArray[np.float32]  # N×k×h×w
 
     def faults(self) -> dict[int, str]:
-        """Why the answer on an image cannot be used, by its row; empty where all can."""
+        """The rows with invalid outputs, and the reason for each."""
         return answers.faults(vars(self))
 
 
-Images = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]  # N of H×W×3, or one N×H×W×3
-Run = Callable[[Images, int, bool], Outputs]  # whether it is the only one
+ImageBatch = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]  # N of H×W×3, or one N×H×W×3
+RunBatch = Callable[[ImageBatch, int, bool], Outputs]  # images, top_k, alone; see `Session.run`
 
 
 class Session:
     """One model on one device.
 
-    `lanes` threads may call `run` at once: one on a GPU, up to four on the CPU. There a run that is alone takes all
-    threads for itself, which is quickest for one client; runs side by side have few threads each, which need not wait
-    for one another at every layer, and answer more images a second.
+    `lanes` threads may call `run` at the same time: one on a GPU, up to four on the CPU. On the CPU, a batch that runs
+    alone uses all threads, which gives one client the lowest latency. Concurrent batches use few threads each. These
+    spend less time waiting for each other at every layer, which gives a higher throughput.
 
     Args:
-        bundle: what to run.
-        device: where.
-        threads: of a run that is alone on the CPU; by default every usable CPU.
-        max_batch: the most images in one run. By default 32 on a GPU; 8 on the CPU, where more are no quicker for each
-            and take memory.
-        gpu: which one, where the device is CUDA.
-        pad: whether batches are padded to a few sizes. By default on a GPU, where each new size costs time.
+        bundle: the bundle to run.
+        device: the device to run it on.
+        threads: CPU threads of a batch that runs alone; by default one per usable CPU.
+        max_batch: maximum batch size. By default 32 on a GPU and 8 on the CPU, where larger batches take more memory
+            but no less time per image.
+        gpu: index of the GPU.
+        pad: whether to pad batches to a few sizes. By default on a GPU, where each new size costs time.
 
     Raises:
-        BundleError: if the graph's inputs, outputs, classes or grid are not what the manifest says.
-        DeviceError: if `device` is `cuda` and CUDA cannot be used.
+        BundleError: if the graph's inputs, outputs, classes or grid do not match the manifest.
+        DeviceError: if `device` is `cuda` and CUDA is not available.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Session:
         powers = (1 << power for power in range(max_batch.bit_length()))
         self._buckets: list[int] = sorted({*(powers if self._pad else range(1, max_batch)), max_batch})
         size = bundle.manifest.preprocessing.input_size
-        self._input = np.zeros((max_batch, size, size, 3), dtype=np.uint8)  # of padded runs, which use its head
+        self._input = np.zeros((max_batch, size, size, 3), dtype=np.uint8)  # input buffer for padded batches
         self._check_names()
         place = ("cpu", 0) if on_cpu else ("cuda", gpu)
         padded = self._buckets if self._pad else []
@@ -110,25 +110,25 @@ class Session:
         self._check_shapes()
 
     def buckets(self) -> list[int]:
-        """The batch sizes that are run: 1, 2, 4, … and `max_batch` where batches are padded, else every one."""
+        """The batch sizes in use: 1, 2, 4, … and `max_batch` with padding, else all up to `max_batch`."""
         return self._buckets
 
     def bucket(self, count: int) -> int:
-        """The smallest batch size that is run and holds `count` images."""
+        """The smallest batch size in use for `count` images."""
         return next(size for size in self._buckets if size >= count)
 
     def warm_up(self) -> None:
-        """Run once what a first request should not pay for: every bucket, or the smallest and the largest batch."""
+        """Run each padded batch size once, or the smallest and the largest batch, so that no request is slow."""
         lanes = self.lanes if self.lanes > 1 else 0
         with ThreadPoolExecutor(self.lanes) as threads:
             for size in self._buckets if self._pad else (1, self.max_batch):
                 batch = self._input[:size]
                 self.run(batch, 1)
-                # All at once, so that memory has its height before the first request.
+                # All lanes at once, so that memory reaches its peak before the first request.
                 list(threads.map(self.run, [batch] * lanes, [1] * lanes, [False] * lanes))
 
     def prove(self) -> None:
-        """Raises BundleError if the answers here are not usable, or not those that the graph gave when it was made."""
+        """Raises BundleError if the outputs on test images are invalid, or differ from those recorded in the bundle."""
         for alone in (True, False) if self.lanes > 1 else (True,):
             answers.prove(
                 lambda images, top_k, alone=alone: vars(self.run(images, top_k, alone)),  # type: ignore[misc]
@@ -136,17 +136,17 @@ class Session:
                 self.bundle.canary,
             )
 
-    def run(self, images: Images, top_k: int, alone: bool = True) -> Outputs:
-        """Run N images (uint8, H×W×3 each, N ≤ `max_batch`) and return the maps of the `top_k` best classes.
+    def run(self, images: ImageBatch, top_k: int, alone: bool = True) -> Outputs:
+        """Run N images (uint8, H×W×3 each, N ≤ `max_batch`), with maps for the `top_k` top classes.
 
         Args:
-            alone: whether no other run goes on, as far as the caller knows; it decides the speed and not the answer.
+            alone: whether no other batch is running. It affects the speed only, not the outputs.
         """
         count = len(images)
         if self._pad:
             for row, image in enumerate(images):
                 self._input[row] = image
-            # What pads a batch is left from an earlier one: no image's answer depends on its neighbours.
+            # The padding is left over from earlier batches: images of a batch do not influence each other.
             bucket = self.bucket(count)
             arrays = self._bound[bucket].run(self._input[:bucket], top_k)
         else:
@@ -175,11 +175,11 @@ class Session:
         for name, array in vars(result).items():
             expected = {"top_classes": (1, top_k), "maps": (1, top_k, *manifest.grid)}.get(name, (1, classes))
             if array.shape != expected:
-                raise BundleError(f"the graph's {name} has shape {array.shape}; the manifest says {expected}")
+                raise BundleError(f"the graph's output {name} has shape {array.shape}; the manifest says {expected}")
 
 
 class _Bound:
-    """One batch size's buffer for images, kept on the device, so that no run allocates there for its input."""
+    """An input buffer on the device for one batch size, so that no batch has to allocate one."""
 
     def __init__(self, session: ort.InferenceSession, shape: tuple[int, ...], place: tuple[str, int]):
         self._session = session
@@ -188,10 +188,10 @@ class _Bound:
         self._binding.bind_ortvalue_input("images", self._images)
 
     def run(self, images: NDArray[np.uint8], top_k: int) -> list[NDArray[Any]]:
-        """What the graph returns for a full batch, copied to arrays that are the caller's."""
+        """Run a full batch. The outputs are copies, owned by the caller."""
         self._images.update_inplace(images)
         self._binding.bind_cpu_input("top_k", np.array(top_k, dtype=np.int64))
-        for name in OUTPUTS:  # their shapes follow top_k
+        for name in OUTPUTS:  # rebound because their shapes depend on top_k
             self._binding.bind_output(name)
         self._session.run_with_iobinding(self._binding)
         arrays: list[NDArray[Any]] = self._binding.copy_outputs_to_cpu()
@@ -199,18 +199,18 @@ class _Bound:
 
 
 def load_sessions(settings: Settings, *, digest: str | None = None) -> list[Session]:
-    """The bundle of `settings`, verified, loaded, warmed up and proven, once for each of `settings.sessions`.
+    """Verify, load, warm up and check the bundle of `settings`, once for each of `settings.sessions`.
 
-    A graph that never ends would never end here: a service first has `camcal.service.engine.proofs` try the bundle.
+    With a graph that never ends, this call never returns. A server therefore tests the bundle in a separate process
+    first, see `camcal.service.engine.proofs`.
 
     Args:
-        settings: of the service.
-        digest: of the bundle that is wanted; any by default.
+        settings: the settings of the server.
+        digest: the expected checksum of the manifest; any by default.
 
     Raises:
-        BundleError: if the folder is not a bundle that this service can run, answers wrongly, or changed while it was
-            loaded.
-        DeviceError: if the device that was asked for cannot be used.
+        BundleError: if the bundle is invalid, gives wrong outputs, or changed while it was loaded.
+        DeviceError: if the device is not available.
     """
     bundle = Bundle.load(settings.bundle, max_model_bytes=settings.max_model_bytes, digest=digest)
     threads = settings.intra_threads or max(1, usable_cpus() // settings.sessions)
@@ -243,29 +243,29 @@ def load_session(settings: Settings) -> Session:
 def _open(
     bundle: Bundle, model: bytes, device: Device, threads: int, gpu: int
 ) -> tuple[ort.InferenceSession, str | None]:
-    """The session, and why it is on the CPU although `auto` found an ONNX Runtime built for CUDA."""
+    """The session, and the reason if `auto` fell back to the CPU although ONNX Runtime is built for CUDA."""
     built_for_cuda = CUDA in ort.get_available_providers()
     if device == "cuda" and not built_for_cuda:
-        raise DeviceError("device is cuda, but this ONNX Runtime is built without CUDA: install the extra `gpu`")
+        raise DeviceError("device is cuda, but ONNX Runtime is built without CUDA: pip install 'camcal[gpu]'")
     if device == "cpu" or not built_for_cuda:
         return _create(bundle, model, threads, [CPU]), None
     ort.preload_dlls()
-    # HEURISTIC: the default EXHAUSTIVE search costs about 0.6 s at each new batch size.
-    # TF32 has a mantissa of 10 bits: maps would no longer sum to their logits within 1e-4.
+    # HEURISTIC: the default EXHAUSTIVE search takes about 0.6 s for each new batch size.
+    # TF32 has a mantissa of 10 bits: the sums of maps would differ from their logits by more than 1e-4.
     cuda = (CUDA, {"cudnn_conv_algo_search": "HEURISTIC", "device_id": str(gpu), "use_tf32": "0"})
     session = _create(bundle, model, threads, [cuda, CPU])
     if session.get_providers()[0] == CUDA:
         return session, None
-    reason = "ONNX Runtime is built for CUDA but could not start it: check the driver and the CUDA libraries"
+    reason = "ONNX Runtime cannot initialize CUDA: check the GPU driver and the CUDA libraries"
     if device == "cuda":
         raise DeviceError(f"device is cuda, but {reason}")
-    log.warning("running on the CPU: %s", reason)
+    log.warning("falling back to the CPU: %s", reason)
     return session, reason
 
 
 @functools.cache
 def _register_arena() -> None:
-    """One arena of memory for all CPU sessions of this process, also those of a reload, instead of one for each."""
+    """Share one memory arena between all CPU sessions of this process, including those of a reload."""
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(memory, None)
 
@@ -274,12 +274,12 @@ def _create(
     bundle: Bundle, model: bytes, threads: int, providers: list[str | tuple[str, dict[str, str]]], *, alone: bool = True
 ) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    # ONNX Runtime would take the host's CPU count, 6.6× slower in a limited container (microsoft/onnxruntime#29510).
+    # The default is the host's CPU count: 6.6× slower in a container with a CPU limit (microsoft/onnxruntime#29510).
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Its threads would wait for work by spinning, on the CPUs that decode and answer: with 16 clients on 2 CPUs that
-    # took 6.1 ms of CPU an image of the shipped model; asleep they take 3.5. But waking them for every node makes a run
-    # that has the CPUs to itself a third longer: in such a one they spin, for a moment and not past its end.
+    # By default, ONNX Runtime's threads spin while they wait for work, and take CPU time from decoding and HTTP. With
+    # 16 clients on 2 CPUs, the shipped model took 6.1 ms of CPU time per image with spinning, and 3.5 ms without. But
+    # waking threads for every node makes a batch that runs alone a third slower: such a batch spins for a short time.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if alone else "0")
     options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -289,9 +289,9 @@ def _create(
         options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
     try:
-        # From the bytes that were verified: the file may be replaced at any time.
+        # From the verified bytes: the file may be replaced at any time.
         session = ort.InferenceSession(model, options, providers=providers)
     except Exception as error:  # ONNX Runtime raises its own classes, which share no public base
         raise BundleError(f"ONNX Runtime cannot load {bundle.model_path.name}: {error}") from None
-    session._model_bytes = b""  # or it would keep them, which only its change of providers needs
+    session._model_bytes = b""  # free the copy that ONNX Runtime keeps only for a change of providers
     return session

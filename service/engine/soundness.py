@@ -1,4 +1,4 @@
-"""Whether the model still answers: failures in a row, and what they mean."""
+"""Detect a broken model by counting consecutive failures."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from camcal.service.metrics import Metrics
 
 log = logging.getLogger("camcal")
 
-FAILURES = 5  # in a row: the model is broken, as after an error of the GPU that only a restart mends
+MAX_FAILURES = 5  # consecutive failures of a broken model, for example after a GPU error that only a restart fixes
 
 
 class Soundness:
-    """Counts the failures of a model: runs that failed, useless answers, and faults after a run.
+    """Counts the failures of a model: failed batches, invalid outputs, and errors after inference.
 
     Args:
-        metrics: where to count.
-        try_model: answers a test image from end to end. Asked after `FAILURES` failures in a row, it tells a model that
-            is broken from a client who found an image that the model cannot take.
+        metrics: the metrics to update.
+        try_model: predicts a test image from end to end. Called after `MAX_FAILURES` consecutive failures, to
+            distinguish a broken model from a client who sends an image that the model cannot process.
     """
 
     def __init__(self, metrics: Metrics, try_model: Callable[[], Awaitable[None]]):
@@ -31,25 +31,25 @@ class Soundness:
 
     @property
     def broken(self) -> str | None:
-        """Why only a restart helps, or a new bundle; None while the model answers."""
-        if self._failures < FAILURES or (self._trial is not None and not self._trial.done()):
+        """The reason why the model needs a restart or a new bundle; None while it works."""
+        if self._failures < MAX_FAILURES or (self._trial is not None and not self._trial.done()):
             return None
-        return f"the model failed {self._failures} times in a row; the log says why"
+        return f"the model failed {self._failures} times in a row; see the log"
 
     def reset(self) -> None:
-        """The model has answered, or is another one."""
+        """Reset the count after a success, or for a new model."""
         self._failures = 0
 
     def fail(self, reason: str) -> None:
-        """Count a failure: of a run (`error`), of an `answer`, or what came `after`."""
+        """Count a failure: a failed batch (`error`), invalid outputs (`answer`), an error after inference (`after`)."""
         self._failures += 1
         self._metrics.failures.labels(reason).inc()
-        if self._failures == FAILURES:
+        if self._failures == MAX_FAILURES:
             self._trial = asyncio.ensure_future(self._try())
 
     @contextmanager
-    def concluding(self) -> Iterator[None]:
-        """What turns an answer into a response: a fault in it is a failure, its end shows that all is well."""
+    def postprocessing(self) -> Iterator[None]:
+        """Context manager for the code after inference: an error counts as a failure, success resets the count."""
         try:
             yield
         except Exception:
@@ -58,6 +58,6 @@ class Soundness:
         self.reset()
 
     async def _try(self) -> None:
-        with suppress(Exception):  # each is counted, and those of the model are logged
+        with suppress(Exception):  # counted by `fail`; errors of the model are logged
             await self._try_model()
-            log.warning("after %d failures in a row the model answers a test image: it serves on", FAILURES)
+            log.warning("after %d failures in a row, a test image succeeds: the model stays in use", MAX_FAILURES)

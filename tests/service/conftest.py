@@ -17,7 +17,7 @@ from PIL import Image
 
 from camcal.models.bundle import Bundle
 from camcal.service.engine.batching import Answer, Batcher
-from camcal.service.engine.session import Images, Outputs, Session
+from camcal.service.engine.session import ImageBatch, Outputs, Session
 from camcal.service.http.app import create_app
 from camcal.service.settings import PREFIX, Settings
 
@@ -48,7 +48,7 @@ class GatedSession(Session):
     def open(self) -> None:
         self._open.set()
 
-    def run(self, images: Images, top_k: int, alone: bool = True) -> Outputs:
+    def run(self, images: ImageBatch, top_k: int, alone: bool = True) -> Outputs:
         if not self._open.is_set():
             self.waiting.release()
             assert self._open.wait(20)

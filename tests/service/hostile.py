@@ -1,6 +1,7 @@
-"""Bundles that mean harm, or are as broken as if they did: each made by code from a good one.
+"""Hostile or broken bundles, each derived from a good one.
 
-`HOSTILE` names them with what the service must say. Those in `ENDLESS` cost the whole of `CAMCAL_LOAD_TIMEOUT_S`.
+`HOSTILE` maps names to functions and the expected error messages. Those in `ENDLESS` take all of
+`CAMCAL_LOAD_TIMEOUT_S`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from camcal.models.bundle import MANIFEST_FILE, MAX_CLASSES, MODEL_FILE, REPORT_FILE, sha256
 
-Spoil = Callable[[Path], None]  # what is done to a copy of a good bundle
+Spoil = Callable[[Path], None]  # changes a copy of a good bundle
 
 
 def make(good: Path, folder: Path, spoil: Spoil) -> Path:
-    """A copy of the bundle `good` in `folder`, spoilt."""
+    """Copy the bundle `good` to `folder` and spoil it."""
     shutil.copytree(good, folder)
     spoil(folder)
     return folder
@@ -36,13 +37,13 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def reseal(folder: Path) -> None:
-    """Make the checksums true; there is no canary any more."""
+    """Update the checksums in the manifest, and drop the canary."""
     files = {name: sha256(folder / name) for name in (MODEL_FILE, REPORT_FILE)}
     edit(folder, lambda manifest: manifest.update(files=files))
 
 
 def change_output(folder: Path, output: str, *nodes: onnx.NodeProto, **constants: np.ndarray[Any, Any]) -> None:
-    """Put `nodes` before an output: they read the old one as `plain`, and `constants`, and write it."""
+    """Insert `nodes` before an output: they read the previous output as `plain`, and `constants`, and write it."""
     model = onnx.load(folder / MODEL_FILE)
     for node in model.graph.node:
         node.input[:] = ["plain" if name == output else name for name in node.input]
@@ -112,7 +113,7 @@ def other_maps(folder: Path) -> None:
 
 
 def other_answers(folder: Path) -> None:
-    """Sound in themselves, but not those of the canary that the bundle keeps."""
+    """Valid outputs that differ from those of the bundle's canary."""
     files = json.loads((folder / MANIFEST_FILE).read_text())["files"]
     model = onnx.load(folder / MODEL_FILE)
     for tensor in model.graph.initializer:
@@ -124,7 +125,7 @@ def other_answers(folder: Path) -> None:
 
 
 def white_is_not_finite(folder: Path) -> None:
-    """A bundle that passes every check at load: its answer is NaN on a picture that is white all over."""
+    """Passes every check at load, but has NaN outputs for a white image."""
     change_output(
         folder,
         "logits",
@@ -166,7 +167,7 @@ def huge_deep_manifest(folder: Path) -> None:
 def gigabytes(name: str) -> Spoil:
     def spoil(folder: Path) -> None:
         with (folder / name).open("r+b") as file:
-            file.truncate(5 * 2**30)  # of zeros, which take no room on the disk
+            file.truncate(5 * 2**30)  # sparse: takes no disk space
 
     return spoil
 
@@ -211,7 +212,7 @@ def deep_report(folder: Path) -> None:
 
 
 def other_report(folder: Path) -> None:
-    """JSON, but not what clients are told that it is."""
+    """Valid JSON, but not the documented structure."""
     report = json.loads((folder / REPORT_FILE).read_text())
     report["reliability"] = {"trained": [{"low": "\ud800"}]}
     (folder / REPORT_FILE).write_text(json.dumps(report))
@@ -219,11 +220,14 @@ def other_report(folder: Path) -> None:
 
 
 ENDLESS: dict[str, tuple[Spoil, str]] = {
-    "endless-graph": (endless_graph, r"was not loaded and tried within [\d.]+ s \(CAMCAL_LOAD_TIMEOUT_S\)"),
-    "very-many-fields": (very_many_fields, "was not loaded and tried within|not a readable ONNX file"),
+    "endless-graph": (
+        endless_graph,
+        r"loading and testing the bundle took more than [\d.]+ s \(CAMCAL_LOAD_TIMEOUT_S\)",
+    ),
+    "very-many-fields": (very_many_fields, "loading and testing the bundle took|not a readable ONNX file"),
 }
 HOSTILE: dict[str, tuple[Spoil, str]] = ENDLESS | {
-    "too-much-memory": (too_much_memory, "a trial may take .* bytes .CAMCAL_LOAD_BYTES"),
+    "too-much-memory": (too_much_memory, "the memory limit is .* bytes .CAMCAL_LOAD_BYTES"),
     "not-finite": (not_finite, "logits is not finite"),
     "no-such-class": (no_such_class, "top_classes holds a class that does not exist"),
     "one-class-twice": (one_class_twice, "top_classes names one class twice"),

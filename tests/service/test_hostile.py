@@ -1,4 +1,4 @@
-"""Hostile bundles on the real process, under load: each is refused in a sentence, and the service goes on."""
+"""Hostile bundles sent to a real server under load: each is refused with one sentence, and the server stays up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.service.http.routes.test_predict import RAW
 from tests.service.test_live import metric, process, wait_for
 from tests.service.test_reload import load, predict
 
-TIMEOUT_S = "8"  # of a trial: enough for the small bundle on a busy machine
+TIMEOUT_S = "8"  # for testing a bundle: enough for the small bundle on a busy machine
 REFUSED_S = 30.0
 
 
@@ -33,22 +33,22 @@ def wait_long(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def end_quickly(child: subprocess.Popen[str]) -> str:
-    """SIGTERM, with a drain of a second; what the process has said since it was up."""
+    """Send SIGTERM, with a drain of one second, and return the log."""
     child.send_signal(signal.SIGTERM)
-    _, said = child.communicate(timeout=15)
+    _, log = child.communicate(timeout=15)
     assert child.returncode == 0
-    return said
+    return log
 
 
 def test_hostile_bundles_under_load(bundle: Bundle, tmp_path: Path, current: Callable[[Path], Path]) -> None:
     folder = current(bundle.path)
     with process(folder, CAMCAL_LOAD_TIMEOUT_S=TIMEOUT_S, CAMCAL_DRAIN_S="1") as (child, url):
 
-        def ask(client: httpx.Client, number: int) -> bool:
+        def send(client: httpx.Client, number: int) -> bool:
             assert predict(client, number % 4)["model"]["version"] == bundle.manifest.version
             return False
 
-        with load(url, ask, clients=3) as clients:
+        with load(url, send, clients=3) as clients:
             for number, (name, (spoil, _)) in enumerate(hostile.HOSTILE.items(), 1):
                 current(hostile.make(bundle.path, tmp_path / name, spoil))
                 child.send_signal(signal.SIGHUP)
@@ -58,14 +58,14 @@ def test_hostile_bundles_under_load(bundle: Bundle, tmp_path: Path, current: Cal
                 wait_long(lambda: metric(url, 'camcal_reloads_total{result="done"}') == number)  # noqa: B023
         assert all(future.result() > 0 for future in clients)
         assert metric(url, 'camcal_requests_total{code="5') == 0
-        refusals = [line for line in end_quickly(child).splitlines() if "was not reloaded" in line]
+        refusals = [line for line in end_quickly(child).splitlines() if "reload failed" in line]
     assert len(refusals) == len(hostile.HOSTILE)
-    for line, (_, said) in zip(refusals, hostile.HOSTILE.values(), strict=True):
-        assert re.search(said, line), line
+    for line, (_, message) in zip(refusals, hostile.HOSTILE.values(), strict=True):
+        assert re.search(message, line), line
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_sigterm_while_a_bundle_is_tried(
+def test_sigterm_while_a_bundle_is_tested(
     bundle: Bundle, tmp_path: Path, current: Callable[[Path], Path], workers: str
 ) -> None:
     endless = hostile.make(bundle.path, tmp_path / "endless", hostile.endless_graph)
@@ -78,7 +78,7 @@ def test_sigterm_while_a_bundle_is_tried(
     wait_for(lambda: not trials(endless.parent / "current"))
 
 
-def test_workers_give_up_once_and_go_on(bundle: Bundle, tmp_path: Path, current: Callable[[Path], Path]) -> None:
+def test_workers_time_out_once_and_stay_up(bundle: Bundle, tmp_path: Path, current: Callable[[Path], Path]) -> None:
     endless = hostile.make(bundle.path, tmp_path / "endless", hostile.endless_graph)
     folder = current(bundle.path)
     with process(folder, CAMCAL_LOAD_TIMEOUT_S=TIMEOUT_S, CAMCAL_DRAIN_S="1", CAMCAL_WORKERS="2") as (child, url):
@@ -95,9 +95,9 @@ def test_start_on_an_endless_bundle(bundle: Bundle, tmp_path: Path) -> None:
     endless = hostile.make(bundle.path, tmp_path / "endless", hostile.endless_graph)
     command = [sys.executable, "-m", "camcal", "serve", "--bundle", str(endless), "--port", "0"]
     environment = os.environ | {"CAMCAL_LOAD_TIMEOUT_S": "2"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 2
-    assert ended.stderr == "error: the bundle was not loaded and tried within 2 s (CAMCAL_LOAD_TIMEOUT_S)\n"
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr == "error: loading and testing the bundle took more than 2 s (CAMCAL_LOAD_TIMEOUT_S)\n"
     with subprocess.Popen(command) as child:
         wait_long(lambda: bool(trials(endless)))
         child.send_signal(signal.SIGTERM)
@@ -106,6 +106,6 @@ def test_start_on_an_endless_bundle(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def trials(folder: Path) -> list[str]:
-    """The processes that try the bundle in `folder`."""
-    found = subprocess.run(["pgrep", "-f", f"camcal.service.engine.probe.*{folder}"], capture_output=True, text=True)
-    return found.stdout.split()
+    """The processes that test the bundle in `folder`."""
+    result = subprocess.run(["pgrep", "-f", f"camcal.service.engine.probe.*{folder}"], capture_output=True, text=True)
+    return result.stdout.split()

@@ -52,7 +52,7 @@ def test_json_lines_carry_the_request_id(
     (access,) = [record for record in records if record["logger"] == "camcal.access"]
     assert (access["request_id"], access["route"], access["code"]) == ("trace-1", "/predict", 500)
     (failure,) = [record for record in records if record["level"] == "error"]
-    assert "the model failed" in failure["message"]
+    assert "inference failed" in failure["message"]
     assert "ArithmeticError: boom" in failure["exception"]
     assert records[-1]["message"] == "2 words"
     assert "request_id" not in records[-1]

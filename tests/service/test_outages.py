@@ -1,4 +1,4 @@
-"""What the machine takes away from a real service: room for its log, the log's reader, its clock, a worker."""
+"""Outages of a real service: a full disk, a closed log, a clock that jumps, a killed worker."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def listens(path: Path) -> bool:
 
 @contextmanager
 def service_on(path: Path, stderr: int, **environment: str) -> Iterator[httpx.Client]:
-    """A service on a Unix socket that writes its log to `stderr`, and a client of it."""
+    """Start a service on a Unix socket that logs to `stderr`, and return its client."""
     command = [sys.executable, "-m", "camcal", "serve", "--bundle", str(BUNDLE), "--uds", str(path)]
     settings = {"CAMCAL_ACCESS_LOG": "true", "CAMCAL_DRAIN_S": "0.1", **environment}
     with subprocess.Popen(command, cwd=ROOT, env=settings, stderr=stderr) as child:
@@ -49,30 +49,34 @@ def service_on(path: Path, stderr: int, **environment: str) -> Iterator[httpx.Cl
 
 @pytest.mark.parametrize(("format", "workers"), [("text", "1"), ("json", "2")])
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_full_disk_behind_the_log_costs_only_the_log(tmp_path: Path, format: str, workers: str) -> None:
+def test_full_disk_loses_only_the_log(tmp_path: Path, format: str, workers: str) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     try:
         with service_on(tmp_path / "s", full, CAMCAL_LOG_FORMAT=format, CAMCAL_WORKERS=workers) as client:
-            answers = [client.post("/predict", content=png(), headers={"Content-Type": "image/png"}) for _ in range(5)]
-            assert {answer.status_code for answer in answers} == {200}
+            responses = [
+                client.post("/predict", content=png(), headers={"Content-Type": "image/png"}) for _ in range(5)
+            ]
+            assert {response.status_code for response in responses} == {200}
     finally:
         os.close(full)
 
 
 @pytest.mark.parametrize("format", ["text", "json"])
-def test_log_whose_reader_has_gone_costs_only_the_log(tmp_path: Path, format: str) -> None:
+def test_closed_log_pipe_loses_only_the_log(tmp_path: Path, format: str) -> None:
     reads, writes = os.pipe()
     threading.Timer(0, os.close, (reads,)).start()
     try:
         with service_on(tmp_path / "s", writes, CAMCAL_LOG_FORMAT=format) as client:
-            answers = [client.post("/predict", content=png(), headers={"Content-Type": "image/png"}) for _ in range(5)]
-            assert {answer.status_code for answer in answers} == {200}
+            responses = [
+                client.post("/predict", content=png(), headers={"Content-Type": "image/png"}) for _ in range(5)
+            ]
+            assert {response.status_code for response in responses} == {200}
     finally:
         os.close(writes)
 
 
 @pytest.mark.parametrize("days", [1, -1])
-def test_clock_that_jumps_changes_no_answer(tmp_path: Path, days: int) -> None:
+def test_clock_jump_changes_no_response(tmp_path: Path, days: int) -> None:
     jumped = tmp_path / "jumped"
     program = (
         "-c",
@@ -96,11 +100,11 @@ def test_clock_that_jumps_changes_no_answer(tmp_path: Path, days: int) -> None:
         assert metric(url, "camcal_cam_store_entries") == 2
 
 
-def test_worker_that_is_killed_under_load_takes_only_its_own_connections_along() -> None:
+def test_killed_worker_loses_only_its_own_connections() -> None:
     with process(BUNDLE, CAMCAL_WORKERS="2") as (child, url), ThreadPoolExecutor(4) as clients:
         stop = threading.Event()
 
-        def ask(client: int) -> Counter[str]:
+        def send_requests(client: int) -> Counter[str]:
             outcomes = Counter[str]()
             for seed in itertools.count(client):
                 if stop.is_set():
@@ -111,16 +115,16 @@ def test_worker_that_is_killed_under_load_takes_only_its_own_connections_along()
                     outcomes["lost"] += 1
             return outcomes
 
-        counts = [clients.submit(ask, client) for client in range(4)]
+        counts = [clients.submit(send_requests, client) for client in range(4)]
         try:
             wait_for(lambda: metric(url, "camcal_predictions_total") > 20)
             first, second = workers(child)
             os.kill(first, signal.SIGKILL)
-            wait_for(lambda: len(found := workers(child)) == 2 and first not in found and second in found)
-            made = {post(url).json()["cam"]["url"][5] for _ in range(20)}
-            wait_for(lambda: made | {post(url).json()["cam"]["url"][5]} == {"A", "B"})
+            wait_for(lambda: len(pids := workers(child)) == 2 and first not in pids and second in pids)
+            responding = {post(url).json()["cam"]["url"][5] for _ in range(20)}
+            wait_for(lambda: responding | {post(url).json()["cam"]["url"][5]} == {"A", "B"})
         finally:
             stop.set()
         outcomes = sum((count.result() for count in counts), Counter[str]())
         assert outcomes.keys() <= {"200", "lost"} and outcomes["200"] > 20
-        assert outcomes["lost"] <= 4  # one for each client at most
+        assert outcomes["lost"] <= 4  # at most one per client

@@ -1,4 +1,4 @@
-"""Another bundle takes over while requests come and go; and the service ends while they do."""
+"""Reload and shutdown under load."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RELOADS = 100
 
 @pytest.fixture(scope="module")
 def other(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The same model with doubled logits and maps and halved omega: calibrated maps sum right with its own alone."""
+    """The same model with doubled logits and maps and halved omega. Mixing both models gives wrong sums."""
     folder = tmp_path_factory.mktemp("other") / "bundle"
     shutil.copytree(bundle.path, folder)
     graph = onnx.load(folder / MODEL_FILE)
@@ -45,10 +45,10 @@ def other(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     for name, source in plain.items():
         graph.graph.node.append(helper.make_node("Add", [source, source], [name]))
     onnx.save(graph, folder / MODEL_FILE)
-    told = bundle.manifest.model_dump() | {"version": "doubled"}
-    told["calibration"]["omega"] = [omega / 2 for omega in told["calibration"]["omega"]]
-    told["files"] = {name: sha256(folder / name) for name in (MODEL_FILE, REPORT_FILE)}
-    write_manifest(folder, Manifest.model_validate(told))
+    manifest = bundle.manifest.model_dump() | {"version": "doubled"}
+    manifest["calibration"]["omega"] = [omega / 2 for omega in manifest["calibration"]["omega"]]
+    manifest["files"] = {name: sha256(folder / name) for name in (MODEL_FILE, REPORT_FILE)}
+    write_manifest(folder, Manifest.model_validate(manifest))
     return Bundle.load(folder)
 
 
@@ -68,7 +68,7 @@ def predict(client: httpx.Client, seed: int) -> dict[str, Any]:
 
 
 def check_map(client: httpx.Client, body: dict[str, Any]) -> None:
-    """The map of an answer sums to the score of that same answer."""
+    """The maps of a prediction sum to the scores of the same prediction."""
     best = body["predictions"][0]
     for calibrated, score in ((True, best["calibrated_logit"]), (False, best["logit"])):
         numbers = client.get(body["cam"]["url"], params={"format": "json", "calibrated": calibrated}).json()
@@ -76,16 +76,16 @@ def check_map(client: httpx.Client, body: dict[str, Any]) -> None:
 
 
 @contextmanager
-def load(url: str, ask: Callable[[httpx.Client, int], bool], clients: int = 6) -> Iterator[list[Future[int]]]:
-    """Clients that call `ask` until it says that it had enough, or the block ends; each counts its calls."""
-    over = threading.Event()
+def load(url: str, send: Callable[[httpx.Client, int], bool], clients: int = 6) -> Iterator[list[Future[int]]]:
+    """Start clients that call `send` until it returns True or the block ends. Their results are numbers of calls."""
+    stop = threading.Event()
 
     def work(number: int) -> int:
         calls = 0
         with httpx.Client(base_url=url, timeout=20) as client:
-            while not over.is_set():
+            while not stop.is_set():
                 calls += 1
-                if ask(client, number + clients * calls):
+                if send(client, number + clients * calls):
                     break
         return calls
 
@@ -94,7 +94,7 @@ def load(url: str, ask: Callable[[httpx.Client, int], bool], clients: int = 6) -
         try:
             yield futures
         finally:
-            over.set()
+            stop.set()
 
 
 def test_reloads_under_load(bundle: Bundle, other: Bundle, broken: Path, current: Callable[[Path], Path]) -> None:
@@ -103,7 +103,7 @@ def test_reloads_under_load(bundle: Bundle, other: Bundle, broken: Path, current
         with httpx.Client(base_url=url) as client:
             first = [predict(client, seed) for seed in range(4)]
 
-        def ask(client: httpx.Client, number: int) -> bool:
+        def send(client: httpx.Client, number: int) -> bool:
             body = predict(client, number % 4)
             version, expected = body["model"]["version"], first[number % 4]
             seen.add(version)
@@ -113,7 +113,7 @@ def test_reloads_under_load(bundle: Bundle, other: Bundle, broken: Path, current
             check_map(client, body)
             return False
 
-        with load(url, ask) as clients:
+        with load(url, send) as clients:
             failed = 0
             for turn in range(RELOADS):
                 bad = turn % 6 == 5
@@ -125,7 +125,7 @@ def test_reloads_under_load(bundle: Bundle, other: Bundle, broken: Path, current
         assert sum(future.result() for future in clients) > RELOADS
         assert seen == {bundle.manifest.version, "doubled"}
         with httpx.Client(base_url=url) as client:
-            for body in first:  # their maps outlived all reloads
+            for body in first:  # their maps are still stored after all reloads
                 check_map(client, body)
         assert metric(url, 'camcal_requests_total{code="5') == 0
         assert metric(url, "camcal_model_info") == 1
@@ -137,7 +137,7 @@ def test_sigterm_under_load(bundle: Bundle, workers: str) -> None:
         with load(url, lambda client, number: predict(client, number % 4)["close"]) as clients:
             wait_for(lambda: metric(url, 'camcal_requests_total{code="200",route="/predict"') > 2 * len(clients))
             child.send_signal(signal.SIGTERM)
-            assert sum(future.result() for future in clients) > len(clients)  # each went when it was told to
+            assert sum(future.result() for future in clients) > len(clients)  # each stopped after `Connection: close`
         assert child.wait(10) == 0
 
 
@@ -156,7 +156,7 @@ def test_watched_folder(
         assert 'version="doubled"} 1.0' in httpx.get(f"{url}/metrics").text
         current(broken)
         wait_for(lambda: metric(url, 'camcal_reloads_total{result="failed"}') == 1)
-        assert "was not reloaded" in caplog.text
+        assert "reload failed" in caplog.text
         assert httpx.get(f"{url}/health/ready").json()["model"]["version"] == "doubled"
         current(bundle.path)
         wait_for(lambda: version() == bundle.manifest.version)
@@ -181,9 +181,9 @@ def test_bundle_that_changes_while_it_is_loaded(
     verified = Bundle.load
 
     def then_replaced(path: Path | str, **options: Any) -> Bundle:
-        found = verified(path, **options)
+        loaded = verified(path, **options)
         current(other.path)
-        return found
+        return loaded
 
     monkeypatch.setattr(Bundle, "load", then_replaced)
     with pytest.raises(BundleError, match="was changed: its sha256 is"):
@@ -201,7 +201,7 @@ def test_map_outlives_a_model_with_more_classes(client: TestClient, bundle: Bund
         assert numbers["label"] == row["label"]
 
 
-def test_reload_keeps_to_the_cpus_of_the_start(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reload_keeps_the_cpu_count_of_the_start(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "usable_cpus", lambda: 2)
     app = create_app(Settings(bundle=bundle.path))
     with TestClient(app) as client:
@@ -227,7 +227,7 @@ def test_reload_to_another_device_is_refused(
         monkeypatch.setattr(served, "load_model", padded)
         assert client.portal is not None
         client.portal.call(app.state.runtime.served.reload)
-        assert app.state.runtime.model is before and "restart to serve there" in caplog.text
+        assert app.state.runtime.model is before and "restart the server to use it" in caplog.text
         assert predict(client, 0)
 
 
@@ -242,24 +242,24 @@ def test_reload_frees_the_first_model(bundle: Bundle) -> None:
         assert first() is None
 
 
-def test_reloads_that_wait_are_one(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, begun = threading.Event(), list[Settings]()
+def test_waiting_reloads_are_merged(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, started = threading.Event(), list[Settings]()
     app = create_app(Settings(bundle=bundle.path, max_batch=1))
     with TestClient(app) as client:
 
         def slowly(settings: Settings, proofs: Proofs) -> Model:
-            begun.append(settings)
+            started.append(settings)
             assert gate.wait(60)
             return Model((session.Session(bundle, max_batch=1),))
 
         monkeypatch.setattr(served, "load_model", slowly)
         assert client.portal is not None
         reloads = [client.portal.start_task_soon(app.state.runtime.served.reload) for _ in range(5)]
-        wait_for(lambda: len(begun) == 1 and sum(reload.done() for reload in reloads) == 3)
+        wait_for(lambda: len(started) == 1 and sum(reload.done() for reload in reloads) == 3)
         gate.set()
         for reload in reloads:
             reload.result(60)
-        assert len(begun) == 2
+        assert len(started) == 2
 
 
 def test_manifest_that_changes_while_its_graph_is_loaded(

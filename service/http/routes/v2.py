@@ -236,7 +236,7 @@ async def _infer(request: Request, runtime: Runtime, model: Model, header_length
             _observe(runtime, model, answer)
         return compose(inference, model.manifest, _rows(answers, top_k))
 
-    with runtime.served.concluding():
+    with runtime.served.postprocessing():
         content, json_bytes = await in_thread(finish)
     slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
     headers = {"Server-Timing": server_timing({"queue": slowest.queue_s, "inference": slowest.inference_s})}

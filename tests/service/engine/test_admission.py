@@ -14,7 +14,7 @@ class Clock:
         return self.now
 
 
-def test_ticket_gives_everything_back() -> None:
+def test_ticket_releases_everything() -> None:
     admission = Admission(queue_limit=2, queue_bytes=100)
     with admission.ticket("one") as ticket:
         ticket.reserve(60)
@@ -26,7 +26,7 @@ def test_ticket_gives_everything_back() -> None:
     assert (admission.depth, admission.nbytes) == (0, 0)
 
 
-def test_bytes_are_held_as_long_as_anybody_keeps_them() -> None:
+def test_bytes_stay_reserved_while_kept() -> None:
     admission = Admission(queue_limit=2, queue_bytes=100)
     with admission.ticket("one") as ticket:
         ticket.reserve(60)
@@ -59,10 +59,10 @@ def test_full_in_bytes() -> None:
     assert admission.nbytes == 0
 
 
-def test_wait_follows_the_rate_measured_while_somebody_waits() -> None:
+def test_wait_follows_the_rate_of_a_queue_that_is_not_empty() -> None:
     clock = Clock()
     admission = Admission(queue_limit=100, queue_bytes=100, clock=clock)
-    for _ in range(2):  # far apart: that says nothing of the rate
+    for _ in range(2):  # far apart, with an empty queue between them: not a measurement
         with admission.ticket("one") as ticket:
             ticket.join()
             clock.now += 100
@@ -70,7 +70,7 @@ def test_wait_follows_the_rate_measured_while_somebody_waits() -> None:
     for ticket in waiting:
         ticket.join()
     assert (admission.wait_s(), admission.retry_after_s()) == (0, 1)
-    for ticket in waiting[:20]:  # two a second
+    for ticket in waiting[:20]:  # two per second
         clock.now += 0.5
         ticket.leave()
     assert admission.wait_s() == pytest.approx(40 / 2)
@@ -80,7 +80,7 @@ def test_wait_follows_the_rate_measured_while_somebody_waits() -> None:
     assert admission.wait_s() == 0
 
 
-def test_batches_that_empty_the_queue_say_nothing_of_the_rate() -> None:
+def test_batches_that_empty_the_queue_do_not_count() -> None:
     clock = Clock()
     admission = Admission(queue_limit=1000, queue_bytes=100, clock=clock)
 
@@ -96,31 +96,31 @@ def test_batches_that_empty_the_queue_say_nothing_of_the_rate() -> None:
             ticket.join()
         return tickets
 
-    for _ in range(50):  # 8 clients that ask again when they are answered
+    for _ in range(50):  # 8 clients that send their next request after each response
         batch(join(8))
     waiting = join(80)
     assert admission.wait_s() == 0
     batch(waiting[:8])
-    assert admission.wait_s() == 0  # how long the device had been busy with what came before, nobody knows
+    assert admission.wait_s() == 0  # it is unknown how long the device was busy before
     batch(waiting[8:16])
     batch(waiting[16:24])
     assert admission.wait_s() == pytest.approx(56 / 8 * 0.4, rel=0.01)
 
 
-def test_nobody_enters_for_a_long_wait_unless_few_are_there() -> None:
+def test_long_expected_wait_rejects_unless_few_requests_wait() -> None:
     clock = Clock()
     admission = Admission(queue_limit=9, queue_bytes=100, queue_s=2.5, patient=3, clock=clock)
     waiting = [admission.ticket("one") for _ in range(8)]
     for ticket in waiting:
         ticket.join()
-    for ticket in waiting[:3]:  # one a second
+    for ticket in waiting[:3]:  # one per second
         clock.now += 1
         ticket.leave()
     newcomer = admission.ticket("one")
-    with pytest.raises(QueueFullError, match=r"5 requests .* about 5.0 s; the limit is 2.5 s ") as caught:
+    with pytest.raises(QueueFullError, match=r"5 requests .* expected wait of 5.0 s; the limit is 2.5 s ") as caught:
         admission.check("one")
     assert (caught.value.reason, caught.value.retry_after_s) == ("queue_full", 5)
-    newcomer.join()  # whose body has come is not sent away
+    newcomer.join()  # a request is not rejected after its body was read
     for ticket in (newcomer, *waiting[3:5]):
         ticket.leave()
     admission.check("one")
@@ -131,10 +131,10 @@ def test_nobody_enters_for_a_long_wait_unless_few_are_there() -> None:
     with pytest.raises(QueueFullError):
         admission.check("one")
     waiting[6].leave()
-    admission.check("one")  # two are few
+    admission.check("one")  # fewer than `patient` wait
 
 
-def test_nobody_enters_a_full_queue() -> None:
+def test_full_queue_rejects() -> None:
     admission = Admission(queue_limit=1, queue_bytes=100)
     with admission.ticket("one") as first:
         admission.check("one")
@@ -156,7 +156,7 @@ def test_retry_after_is_bounded() -> None:
     assert admission.retry_after_s() == 60
 
 
-def test_alone_a_client_holds_its_share() -> None:
+def test_single_client_is_limited_to_its_share() -> None:
     admission = Admission(queue_limit=8, queue_bytes=100, share=0.75)
     with ExitStack() as stack:
         tickets = [stack.enter_context(admission.ticket("one")) for _ in range(7)]
@@ -176,7 +176,7 @@ def test_alone_a_client_holds_its_share() -> None:
 
 
 @pytest.mark.parametrize("greedy", [1, 2, 3])
-def test_a_newcomer_finds_room_beside_clients_who_take_all_they_get(greedy: int) -> None:
+def test_new_client_has_room_beside_greedy_clients(greedy: int) -> None:
     admission = Admission(queue_limit=9, queue_bytes=256 * 2**20, share=0.75)
     with ExitStack() as stack:
         for number in range(greedy):
@@ -184,11 +184,11 @@ def test_a_newcomer_finds_room_beside_clients_who_take_all_they_get(greedy: int)
                 for _ in range(10_000):
                     stack.enter_context(admission.ticket(str(number))).reserve(2**16)
         stack.enter_context(admission.ticket("newcomer")).reserve(500_000)
-        with pytest.raises(QueueFullError, match="from 0 are waiting"):  # the share of the first has become smaller
+        with pytest.raises(QueueFullError, match="from 0 are waiting"):  # its share has shrunk
             stack.enter_context(admission.ticket("0")).reserve(1)
 
 
-def test_a_body_that_no_client_could_hold() -> None:
+def test_body_larger_than_a_share_is_an_error() -> None:
     admission = Admission(queue_limit=9, queue_bytes=100, share=0.75)
     with admission.ticket("one") as ticket:
         ticket.check_length(75)
@@ -199,13 +199,13 @@ def test_a_body_that_no_client_could_hold() -> None:
             ticket.reserve(26)
 
 
-def test_who_fills_the_queue_waits_in_front_of_it_and_not_others() -> None:
+def test_client_that_fills_the_queue_is_rejected_first() -> None:
     clock = Clock()
     admission = Admission(queue_limit=90, queue_bytes=100, share=0.75, queue_s=2.0, clock=clock)
     waiting = [admission.ticket("greedy") for _ in range(8)]
     for ticket in waiting:
         ticket.join()
-    for ticket in waiting[:4]:  # one a second
+    for ticket in waiting[:4]:  # one per second
         clock.now += 1
         ticket.leave()
     assert admission.wait_s() == pytest.approx(4)
@@ -220,6 +220,6 @@ def test_who_fills_the_queue_waits_in_front_of_it_and_not_others() -> None:
     for ticket in waiting[4:6]:
         ticket.leave()
     assert admission.wait_s() > 2
-    for client in ("greedy", "other", "third"):  # neither has more than its share: it is the limit for all
+    for client in ("greedy", "other", "third"):  # no client exceeds its share, so all have the same limit
         with pytest.raises(QueueFullError, match="CAMCAL_QUEUE_S"):
             admission.check(client)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from camcal.service.engine.batching import Answer, Batcher, BatchReport, ClosedError, InferenceError
 from camcal.service.engine.deadline import DeadlineError
-from camcal.service.engine.session import Images, Outputs
+from camcal.service.engine.session import ImageBatch, Outputs
 
 
 def image(value: int) -> NDArray[np.uint8]:
@@ -19,7 +19,7 @@ def image(value: int) -> NDArray[np.uint8]:
 
 
 class Device:
-    """Answers each image with its own value as the logit; waits at a gate, and fails on the value 255."""
+    """Returns each image's value as its logit. Blocks while the gate is closed, and fails on the value 255."""
 
     def __init__(self) -> None:
         self.runs = (self,)
@@ -27,7 +27,7 @@ class Device:
         self.batches: list[tuple[list[int], int]] = []
         self.alone: dict[int, bool] = {}  # by the first value of a batch
 
-    def __call__(self, images: Images, top_k: int, alone: bool) -> Outputs:
+    def __call__(self, images: ImageBatch, top_k: int, alone: bool) -> Outputs:
         values = np.stack(list(images))[:, 0, 0, 0].astype(np.float32)[:, None]
         self.alone[int(values[0, 0])] = alone
         self.batches.append(([int(v) for v in values[:, 0]], top_k))
@@ -74,40 +74,40 @@ def test_idle_device_starts_at_once_and_batch_grows_while_it_is_busy() -> None:
     assert reports[0].inference_s > 0.015
 
 
-def test_cancelled_image_is_skipped_and_harms_nobody() -> None:
+def test_cancelled_image_is_skipped_without_affecting_others() -> None:
     device = Device()
 
     async def main() -> None:
         batcher = Batcher(max_batch=8)
         running = asyncio.ensure_future(batcher.submit(device.runs, image(0), 1))
         await device.entered(1)
-        gone = asyncio.ensure_future(batcher.submit(device.runs, image(1), 1))
-        stays = asyncio.ensure_future(batcher.submit(device.runs, image(2), 1))
+        cancelled = asyncio.ensure_future(batcher.submit(device.runs, image(1), 1))
+        waiting = asyncio.ensure_future(batcher.submit(device.runs, image(2), 1))
         await asyncio.sleep(0)
-        gone.cancel()
-        running.cancel()  # too late to skip: its batch runs on, and its answer is dropped
+        cancelled.cancel()
+        running.cancel()  # too late to skip: its batch continues, and the result is dropped
         await asyncio.sleep(0)
         device.gate.set()
-        assert value(await stays) == 2
+        assert value(await waiting) == 2
         await batcher.close()
 
     asyncio.run(main())
     assert device.batches == [([0], 1), ([2], 1)]
 
 
-def test_cancelled_in_the_same_turn_as_the_dispatch() -> None:
+def test_cancelled_in_the_same_loop_iteration_as_the_dispatch() -> None:
     device = Device()
 
     async def main() -> None:
         batcher = Batcher(max_batch=8)
         running = asyncio.ensure_future(batcher.submit(device.runs, image(0), 1))
         await device.entered(1)
-        gone = asyncio.ensure_future(batcher.submit(device.runs, image(1), 1))
+        cancelled = asyncio.ensure_future(batcher.submit(device.runs, image(1), 1))
         await asyncio.sleep(0)
         device.gate.set()
-        # The batch ends while the loop is held, so both happen in its next turn.
+        # The batch ends while the event loop is blocked, so both happen in its next iteration.
         batcher._threads[0].submit(lambda: None).result(20)
-        gone.cancel()
+        cancelled.cancel()
         await running
         await batcher.close()
 
@@ -127,14 +127,14 @@ def test_deadline_passes_even_while_the_device_is_stuck() -> None:
         with pytest.raises(DeadlineError):
             await batcher.submit(device.runs, image(2), 1, deadline=time.monotonic() - 1)
         device.gate.set()
-        assert value(await running) == 0  # dispatched in time, so answered
+        assert value(await running) == 0  # dispatched before its deadline
         await batcher.close()
 
     asyncio.run(main())
     assert device.batches == [([0], 1)]
 
 
-def test_failed_batch_does_not_end_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_batch_does_not_stop_the_batcher(caplog: pytest.LogCaptureFixture) -> None:
     device = Device()
     device.gate.set()
 
@@ -148,10 +148,10 @@ def test_failed_batch_does_not_end_the_worker(caplog: pytest.LogCaptureFixture) 
 
     with caplog.at_level(logging.ERROR, "camcal"):
         asyncio.run(main())
-    assert "the model failed on a batch of 1" in caplog.text
+    assert "inference failed on a batch of 1" in caplog.text
 
 
-def test_close_answers_what_waits_and_takes_no_more() -> None:
+def test_close_finishes_the_queue_and_accepts_no_more() -> None:
     device = Device()
 
     async def main() -> None:
@@ -169,18 +169,18 @@ def test_close_answers_what_waits_and_takes_no_more() -> None:
     asyncio.run(main())
 
 
-def test_dispatch_is_told() -> None:
-    device, told = Device(), list[str]()
+def test_on_dispatch_is_called() -> None:
+    device, calls = Device(), list[str]()
     device.gate.set()
 
     async def main() -> None:
         batcher = Batcher(max_batch=1)
-        answer = await batcher.submit(device.runs, image(1), 1, on_dispatch=lambda: told.append("left"))
+        answer = await batcher.submit(device.runs, image(1), 1, on_dispatch=lambda: calls.append("left"))
         assert answer.queue_s >= 0
         await batcher.close()
 
     asyncio.run(main())
-    assert told == ["left"]
+    assert calls == ["left"]
 
 
 def test_models_never_share_a_batch() -> None:
@@ -188,14 +188,14 @@ def test_models_never_share_a_batch() -> None:
 
     async def main() -> list[int]:
         batcher = Batcher(max_batch=8)
-        asked = [asyncio.ensure_future(batcher.submit(old.runs, image(0), 1))]
+        tasks = [asyncio.ensure_future(batcher.submit(old.runs, image(0), 1))]
         await old.entered(1)
         for i, device in enumerate((old, new, old, new, new), 1):
-            asked.append(asyncio.ensure_future(batcher.submit(device.runs, image(i), 1)))
+            tasks.append(asyncio.ensure_future(batcher.submit(device.runs, image(i), 1)))
         await asyncio.sleep(0)
         old.gate.set()
         new.gate.set()
-        answers = [value(answer) for answer in await asyncio.gather(*asked)]
+        answers = [value(answer) for answer in await asyncio.gather(*tasks)]
         await batcher.close()
         return answers
 
@@ -204,19 +204,19 @@ def test_models_never_share_a_batch() -> None:
     assert new.batches == [([2, 4, 5], 1)]
 
 
-def test_lanes_work_side_by_side() -> None:
+def test_lanes_run_concurrently() -> None:
     one, other = Device(), Device()
     runs = (one, other)
 
     async def main() -> list[int]:
         batcher = Batcher(lanes=2, max_batch=1)
-        asked = [asyncio.ensure_future(batcher.submit(runs, image(i), 1)) for i in range(4)]
+        tasks = [asyncio.ensure_future(batcher.submit(runs, image(i), 1)) for i in range(4)]
         await one.entered(1)
-        await other.entered(1)  # while the first is still at work
+        await other.entered(1)  # while the first is still busy
         closing = asyncio.ensure_future(batcher.close())
         one.gate.set()
         other.gate.set()
-        answers = [value(answer) for answer in await asyncio.gather(*asked)]
+        answers = [value(answer) for answer in await asyncio.gather(*tasks)]
         await closing
         return answers
 
@@ -224,26 +224,26 @@ def test_lanes_work_side_by_side() -> None:
     assert sorted([*one.batches, *other.batches]) == [([i], 1) for i in range(4)]
 
 
-def test_free_lanes_share_what_waits_and_a_run_knows_whether_it_is_alone() -> None:
+def test_free_lanes_share_the_queue_and_batches_know_if_they_are_alone() -> None:
     device = Device()
     runs = (device, device)
 
     async def main() -> None:
         batcher = Batcher(lanes=2, max_batch=8)
 
-        async def ask(*values: int) -> None:
+        async def submit(*values: int) -> None:
             await asyncio.gather(*(batcher.submit(runs, image(v), 1) for v in values))
 
-        first = asyncio.ensure_future(ask(0, 1))
+        first = asyncio.ensure_future(submit(0, 1))
         await device.entered(2)
-        rest = asyncio.ensure_future(ask(2, 3, 4, 5, 6))  # both lanes are busy and take them when they are done
+        rest = asyncio.ensure_future(submit(2, 3, 4, 5, 6))  # wait until both lanes are free
         device.gate.set()
         await asyncio.gather(first, rest)
-        await ask(7)
+        await submit(7)
         await batcher.close()
 
     asyncio.run(main())
     assert sorted(values for values, _ in device.batches[:2]) == [[0], [1]]
     assert sorted(v for values, _ in device.batches for v in values) == list(range(8))
-    assert device.alone[0] and not device.alone[1]  # when the first began, nothing else was there
+    assert device.alone[0] and not device.alone[1]  # the first batch started alone
     assert device.alone[7]

@@ -1,4 +1,4 @@
-"""Estimates of memory beside measured peaks, in a process that does nothing else."""
+"""Memory estimates compared with measured peaks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.service.crafted.seeds import deep
 ROOT = Path(__file__).resolve().parents[3]
 SIDE = 1800
 
-# Each file is decoded in a child of its own, so that none profits from the memory that another has given back.
+# Each file is decoded in its own child process, so that none reuses memory that another has freed.
 MEASURE = """
 import json, os, sys
 from camcal.models.headers import read_header
@@ -33,7 +33,7 @@ from camcal.service.engine.decoding import Limits, decode, shrink_of
 rule = Preprocessing(fit="stretch", resize=112, input_size=112, mean=(0.5,) * 3, std=(0.5,) * 3)
 limits = Limits(max_bytes=10**9, max_pixels=10**9)
 
-def high():
+def peak():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
@@ -41,9 +41,9 @@ def measured(data):
     ours, theirs = os.pipe()
     if not os.fork():
         open("/proc/self/clear_refs", "w").write("5")
-        before = high()
+        before = peak()
         decode(data, rule, limits)
-        os.write(theirs, str(high() - before).encode())
+        os.write(theirs, str(peak() - before).encode())
         os._exit(0)
     assert os.wait()[1] == 0
     return int(os.read(ours, 100))
@@ -56,11 +56,11 @@ for path in sys.argv[1:]:
 
 
 def noise(mode: str, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
-    """Fine enough that a file of it is not small."""
+    """An image with enough detail that its file is not small."""
     return picture(size=(size[0] // 8, size[1] // 8), mode="RGB").resize(size).convert(mode)
 
 
-def made(mode: str, format: str, size: tuple[int, int], **options: Any) -> bytes:
+def noise_file(mode: str, format: str, size: tuple[int, int], **options: Any) -> bytes:
     return encoded(noise(mode, size), format, **options)
 
 
@@ -88,7 +88,7 @@ KINDS: list[tuple[str, str, str, dict[str, Any]]] = [
 ]
 SHAPES = {"square": (SIDE, SIDE), "tall": (50, 65_000), "wide": (65_000, 50)}
 FILES: dict[str, Callable[[], bytes]] = {
-    f"{name}-{shape}.{format.lower()}": partial(made, mode, format, size, **options)
+    f"{name}-{shape}.{format.lower()}": partial(noise_file, mode, format, size, **options)
     for shape, size in SHAPES.items()
     for name, mode, format, options in KINDS
     if format != "WEBP" or shape == "square"
@@ -99,10 +99,10 @@ FILES |= {name: CASES[name] for name in ("tiny-chunks.webp", "exif-entries.png",
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_is_at_most_what_is_estimated_and_not_far_below(tmp_path: Path) -> None:
+def test_memory_estimate_is_a_close_upper_bound(tmp_path: Path) -> None:
     for name, build in FILES.items():
         (tmp_path / name).write_bytes(build())
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", MEASURE, *sorted(map(str, tmp_path.iterdir()))],
         cwd=ROOT,
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OPENBLAS_NUM_THREADS": "1"},
@@ -110,9 +110,12 @@ def test_memory_is_at_most_what_is_estimated_and_not_far_below(tmp_path: Path) -
         text=True,
         check=True,
     )
-    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(rows) == len(FILES)
-    print(*(f"{Path(path).name:30s} {peak / 1e6:7.1f} {booked / 1e6:7.1f} MB" for path, peak, booked in rows), sep="\n")
+    print(
+        *(f"{Path(path).name:30s} {peak / 1e6:7.1f} {estimate / 1e6:7.1f} MB" for path, peak, estimate in rows),
+        sep="\n",
+    )
     assert [row for row in rows if row[1] > row[2]] == []
     ordinary = [row for row in rows if Path(row[0]).name not in CASES]
     assert [row for row in ordinary if row[2] > 3 * row[1] + 2 * FIXED_BYTES] == []

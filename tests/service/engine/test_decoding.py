@@ -60,7 +60,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
         assert np.abs(result.pixels.astype(int) - RULE.apply(expected)).mean() < 6
 
 
-def test_transparency_lies_on_white() -> None:
+def test_transparency_becomes_white() -> None:
     rgba = Image.new("RGBA", (40, 40), (255, 0, 0, 0))
     assert (decoded(encoded(rgba)).pixels == 255).all()
     palette = Image.new("P", (40, 40), 0)
@@ -69,7 +69,7 @@ def test_transparency_lies_on_white() -> None:
     assert (decoded(encoded(palette, "PNG", transparency=0)).pixels == 255).all()
 
 
-def test_gif_gives_its_first_frame() -> None:
+def test_gif_decodes_its_first_frame() -> None:
     first, second = Image.new("RGB", (40, 40), "red"), Image.new("RGB", (40, 40), "blue")
     data = encoded(first, "GIF", save_all=True, append_images=[second])
     assert decoded(data).pixels[0, 0].tolist() == [255, 0, 0]
@@ -95,7 +95,7 @@ def test_damaged_exif_is_ignored(format: str, block: bytes) -> None:
     np.testing.assert_array_equal(decoded(data).pixels, decoded(encoded(picture(), format)).pixels)
 
 
-def test_picture_is_what_the_network_sees() -> None:
+def test_picture_shows_the_part_that_the_network_sees() -> None:
     rule = RULE.model_copy(update={"fit": "stretch", "resize": 32})
     result = decode(encoded(picture(size=(1200, 60)), "JPEG"), rule, LIMITS)
     with Image.open(io.BytesIO(result.picture)) as kept:
@@ -138,7 +138,7 @@ def test_too_many_pixels(name: str) -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises many pixels and holds none."""
+    """A PNG whose header declares many pixels, without any pixel data."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -167,7 +167,7 @@ def test_gif_frame_beyond_its_screen_is_too_large() -> None:
 )
 @settings(max_examples=150, deadline=None)
 @pytest.mark.filterwarnings("ignore")
-def test_no_bytes_raise_anything_else(name: str, changes: list[tuple[float, int]], keep: float) -> None:
+def test_no_input_raises_any_other_error(name: str, changes: list[tuple[float, int]], keep: float) -> None:
     data = bytearray(SAMPLES[name])
     for place, value in changes:
         data[int(place * len(data))] = value
@@ -195,15 +195,15 @@ def test_time_and_memory_are_limited_before_decoding() -> None:
         ("progressive.jpg", True),
         ("rgba.png", True),
         ("lossy.webp", True),
-        ("cmyk.jpg", False),  # Pillow's alone
+        ("cmyk.jpg", False),  # only Pillow decodes it
         ("one-bit.png", False),  # 50 megapixels in 6 KB
         ("lying-progressive.jpg", False),
         ("ztxt-many.png", False),
         ("long-profile.webp", False),
-        ("cut-at-0.999-baseline.jpg", False),  # Pillow may find a picture in it
+        ("cut-at-0.999-baseline.jpg", False),  # Pillow may decode it
     ],
 )
-def test_only_ordinary_images_are_decoded_beside_others(name: str, ordinary: bool) -> None:
+def test_only_ordinary_images_are_decoded_in_a_thread(name: str, ordinary: bool) -> None:
     data = SEEDS[name]() if ordinary or name not in CASES else CASES[name]()
     wide = Limits(max_bytes=20_000_000, max_pixels=50_000_000)
     if ordinary:
@@ -211,9 +211,9 @@ def test_only_ordinary_images_are_decoded_beside_others(name: str, ordinary: boo
         with pytest.raises(LargeImageError):
             decode(data, RULE, wide, ordinary_bytes=2**20)
     else:
-        with pytest.raises(LargeImageError) as found:
+        with pytest.raises(LargeImageError) as raised:
             decode(data, RULE, wide, ordinary_bytes=48 * 2**20)
-        assert found.value.data is data
+        assert raised.value.data is data
 
 
 LARGE = Limits(max_bytes=10_000_000, max_pixels=20_000_000)
@@ -221,7 +221,7 @@ WHOLE = RULE.model_copy(update={"fit": "stretch", "resize": 32})
 
 
 def photograph(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    """Smooth colours with noise and edges, as a camera sees them."""
+    """An image with smooth colours, noise and edges, like a photograph."""
     rng = np.random.default_rng(seed)
     image = np.asarray(picture(seed, size)).astype(int) + rng.integers(-20, 20, size=(size[1], size[0], 3))
     image[size[1] // 3 : size[1] // 2, size[0] // 4 : size[0] // 2] //= 3
@@ -230,7 +230,7 @@ def photograph(size: tuple[int, int], seed: int = 0) -> Image.Image:
 
 @pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30}])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_jpeg_at_full_size_is_bit_for_bit_pillows(mode: str, options: dict[str, int]) -> None:
+def test_jpeg_at_full_size_equals_pillow_bit_for_bit(mode: str, options: dict[str, int]) -> None:
     for seed in range(4):
         data = encoded(photograph((301 + seed, 203), seed).convert(mode), "JPEG", **options)
         with Image.open(io.BytesIO(data)) as image:
@@ -251,7 +251,7 @@ def test_jpeg_at_full_size_is_bit_for_bit_pillows(mode: str, options: dict[str, 
         ((3000, 2001), True, 4),
     ],
 )
-def test_large_jpeg_is_decoded_small(size: tuple[int, int], with_picture: bool, shrunk: int) -> None:
+def test_large_jpeg_is_decoded_at_reduced_size(size: tuple[int, int], with_picture: bool, shrunk: int) -> None:
     data = encoded(photograph(size), "JPEG", quality=90)
     assert shrink_of(read_header(data), WHOLE, with_picture) == shrunk
     result = decode(data, WHOLE, LARGE, picture=with_picture)
@@ -263,7 +263,7 @@ def test_large_jpeg_is_decoded_small(size: tuple[int, int], with_picture: bool, 
         assert max(result.picture_size) == 512 or shrunk == 1
 
 
-def test_reduced_jpeg_is_turned_upright() -> None:
+def test_reduced_jpeg_is_upright() -> None:
     image = photograph((800, 400))
     exif = image.getexif()
     exif[0x0112] = 6
@@ -273,19 +273,19 @@ def test_reduced_jpeg_is_turned_upright() -> None:
     assert np.abs(upright.astype(int) - result.pixels).mean() < 4
 
 
-def test_damaged_and_cmyk_jpegs_are_pillows_business_at_the_same_scale() -> None:
+def test_damaged_and_cmyk_jpegs_are_reduced_too() -> None:
     cmyk = encoded(photograph((800, 600)).convert("CMYK"), "JPEG")
     assert decode(cmyk, WHOLE, LARGE, picture=False).width == 800
     data = encoded(photograph((800, 600)), "JPEG") + b"rubbish after the end"
     assert decode(data, WHOLE, LARGE, picture=False).height == 600
 
 
-def test_small_jpeg_is_its_own_picture() -> None:
+def test_small_jpeg_is_stored_unchanged() -> None:
     data = encoded(photograph((400, 300)), "JPEG", quality=80)
     kept = decode(data, WHOLE, LARGE)
     assert (kept.picture, kept.picture_size) == (data, (400, 300))
     for other in (
-        decode(data, RULE, LARGE),  # the network sees a part
+        decode(data, RULE, LARGE),  # the network sees only a part
         decode(encoded(photograph((800, 300)), "JPEG"), WHOLE, LARGE),  # too wide
         decode(encoded(photograph((600, 600)), "JPEG", quality=100, subsampling=0), WHOLE, LARGE),  # too many bytes
         decode(encoded(photograph((400, 300)), "PNG"), WHOLE, LARGE),
@@ -296,7 +296,7 @@ def test_small_jpeg_is_its_own_picture() -> None:
 
 
 @pytest.mark.parametrize("length", [20, 70_000])
-def test_comments_are_not_kept(length: int) -> None:
+def test_comments_are_dropped(length: int) -> None:
     result = decoded(encoded(picture(), "GIF", comment=b"SECRET".ljust(length, b".")))
     assert b"SECRET" not in result.picture
     with Image.open(io.BytesIO(result.picture)) as kept:

@@ -1,4 +1,4 @@
-"""Large images, decoded by the real process."""
+"""Large images, decoded by the real decoder process."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ MAX_WAITING_BYTES = 30_000_000
 
 @asynccontextmanager
 async def large_images(limits: Limits = LIMITS, patch: str = "") -> AsyncIterator[tuple[LargeImages, DecoderProcess]]:
-    """With the process of the service; or with one whose module `decoder` is changed by the code `patch`."""
+    """Start the decoder process. The code `patch` can change its module `decoder`."""
     loop = asyncio.get_running_loop()
     if not patch:
         decoder = DecoderProcess(loop.add_reader, loop.remove_reader)
@@ -77,7 +77,7 @@ def image(data: Data, nbytes: int = 600 * 2**20) -> LargeImageError:
 
 def run(work: Callable[[LargeImages, DecoderProcess], Awaitable[T]], limits: Limits = LIMITS, patch: str = "") -> T:
     async def main() -> T:
-        async with large_images(limits, patch) as (images, decoder), asyncio.timeout(300):  # it gives way to all others
+        async with large_images(limits, patch) as (images, decoder), asyncio.timeout(300):  # it has the lowest priority
             return await work(images, decoder)
 
     return asyncio.run(main())
@@ -85,16 +85,16 @@ def run(work: Callable[[LargeImages, DecoderProcess], Awaitable[T]], limits: Lim
 
 @pytest.mark.parametrize("name", SEEDS)
 @pytest.mark.parametrize("with_picture", [True, False])
-def test_the_answer_is_that_of_decoding_here(name: str, with_picture: bool) -> None:
+def test_result_equals_decoding_in_this_process(name: str, with_picture: bool) -> None:
     data = SEEDS[name]()
 
     async def work(images: LargeImages, decoder: DecoderProcess) -> None:
-        # A view, as it is of a form's part.
-        found = await images.decode(image(memoryview(data)), RULE, picture=with_picture, deadline=math.inf)
+        # A memoryview, like the part of a form.
+        result = await images.decode(image(memoryview(data)), RULE, picture=with_picture, deadline=math.inf)
         expected = decode(data, RULE, LIMITS, picture=with_picture)
-        np.testing.assert_array_equal(found.pixels, expected.pixels)
-        assert (found.width, found.height) == (expected.width, expected.height)
-        assert (found.picture, found.picture_size) == (expected.picture, expected.picture_size)
+        np.testing.assert_array_equal(result.pixels, expected.pixels)
+        assert (result.width, result.height) == (expected.width, expected.height)
+        assert (result.picture, result.picture_size) == (expected.picture, expected.picture_size)
 
     run(work)
 
@@ -107,20 +107,18 @@ def test_the_answer_is_that_of_decoding_here(name: str, with_picture: bool) -> N
         (CASES["one-column.png"](), ImageTooLargeError),
     ],
 )
-def test_bad_images_are_refused_in_the_same_words(data: bytes, error: type[Exception]) -> None:
+def test_bad_images_have_the_same_error_messages(data: bytes, error: type[Exception]) -> None:
     with pytest.raises(error) as expected:
         decode(data, RULE, LIMITS)
-    with pytest.raises(error) as found:
+    with pytest.raises(error) as raised:
         run(lambda images, _: images.decode(image(data), RULE, picture=True, deadline=math.inf))
-    assert str(found.value) == str(expected.value)
+    assert str(raised.value) == str(expected.value)
 
 
-def test_large_images_take_one_after_the_other_and_the_process_ends_with_the_service() -> None:
+def test_large_images_queue_up_and_the_decoder_ends_with_the_service() -> None:
     async def work(images: LargeImages, decoder: DecoderProcess) -> int:
-        answers = [
-            images.decode(image(CASES["one-bit.png"]()), RULE, picture=True, deadline=math.inf) for _ in range(2)
-        ]
-        assert {(found.width, found.height) for found in await asyncio.gather(*answers)} == {(7071, 7071)}
+        tasks = [images.decode(image(CASES["one-bit.png"]()), RULE, picture=True, deadline=math.inf) for _ in range(2)]
+        assert {(result.width, result.height) for result in await asyncio.gather(*tasks)} == {(7071, 7071)}
         assert images.waiting == images.waiting_bytes == 0
         assert decoder.pid is not None
         return decoder.pid
@@ -130,11 +128,11 @@ def test_large_images_take_one_after_the_other_and_the_process_ends_with_the_ser
         os.kill(pid, 0)
 
 
-def test_without_another_process_a_thread_decodes() -> None:
+def test_without_a_decoder_process_a_thread_decodes() -> None:
     async def main() -> None:
         images = LargeImages(None, LIMITS, MAX_WAITING_BYTES)
-        found = await images.decode(image(png()), RULE, picture=True, deadline=math.inf)
-        np.testing.assert_array_equal(found.pixels, decode(png(), RULE, LIMITS).pixels)
+        result = await images.decode(image(png()), RULE, picture=True, deadline=math.inf)
+        np.testing.assert_array_equal(result.pixels, decode(png(), RULE, LIMITS).pixels)
         with pytest.raises(UndecodableImageError):
             await images.decode(image(CASES["no-end.jpg"]()), RULE, picture=True, deadline=math.inf)
         with pytest.raises(DeadlineError):
@@ -144,7 +142,7 @@ def test_without_another_process_a_thread_decodes() -> None:
     asyncio.run(main())
 
 
-def test_too_many_are_refused() -> None:
+def test_too_many_images_are_rejected() -> None:
     async def work(images: LargeImages, decoder: DecoderProcess) -> None:
         data = encoded(picture())
         waiting = [
@@ -152,9 +150,9 @@ def test_too_many_are_refused() -> None:
             for _ in range(WAITING)
         ]
         await asyncio.sleep(0)
-        with pytest.raises(QueueFullError) as found:
+        with pytest.raises(QueueFullError) as raised:
             await images.decode(image(data), RULE, picture=True, deadline=math.inf)
-        assert found.value.reason == "large_images"
+        assert raised.value.reason == "large_images"
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
@@ -163,13 +161,13 @@ def test_too_many_are_refused() -> None:
     run(work, patch="decoder.decode = lambda *a, **k: time.sleep(60)")
 
 
-def test_their_files_have_a_share_of_the_bytes_that_may_wait() -> None:
+def test_too_many_waiting_bytes_are_rejected() -> None:
     async def work(images: LargeImages, decoder: DecoderProcess) -> None:
-        half = bytearray(MAX_WAITING_BYTES * 2 // 3)
-        first = asyncio.ensure_future(images.decode(image(half), RULE, picture=True, deadline=math.inf))
+        data = bytearray(MAX_WAITING_BYTES * 2 // 3)
+        first = asyncio.ensure_future(images.decode(image(data), RULE, picture=True, deadline=math.inf))
         await asyncio.sleep(0)
         with pytest.raises(QueueFullError):
-            await images.decode(image(half), RULE, picture=True, deadline=math.inf)
+            await images.decode(image(data), RULE, picture=True, deadline=math.inf)
         with pytest.raises(ImageTooLargeError, match="has 20000000 bytes; the limit is 1000"):
             await first
 
@@ -192,7 +190,7 @@ def test_memory_is_limited() -> None:
         )
 
 
-def test_a_decoder_that_crashes_costs_its_own_image_alone() -> None:
+def test_crash_affects_only_its_own_image() -> None:
     patch = (
         "real = decoder.decode\n"
         "def crash(data, *a, **k):\n"
@@ -201,15 +199,15 @@ def test_a_decoder_that_crashes_costs_its_own_image_alone() -> None:
     )
 
     async def work(images: LargeImages, decoder: DecoderProcess) -> None:
-        with pytest.raises(UndecodableImageError, match="its decoder ended by signal 11"):
+        with pytest.raises(UndecodableImageError, match="the decoder was killed by signal 11"):
             await images.decode(image(b"x"), RULE, picture=True, deadline=math.inf)
         assert (await images.decode(image(png()), RULE, picture=True, deadline=math.inf)).width == 60
 
     run(work, patch=patch)
 
 
-def test_decoding_ends_at_the_deadline_and_when_nobody_waits() -> None:
-    """Else the next image would wait for a minute."""
+def test_decoding_stops_at_the_deadline_and_on_cancellation() -> None:
+    """Otherwise the next image would wait for a minute."""
     patch = (
         "real = decoder.decode\ndecoder.decode = lambda d, *a, **k: real(d, *a, **k) if len(d) > 1 else time.sleep(60)"
     )
@@ -218,16 +216,16 @@ def test_decoding_ends_at_the_deadline_and_when_nobody_waits() -> None:
         assert (await images.decode(image(png()), RULE, picture=True, deadline=math.inf)).width == 60
         with pytest.raises(DeadlineError):
             await images.decode(image(b"x"), RULE, picture=True, deadline=time.monotonic() + 0.2)
-        gone = asyncio.ensure_future(images.decode(image(b"x"), RULE, picture=True, deadline=math.inf))
+        cancelled = asyncio.ensure_future(images.decode(image(b"x"), RULE, picture=True, deadline=math.inf))
         while not images.waiting:
             await asyncio.sleep(0)
-        gone.cancel()
+        cancelled.cancel()
         assert (await images.decode(image(png()), RULE, picture=True, deadline=math.inf)).width == 60
 
     run(work, patch=patch)
 
 
-def test_a_process_that_was_killed_is_replaced() -> None:
+def test_killed_process_is_replaced() -> None:
     async def work(images: LargeImages, decoder: DecoderProcess) -> None:
         assert (await images.decode(image(png()), RULE, picture=True, deadline=math.inf)).width == 60
         first = decoder.pid
@@ -237,7 +235,7 @@ def test_a_process_that_was_killed_is_replaced() -> None:
         while not images.waiting:
             await asyncio.sleep(0)
         os.kill(first, signal.SIGKILL)
-        with pytest.raises(DecoderError, match="ended before its answer"):
+        with pytest.raises(DecoderError, match="ended before it responded"):
             await waiting
         assert (await images.decode(image(png()), RULE, picture=True, deadline=math.inf)).width == 60
         assert decoder.pid != first
@@ -245,7 +243,7 @@ def test_a_process_that_was_killed_is_replaced() -> None:
     run(work)
 
 
-def test_a_process_that_had_nothing_to_do_ends_and_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_process_exits_and_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large, "IDLE_S", 0.1)
 
     async def work(images: LargeImages, decoder: DecoderProcess) -> None:
@@ -260,11 +258,11 @@ def test_a_process_that_had_nothing_to_do_ends_and_comes_again(monkeypatch: pyte
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_one_process_for_the_whole_service(bundle: Bundle, workers: str) -> None:
     with process(bundle, CAMCAL_WORKERS=workers) as (child, url):
-        for _ in range(4):  # over connections of their own, so that each worker has some
-            answer = httpx.post(f"{url}/predict", content=png(size=(2000, 1500)), headers=RAW, timeout=60)
-            assert answer.status_code == 200
-            assert answer.json()["image"] == {"width": 2000, "height": 1500}
-        wait_for(lambda: len(decoders_of(child.pid)) == 1)  # when the child of the last image has ended
+        for _ in range(4):  # over separate connections, so that each worker gets some
+            response = httpx.post(f"{url}/predict", content=png(size=(2000, 1500)), headers=RAW, timeout=60)
+            assert response.status_code == 200
+            assert response.json()["image"] == {"width": 2000, "height": 1500}
+        wait_for(lambda: len(decoders_of(child.pid)) == 1)  # after the child of the last image has ended
         decoders = decoders_of(child.pid)
         assert os.getpriority(os.PRIO_PROCESS, decoders[0]) == 19
         if workers == "1":
@@ -274,7 +272,7 @@ def test_one_process_for_the_whole_service(bundle: Bundle, workers: str) -> None
 
 
 def decoders_of(pid: int) -> list[int]:
-    return [one for one in descendants(pid) if "camcal.service.engine.decoder" in command(one)]
+    return [child for child in descendants(pid) if "camcal.service.engine.decoder" in command(child)]
 
 
 def descendants(pid: int) -> list[int]:
@@ -284,10 +282,10 @@ def descendants(pid: int) -> list[int]:
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
+    family = [pid]
+    for member in family:
+        family += [child for child, parent in parents.items() if parent == member]
+    return family
 
 
 def command(pid: int) -> str:

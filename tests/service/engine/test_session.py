@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from camcal.models.bundle import MODEL_FILE, REPORT_FILE, Bundle, BundleError, Manifest, sha256, write_manifest
-from camcal.service.engine.session import DeviceError, Images, Outputs, Session, load_session, load_sessions
+from camcal.service.engine.session import DeviceError, ImageBatch, Outputs, Session, load_session, load_sessions
 from camcal.service.settings import Settings
 
 
@@ -44,7 +44,7 @@ def test_maps_sum_to_their_logits(session: Session) -> None:
     np.testing.assert_allclose(sums, np.take_along_axis(outputs.logits, outputs.top_classes, axis=1), 1e-4, 1e-4)
 
 
-def test_batching_changes_nothing(session: Session) -> None:
+def test_outputs_do_not_depend_on_the_batch(session: Session) -> None:
     batch = images(5, session.bundle.manifest.preprocessing.input_size)
     together = session.run(batch, top_k=1)
     alone = [session.run(batch[i : i + 1], top_k=1) for i in range(5)]
@@ -59,16 +59,16 @@ def test_buckets(bundle: Bundle) -> None:
     assert Session(bundle, device="cpu", threads=1, max_batch=6).buckets() == [1, 2, 3, 4, 5, 6]
 
 
-def test_runs_alone_and_side_by_side_agree(bundle: Bundle) -> None:
+def test_concurrent_batches_equal_batches_alone(bundle: Bundle) -> None:
     session = Session(bundle, device="cpu", threads=2)
     assert session.lanes == 2
     assert Session(bundle, device="cpu", threads=1).lanes == 1
     batch = images(3, bundle.manifest.preprocessing.input_size)
     alone = session.run(batch, 1)
     with ThreadPoolExecutor(2) as threads:
-        for beside in threads.map(lambda _: session.run(batch, 1, alone=False), range(8)):
-            np.testing.assert_allclose(beside.logits, alone.logits, rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(beside.maps, alone.maps, rtol=1e-4, atol=1e-5)
+        for concurrent in threads.map(lambda _: session.run(batch, 1, alone=False), range(8)):
+            np.testing.assert_allclose(concurrent.logits, alone.logits, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(concurrent.maps, alone.maps, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -76,11 +76,11 @@ def test_load_session_warms_up(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, 
     runs: list[tuple[int, bool]] = []
     run = Session.run
 
-    def noted(self: Session, images: Images, top_k: int, alone: bool = True) -> Outputs:
+    def record(self: Session, images: ImageBatch, top_k: int, alone: bool = True) -> Outputs:
         runs.append((len(images), alone))
         return run(self, images, top_k, alone)
 
-    monkeypatch.setattr(Session, "run", noted)
+    monkeypatch.setattr(Session, "run", record)
     session = load_session(Settings(bundle=bundle.path, max_batch=4, intra_threads=threads))
     assert session.provider == "CPUExecutionProvider"
     assert session.fallback is None
@@ -89,27 +89,27 @@ def test_load_session_warms_up(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, 
     assert set(warmed) == {(size, alone) for size in (1, 4) for alone in {True, session.lanes == 1}}
 
 
-def test_what_pads_a_batch_is_left_from_another_and_changes_nothing(bundle: Bundle) -> None:
+def test_padding_does_not_change_the_outputs(bundle: Bundle) -> None:
     session = Session(bundle, device="cpu", threads=1, pad=True)
     size = bundle.manifest.preprocessing.input_size
     before = session.run(images(3, size), top_k=2)
     session.run(images(8, size, seed=1), top_k=1)
-    after = session.run(list(images(3, size)), top_k=2)  # a list is as good as an array
+    after = session.run(list(images(3, size)), top_k=2)  # a list instead of an array
     np.testing.assert_allclose(after.logits, before.logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(after.maps, before.maps, rtol=1e-4, atol=1e-5)
 
 
-def test_padded_runs_answer_as_others_do_and_keep_their_answers(bundle: Bundle) -> None:
+def test_padded_batches_equal_others_and_own_their_outputs(bundle: Bundle) -> None:
     padded, plain = (Session(bundle, device="cpu", threads=1, pad=pad) for pad in (True, False))
     size = bundle.manifest.preprocessing.input_size
-    given = [(images(count, size, seed=count), top_k) for count, top_k in ((3, 2), (4, 1), (1, 2), (4, 2))]
-    answers = [padded.run(batch, top_k) for batch, top_k in given]  # the buffers are shared, the answers are not
-    for (batch, top_k), answer in zip(given, answers, strict=True):
+    batches = [(images(count, size, seed=count), top_k) for count, top_k in ((3, 2), (4, 1), (1, 2), (4, 2))]
+    results = [padded.run(batch, top_k) for batch, top_k in batches]  # they share input buffers, but not outputs
+    for (batch, top_k), result in zip(batches, results, strict=True):
         for name, expected in vars(plain.run(batch, top_k)).items():
-            np.testing.assert_allclose(getattr(answer, name), expected, rtol=1e-4, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(getattr(result, name), expected, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_sessions_side_by_side_agree(bundle: Bundle) -> None:
+def test_two_sessions_agree(bundle: Bundle) -> None:
     one, other = load_sessions(Settings(bundle=bundle.path, max_batch=2, sessions=2))
     batch = images(2, bundle.manifest.preprocessing.input_size)
     np.testing.assert_allclose(one.run(batch, 1).logits, other.run(batch, 1).logits, rtol=1e-4, atol=1e-5)
@@ -124,13 +124,13 @@ def test_cuda_fails_without_cuda(bundle: Bundle) -> None:
 def test_cuda_that_does_not_start(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An ONNX Runtime that says it was built for CUDA, on a machine where CUDA cannot start."""
+    """ONNX Runtime reports CUDA as available, but the machine has no GPU."""
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     session = Session(bundle, device="auto", threads=1)
     assert session.provider == "CPUExecutionProvider"
     assert session.fallback is not None
     assert session.fallback in caplog.text
-    with pytest.raises(DeviceError, match="device is cuda, but .* could not start it"):
+    with pytest.raises(DeviceError, match="device is cuda, but ONNX Runtime cannot initialize CUDA"):
         Session(bundle, device="cuda", threads=1)
 
 
@@ -160,7 +160,7 @@ def test_graph_with_another_input_is_refused(bundle: Bundle, tmp_path: Path) -> 
         Session(Bundle.load(folder), threads=1)
 
 
-def test_graph_that_is_no_graph_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_empty_model_file_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     folder = tmp_path / "b"
     shutil.copytree(bundle.path, folder)
     (folder / MODEL_FILE).write_bytes(b"")

@@ -1,4 +1,4 @@
-"""A model that passes every check at load, and whose answer on a white picture is not finite."""
+"""A model that passes every check at load, but has NaN outputs for a white image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from camcal.service.command.offline import predict_files
 from camcal.service.engine.decoding import Limits
 from camcal.service.engine.prediction import Ranker
 from camcal.service.engine.session import Session, load_session
-from camcal.service.engine.soundness import FAILURES
+from camcal.service.engine.soundness import MAX_FAILURES
 from camcal.service.http.app import create_app
 from camcal.service.settings import Settings
 from tests.service import hostile
@@ -37,40 +37,40 @@ def metrics(client: TestClient) -> str:
     return text
 
 
-def test_answer_that_is_not_finite(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_nan_output(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     response = client.post("/predict?logits=all", content=WHITE, headers=RAW)
     problem(response, 500, "internal")
-    assert "the model's answers on 1 of 1 images: logits is not finite" in caplog.text
+    assert "invalid model outputs for 1 of 1 images: logits is not finite" in caplog.text
     assert 'camcal_model_failures_total{reason="answer"} 1.0' in metrics(client)
     assert client.post("/predict", content=png(), headers=RAW).status_code == 200
 
 
-def test_answer_that_is_not_finite_fails_alone(client: TestClient) -> None:
+def test_nan_output_fails_alone(client: TestClient) -> None:
     images = [("image", (f"{k}.png", data, "image/png")) for k, data in enumerate((png(), WHITE, png(1)))]
     first, second, third = client.post("/predict/batch", files=images).json()["results"]
     assert first["predictions"] and third["predictions"]
     assert second["status"] == 500
 
 
-def test_answer_that_is_not_finite_under_v2(client: TestClient, bundle: Bundle) -> None:
+def test_nan_output_under_v2(client: TestClient, bundle: Bundle) -> None:
     size = bundle.manifest.preprocessing.input_size
     pixels = {"name": "images", "datatype": "UINT8", "shape": [1, size, size, 3], "data": [255] * (3 * size**2)}
     response = client.post(f"/v2/models/{bundle.manifest.name}/infer", json={"inputs": [pixels]})
     assert response.status_code == 500 and set(response.json()) == {"error"}
 
 
-def test_images_that_a_model_cannot_take_do_not_end_the_service(
+def test_images_that_the_model_fails_on_do_not_stop_the_service(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever finds such an image must not be able to take the service down with it."""
-    for _ in range(3 * FAILURES):
+    """A client with such an image must not be able to take the service down."""
+    for _ in range(3 * MAX_FAILURES):
         assert client.post("/predict", content=WHITE, headers=RAW).status_code == 500
     wait_for(lambda: client.get("/health/ready").status_code == 200)
     assert client.get("/health/live").status_code == 200
-    assert "the model answers a test image" in caplog.text
+    assert "a test image succeeds" in caplog.text
 
 
-def test_faults_after_the_run_count_towards_unreadiness(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_after_inference_make_the_service_unready(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     rank = Ranker.rank
 
     def broken(*args: Any, **options: Any) -> Any:
@@ -79,10 +79,10 @@ def test_faults_after_the_run_count_towards_unreadiness(session: Session, monkey
     app = create_app(Settings(bundle=session.bundle.path, max_batch=session.max_batch), session)
     with TestClient(app, raise_server_exceptions=False) as client:
         monkeypatch.setattr(Ranker, "rank", broken)
-        for count in range(FAILURES):
+        for count in range(MAX_FAILURES):
             assert client.get("/health/ready").status_code == 200, count
             problem(client.post("/predict", content=png(), headers=RAW), 500, "internal")
-        wait_for(lambda: f'{{reason="after"}} {FAILURES + 1}.0' in metrics(client))
+        wait_for(lambda: f'{{reason="after"}} {MAX_FAILURES + 1}.0' in metrics(client))
         wait_for(lambda: client.get("/health/ready").status_code == 503)
         assert client.get("/health/live").status_code == 503
         monkeypatch.setattr(Ranker, "rank", rank)
@@ -90,8 +90,7 @@ def test_faults_after_the_run_count_towards_unreadiness(session: Session, monkey
         assert client.get("/health/ready").status_code == 200
 
 
-def test_offline_prediction_that_is_not_finite(bundle: Bundle, tmp_path: Path) -> None:
-
+def test_nan_output_offline(bundle: Bundle, tmp_path: Path) -> None:
     folder = hostile.make(bundle.path, tmp_path / "bundle", hostile.white_is_not_finite)
     session = load_session(Settings(bundle=folder, max_batch=2, intra_threads=1))
     (tmp_path / "white.png").write_bytes(WHITE)
@@ -100,4 +99,4 @@ def test_offline_prediction_that_is_not_finite(bundle: Bundle, tmp_path: Path) -
     files = [tmp_path / name for name in ("good.png", "white.png")]
     good, white = predict_files(session, files, top_k=1, prior="balanced", limits=limits)
     assert good.error is None and np.isfinite(good.rows[0]["probability"])
-    assert white.error == "the model failed on it: logits is not finite"
+    assert white.error == "the model failed: logits is not finite"

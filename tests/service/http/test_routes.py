@@ -75,7 +75,7 @@ def test_a_model_that_fails_on_every_batch_is_neither_ready_nor_alive(
     wait_for(lambda: client.get("/health/ready").status_code == 503)
     assert [client.get(path).status_code for path in health] == [503] * 4
     said = problem(client.get("/health/live"), 503, "not-ready")
-    assert re.fullmatch("the model failed 6 times in a row; the log says why", said)
+    assert re.fullmatch("the model failed 6 times in a row; see the log", said)
     assert "camcal_ready 0.0" in client.get("/metrics").text
     gated.failing = False
     assert client.post("/predict", content=png(), headers=RAW).status_code == 200

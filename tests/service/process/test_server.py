@@ -89,7 +89,7 @@ def test_a_single_process_whose_model_is_broken_ends(bundle: Bundle, tmp_path: P
         assert child.wait(20) == 3
         assert child.stderr is not None
         said = child.stderr.read()
-    assert re.search(r"the model failed \d+ times in a row; the log says why; the service ends with code 3", said)
+    assert re.search(r"the model failed \d+ times in a row; see the log; the service ends with code 3", said)
 
 
 def test_a_model_that_is_mended_in_time_is_kept(bundle: Bundle, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_failing_model_fails_each_image(
     gated.failing = False
     assert [result["status"] for result in results] == [500, 415, 500]
     assert "boom" not in str(results)
-    assert "the model failed on a batch" in caplog.text
+    assert "inference failed on a batch" in caplog.text
     assert len(client.post("/predict/batch", files=files(png(1))).json()["results"]) == 1
 
 

@@ -200,7 +200,7 @@ def test_cam_classes_unknown(client: TestClient, wanted: str) -> None:
     response = client.post("/predict", params={"cam_classes": wanted}, content=png(), headers=RAW)
     detail = problem(response, 422, "invalid-parameter")
     if wanted != "10":  # the label of no digit
-        assert detail.startswith(f"cam_classes: {wanted!r} is no class of the model; expected an index of 0 to 9")
+        assert detail.startswith(f"cam_classes: unknown class {wanted!r}; expected an index from 0 to 9")
 
 
 def test_cam_classes_without_cam(client: TestClient) -> None:

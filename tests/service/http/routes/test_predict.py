@@ -232,7 +232,7 @@ def test_parameters_may_be_fields_of_the_form(client: TestClient) -> None:
         ("", {"top_k": "0"}, "top_k", "top_k is '0': it should be greater than or equal to 1"),
         ("", {"top_k": "11"}, "top_k", "top_k is 11; the model has 10 classes"),
         ("", {"prior": "mine"}, "prior", "prior is 'mine': it should be"),
-        ("", {"cam_classes": "nothing"}, "cam_classes", "'nothing' is no class of the model"),
+        ("", {"cam_classes": "nothing"}, "cam_classes", "unknown class 'nothing'"),
         ("", {"cam": "false", "cam_classes": "1"}, "cam_classes", "cam_classes is given, but cam is false"),
         ("", {"topk": "3"}, "topk", "'topk' is no field of this form; it may have image for the image, and top_k,"),
         ("", {"prior": ["train", "balanced"]}, "prior", "the form has the field prior twice"),

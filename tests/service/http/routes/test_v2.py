@@ -297,7 +297,7 @@ def test_failing_model(client_factory: ClientFactory, gated: GatedSession, bundl
         500,
         {"error": "the service failed on this request; its log says why"},
     )
-    assert "the model failed on a batch" in caplog.text
+    assert "inference failed on a batch" in caplog.text
     gated.failing = False
     assert client.post(infer_path(bundle), json=request).status_code == 200
 
