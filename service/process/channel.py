@@ -1,7 +1,7 @@
-"""The channel between a supervisor and each of its workers, a pair of sockets.
+"""The channel between the supervisor and a worker, a socket pair.
 
-The supervisor sends single bytes, `CONNECTION` together with the connection's file descriptor. A worker sends lines:
-`SERVING` with its model's version every `BEAT_S` from when it is ready, or `FAILED` with the reason why it ends.
+The supervisor sends commands of one byte; `CONNECTION` comes with the connection's file descriptor. A worker sends
+lines: `SERVING` with its model version, every `BEAT_S` while it is ready, or `FAILED` with the reason why it ends.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ BEAT_S = 5.0
 
 @dataclass(eq=False, kw_only=True)
 class WorkerHandle:
-    """A worker as its supervisor sees it.
+    """The supervisor's state of a worker.
 
-    served: whether it was ever ready. version: of the model that it serves, as long as it is ready. silent: beats that
-    it has missed. reason: why it ends.
+    served: whether it has ever been ready. version: its model version while it is ready. missed_beats: heartbeats
+    missed in a row. reason: why it ends.
     """
 
     index: int
@@ -30,12 +30,12 @@ class WorkerHandle:
     open: bool = True
     served: bool = False
     version: str | None = None
-    silent: int = 0
+    missed_beats: int = 0
     reason: str | None = None
-    _partial: bytes = field(default=b"", repr=False)  # of a line that is not complete
+    _partial: bytes = field(default=b"", repr=False)  # an incomplete line
 
     def receive(self) -> list[bytes]:
-        """The lines that have come; `open` is false after the last."""
+        """Read the available lines. Sets `open` to False at end of file."""
         try:
             received = self.channel.recv(4096)
         except OSError:
@@ -44,13 +44,13 @@ class WorkerHandle:
         *lines, self._partial = (self._partial + received).split(b"\n")
         return lines
 
-    def send(self, word: bytes) -> None:
-        """Send `word`, unless the worker is ending."""
+    def send(self, command: bytes) -> None:
+        """Send `command`. Does nothing if the worker has ended."""
         with contextlib.suppress(OSError):
-            self.channel.send(word)
+            self.channel.send(command)
 
     def send_connection(self, connection: socket.socket) -> bool:
-        """Hand over `connection`; False if the worker is ending."""
+        """Pass `connection` to the worker. Returns False if the worker has ended."""
         try:
             socket.send_fds(self.channel, [CONNECTION], [connection.fileno()])
         except OSError:

@@ -1,4 +1,4 @@
-"""Accepts connections and deals them out to the workers in turn."""
+"""Accepts connections and distributes them to the workers in turn."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from camcal.service.process.listening import FULL_S, Listeners, accept
 
 log = logging.getLogger("camcal")
 
-BEHIND_S = 0.01  # before connections are accepted again when no worker had room for one
+BUSY_S = 0.01  # pause before the next attempt when no worker can take a connection
 
 
 class Dealer:
-    """The connections of a service with several workers. While nobody can take one, they wait in the kernel.
+    """Distributes the connections of a service with several workers. They wait in the kernel while no worker is free.
 
     Args:
-        listeners: where connections come in.
-        events: the supervisor's loop.
-        workers: all of them; those with a version take connections.
+        listeners: the listening sockets.
+        events: the supervisor's event loop.
+        workers: returns all workers; those with a version take connections.
     """
 
     def __init__(self, listeners: Listeners, events: Events, workers: Callable[[], Iterable[WorkerHandle]]):
@@ -37,46 +37,46 @@ class Dealer:
         self._exhausted = RateLimitedWarning(log)
 
     def update(self) -> None:
-        """Accept connections if a worker can take them."""
+        """Accept connections if a worker is ready."""
         if self._listeners.sockets:
             self._accept(any(worker.version for worker in self._workers()))
 
     def stop(self) -> None:
-        """Accept no more."""
+        """Accept no more connections."""
         self._accept(False)
 
     def deal_waiting(self) -> bool:
-        """Deal out what the kernel has accepted; False if connections are left that a worker could take later."""
+        """Distribute the connections that wait in the kernel. Returns False if some are left that a worker may take."""
         for listener in self._listeners.sockets:
             while self._deal(listener):
                 pass
         return not (self._connections_wait() and any(worker.version for worker in self._workers()))
 
-    def _accept(self, wanted: bool) -> None:
-        if wanted != self._accepting:
-            self._accepting = wanted
+    def _accept(self, enabled: bool) -> None:
+        if enabled != self._accepting:
+            self._accepting = enabled
             for listener in self._listeners.sockets:
-                if wanted:
+                if enabled:
                     self._events.watch(listener, partial(self._deal, listener))
                 else:
                     self._events.unwatch(listener)
 
     def _deal(self, listener: socket.socket) -> bool:
-        """Give the next connection to the next worker; False if there was none, or nobody to take it."""
-        takers = self._takers()
-        if not takers:
-            self._pause(BEHIND_S)
+        """Pass the next connection to the next worker. Returns False if there is no connection or no free worker."""
+        workers = self._free_workers()
+        if not workers:
+            self._pause(BUSY_S)
             return False
         try:
             connection = accept(listener)
         except OSError as error:
-            self._exhausted("connections wait: %s", error.strerror)
+            self._exhausted("cannot accept connections: %s", error.strerror)
             self._pause(FULL_S)
             return False
         if connection is None:
             return False
         with connection:
-            any(worker.send_connection(connection) for worker in takers)
+            any(worker.send_connection(connection) for worker in workers)
         return True
 
     def _pause(self, seconds: float) -> None:
@@ -84,18 +84,18 @@ class Dealer:
             self._accept(False)
             self._events.later(seconds, self.update)
 
-    def _takers(self) -> list[WorkerHandle]:
-        """The workers that can take a connection, first the one whose turn it is.
+    def _free_workers(self) -> list[WorkerHandle]:
+        """The workers that can take a connection, starting with the one whose turn it is.
 
-        A channel is writable while no more than a part of it is in use, so words always find room.
+        A channel counts as writable only while enough of its buffer is free, so there is always room for commands.
         """
         ready = {worker.channel.fileno(): worker for worker in self._workers() if worker.version}
         poll = select.poll()
         for channel in ready:
             poll.register(channel, select.POLLOUT)
-        takers = [ready[channel] for channel, event in sorted(poll.poll(0)) if event == select.POLLOUT]
-        first = next(self._turns) % max(1, len(takers))
-        return takers[first:] + takers[:first]
+        free = [ready[channel] for channel, event in sorted(poll.poll(0)) if event == select.POLLOUT]
+        first = next(self._turns) % max(1, len(free))
+        return free[first:] + free[:first]
 
     def _connections_wait(self) -> bool:
         poll = select.poll()

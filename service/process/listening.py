@@ -1,4 +1,4 @@
-"""The sockets that clients connect to: bound before the model is loaded, open when it is ready."""
+"""The listening sockets: bound before the model is loaded, opened when it is ready."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 
 from camcal.service.settings import Settings
 
-BACKLOG = 2048  # connections that wait to be accepted; the kernel has a limit of its own
-FULL_S = 0.1  # before connections are accepted again when there was no file descriptor for one
-MAX_PATH = 107  # bytes, of a Unix socket on Linux
+BACKLOG = 2048  # connections that wait to be accepted; the kernel may lower this
+FULL_S = 0.1  # pause before the next accept when no file descriptor was left
+MAX_PATH = 107  # maximum length of a Unix socket's path on Linux, in bytes
 
-# What the kernel runs on every segment that comes to a listener: drop those with SYN and without ACK.
-# Each is an instruction of the classic packet filter, (opcode, jump if true, jump if false, operand).
+# A classic packet filter that the kernel runs on each TCP segment for a listener: drop segments with SYN but no ACK.
+# Each instruction is (opcode, jump if true, jump if false, operand).
 SO_ATTACH_FILTER = 26
 _NO_SYN = [(0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF)]
 
@@ -30,13 +30,13 @@ _UDS = "choose another with --uds or CAMCAL_UDS"
 
 
 class ListenError(ValueError):
-    """The address cannot be listened on; the message is one sentence."""
+    """The server cannot listen on the address. The message is one sentence."""
 
 
 class Listeners:
-    """The bound sockets of `settings`: one Unix socket, or one for each address of the host.
+    """The bound sockets of `settings`: one Unix socket, or one socket per address of the host.
 
-    `metrics` has those of CAMCAL_METRICS_PORT.
+    `metrics` has the sockets of CAMCAL_METRICS_PORT.
 
     Raises:
         ListenError: if the address cannot be bound.
@@ -62,26 +62,26 @@ class Listeners:
 
     @property
     def address(self) -> str:
-        """Where clients find the service."""
+        """The address for clients."""
         return ", ".join(f"unix:{self._path}" if self._path else _url(one) for one in self.sockets)
 
     def open(self) -> None:
-        """Let clients in. Raises ListenError if another service was quicker."""
+        """Start to listen. Raises ListenError if another process now listens on the address."""
         if self._path and _file(self._path) != self._file:
-            raise ListenError(f"another service has taken {self._path}; {_UDS}")
+            raise ListenError(f"another process has replaced {self._path}; {_UDS}")
         for listener in self.sockets:
             try:
                 listener.listen(BACKLOG)
             except OSError as error:
-                raise _unbound(self._host, self._port, error) from None
+                raise _bind_error(self._host, self._port, error) from None
 
-    def let_nobody_else_in(self) -> None:
-        """Turn new clients away, as the sockets may be about to close; those in the backlog stay."""
+    def stop_accepting(self) -> None:
+        """Ignore new clients before the sockets are closed. Connections in the backlog stay."""
         if self._path:
-            self._remove()  # or it belongs to a successor
+            self._remove()  # unless another server has replaced it
         else:
             for listener in self.sockets:
-                let_nobody_else_in(listener)
+                stop_accepting(listener)
 
     def close(self) -> None:
         """Close the sockets, and remove the file of a Unix socket."""
@@ -93,15 +93,15 @@ class Listeners:
 
     def _remove(self) -> None:
         if self._path and self._file and _file(self._path) == self._file:
-            with contextlib.suppress(OSError):  # a folder that became read-only
+            with contextlib.suppress(OSError):  # the folder may have become read-only
                 self._path.unlink()
 
 
 def accept(listener: socket.socket) -> socket.socket | None:
-    """The next connection, or None if none waits.
+    """The next connection, or None if none is pending.
 
     Raises:
-        OSError: if there are no file descriptors or no memory for it.
+        OSError: if no file descriptor or memory is left.
     """
     while True:
         try:
@@ -111,40 +111,40 @@ def accept(listener: socket.socket) -> socket.socket | None:
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EBADF, errno.EINVAL):
                 raise
-            # Anything else concerns that one connection, whose client is gone.
+            # Any other error concerns this connection only: its client has disconnected.
 
 
-def let_nobody_else_in(listener: socket.socket) -> None:
-    """Have the kernel ignore new connections, as the listener may be about to close: closing resets the waiting ones.
+def stop_accepting(listener: socket.socket) -> None:
+    """Let the kernel ignore new connections before the listener is closed. Closing would reset waiting connections.
 
-    A connection that is half made is still completed. A client that is ignored tries again a second later, and then
-    finds nobody, or a successor on the same port. On systems other than Linux nothing changes.
+    Half-open connections are still completed. An ignored client retries after one second. By then the port is closed or
+    another server listens on it. Does nothing on systems other than Linux.
     """
     if sys.platform == "linux":
-        program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in _NO_SYN))
-        with contextlib.suppress(OSError):  # a kernel without it
-            what = struct.pack("HP", len(_NO_SYN), ctypes.addressof(program))
-            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, what)
+        program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *part) for part in _NO_SYN))
+        with contextlib.suppress(OSError):  # the kernel may not support it
+            option = struct.pack("HP", len(_NO_SYN), ctypes.addressof(program))
+            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, option)
 
 
 def _bind_host(host: str, port: int) -> list[socket.socket]:
-    """A socket for each address of `host` that this machine has; `::` is one for IPv6 and IPv4."""
+    """Bind a socket to each address of `host` that this machine has. `::` is one socket for IPv6 and IPv4."""
     listeners: list[socket.socket] = []
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
-        raise ListenError(f"host {host} is not known; {_HOST}") from None
-    for number, (family, _, _, _, address) in enumerate(found, 1):
-        free = listeners[0].getsockname()[1] if listeners else port  # the same for all, if any will do
+        raise ListenError(f"unknown host {host}; {_HOST}") from None
+    for number, (family, _, _, _, address) in enumerate(addresses, 1):
+        bound_port = listeners[0].getsockname()[1] if listeners else port  # with port 0: the same for all addresses
         try:
-            listeners.append(_bind(family, (address[0], free, *address[2:]), both=host == "::"))
+            listeners.append(_bind(family, (address[0], bound_port, *address[2:]), both=host == "::"))
         except OSError as error:
-            # Such as ::1, which `localhost` may also mean where there is no IPv6.
+            # `localhost` may include ::1 on a machine without IPv6.
             absent = error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-            if not absent or not (listeners or number < len(found)):
+            if not absent or not (listeners or number < len(addresses)):
                 for listener in listeners:
                     listener.close()
-                raise _unbound(host, port, error) from None
+                raise _bind_error(host, port, error) from None
     return listeners
 
 
@@ -152,7 +152,7 @@ def _bind(family: int, address: tuple[object, ...], *, both: bool) -> socket.soc
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
         listener.setblocking(False)
-        if os.name != "nt":  # where it would let two services share a port
+        if os.name != "nt":  # on Windows this option would let two processes share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
@@ -161,24 +161,23 @@ def _bind(family: int, address: tuple[object, ...], *, both: bool) -> socket.soc
         return listener
 
 
-def _unbound(host: str, port: int, error: OSError) -> ListenError:
-    """Why `port` of `host` cannot be listened on, and what to do."""
+def _bind_error(host: str, port: int, error: OSError) -> ListenError:
     match error.errno:
         case errno.EADDRINUSE:
-            return ListenError(f"port {port} of {host} is in use; {_PORT}")
+            return ListenError(f"port {port} on {host} is already in use; {_PORT}")
         case errno.EACCES:
-            return ListenError(f"port {port} of {host} needs more privileges; {_PORT}, above 1023")
+            return ListenError(f"permission denied for port {port} on {host}; {_PORT}, above 1023")
         case errno.EADDRNOTAVAIL:
             return ListenError(f"host {host} is not an address of this machine; {_HOST}")
         case errno.EAFNOSUPPORT:
-            return ListenError(f"host {host} needs IPv6, which this machine does not have; {_HOST}")
-    return ListenError(f"port {port} of {host} cannot be used: {error.strerror}; {_PORT}")
+            return ListenError(f"host {host} needs IPv6, which this machine does not support; {_HOST}")
+    return ListenError(f"cannot listen on port {port} of {host}: {error.strerror}; {_PORT}")
 
 
 def _bind_path(path: Path) -> socket.socket:
-    """A Unix socket that its owner and group may connect to, in place of one that a killed service left."""
+    """Bind a Unix socket, accessible for owner and group. Replaces the socket of a server that was killed."""
     if (size := len(os.fsencode(path))) > MAX_PATH:
-        raise ListenError(f"{path} has {size} bytes; the path of a socket may have {MAX_PATH}; {_UDS}")
+        raise ListenError(f"the path {path} has {size} bytes; the limit for a Unix socket is {MAX_PATH}; {_UDS}")
     try:
         _clear(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -191,13 +190,13 @@ def _bind_path(path: Path) -> socket.socket:
         finally:
             os.umask(before)
     except OSError as error:
-        raise ListenError(f"no socket can be made at {path}: {error.strerror}; {_UDS}") from None
+        raise ListenError(f"cannot create the Unix socket {path}: {error.strerror}; {_UDS}") from None
     listener.setblocking(False)
     return listener
 
 
 def _clear(path: Path) -> None:
-    """Remove a socket that nobody listens on. Raises ListenError if there is anything else at `path`."""
+    """Remove a socket without a listener. Raises ListenError if anything else is at `path`."""
     try:
         kind = path.lstat().st_mode
     except FileNotFoundError:
@@ -212,16 +211,16 @@ def _clear(path: Path) -> None:
             return path.unlink()
         except BlockingIOError:  # its backlog is full
             pass
-    raise ListenError(f"another service listens on {path}; {_UDS}")
+    raise ListenError(f"another process already listens on {path}; {_UDS}")
 
 
 def _file(path: Path) -> tuple[int, int] | None:
-    """Which file is at `path`."""
+    """Device and inode of the file at `path`."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _url(listener: socket.socket) -> str:

@@ -1,4 +1,4 @@
-"""uvicorn with camcal's app: the part that a single process and a worker have in common."""
+"""uvicorn with camcal's app: the common part of a single process and a worker."""
 
 from __future__ import annotations
 
@@ -30,82 +30,85 @@ if sys.platform != "win32":
 
 log = logging.getLogger("camcal")
 
-LAST_S = 0.1  # for the last connections to be made, and for the requests on them to arrive
-RESERVE = 32  # file descriptors for everything but connections: reloading, other processes, files
+LAST_S = 0.1  # time for the last connections and their requests to arrive
+RESERVE = 32  # file descriptors reserved for anything but connections: reloads, child processes, files
 
 
 class Server(uvicorn.Server):
-    """uvicorn with an app that can reload and drain, and which never runs out of file descriptors.
+    """A uvicorn server that can reload and drain, and never runs out of file descriptors.
 
-    When as many connections are open as may be, those that wait for a next request are closed; new ones wait in the
-    kernel meanwhile.
+    At the limit on open connections, idle ones are closed, and new ones wait in the kernel.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI):
         super().__init__(config)
         self._app = app
-        self._taking: set[asyncio.Future[Any]] = set()
+        self._pending: set[asyncio.Future[Any]] = set()
         self._exhausted = RateLimitedWarning(log)
-        self._room = _room()
+        self._max_connections = _max_connections()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._taking:
+        if self._pending:
             await asyncio.sleep(LAST_S)
         await super().shutdown(sockets)
 
     def full(self) -> bool:
-        """Whether no more connections may be taken now; says so, and makes room."""
+        """Whether the limit on open connections is reached. If so, log a warning and close idle connections."""
         connections = self.server_state.connections
-        if len(connections) + len(self._taking) < self._room:
+        if len(connections) + len(self._pending) < self._max_connections:
             return False
-        self._exhausted("%d connections are open, all that the limit on open files allows; new ones wait", self._room)
+        self._exhausted(
+            "%d connections are open, the most that the limit on open files allows; new ones wait",
+            self._max_connections,
+        )
         for connection in list(connections):
             if connection.idle:  # type: ignore[union-attr]  # of camcal.service.http.protocol
                 connection.shutdown()
         return True
 
     def take(self, connection: socket.socket) -> None:
-        """Serve a connection that was accepted elsewhere."""
+        """Serve an accepted connection."""
         connection.setblocking(False)
-        made = asyncio.ensure_future(self._loop.connect_accepted_socket(self._protocol, connection))
-        self._taking.add(made)
-        made.add_done_callback(self._taking.discard)
+        future = asyncio.ensure_future(self._loop.connect_accepted_socket(self._protocol, connection))
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
 
     def _protocol(self) -> asyncio.Protocol:
-        # As uvicorn makes it for a socket that it listens on.
+        # As uvicorn does for the connections of its own listeners.
         return self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
 
     def reload(self) -> None:
-        """Load the bundle again."""
+        """Reload the bundle."""
         if runtime := running(self._app):
-            self._reloading = asyncio.ensure_future(runtime.served.reload())  # kept, or it might vanish before its end
+            # Keep a reference, or the task could be garbage-collected before its end.
+            self._reloading = asyncio.ensure_future(runtime.served.reload())
 
     def drain(self) -> None:
-        """Not ready from now on."""
+        """Report not ready from now on."""
         if runtime := running(self._app):
             runtime.drain()
 
     def stop(self) -> None:
-        """Take no more connections, and end when all requests are answered."""
+        """Accept no more connections, and exit when all requests are finished."""
         self.should_exit = True
 
 
 def allow_open_files() -> None:
-    """Raise the limit on open files, and so on connections, as far as this process may: the usual one is 1024."""
+    """Raise the limit on open files, and thus on connections, to the hard limit: the usual soft limit is 1024."""
     if sys.platform != "win32":
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.suppress(ValueError, OSError):  # where the system allows less than it says
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):  # the system may allow less than the hard limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _room() -> int:
-    """Connections that this process may have open at once."""
+def _max_connections() -> int:
+    """Maximum number of open connections of this process."""
     if sys.platform == "win32":
         return sys.maxsize
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -120,9 +123,9 @@ def prepare(
     siblings: Siblings | None = None,
     decoder: Mailbox | None = None,
 ) -> tuple[uvicorn.Config, FastAPI]:
-    """Configure logs and uvicorn, and create the app. Empties `sessions`: a reload frees the model."""
+    """Configure logging and uvicorn, and create the app. Empties `sessions`, so that a reload can free the model."""
     logs.configure(settings.log_format)
-    if siblings is None or siblings.index == 0:  # the others would say the same
+    if siblings is None or siblings.index == 0:  # only once per service
         manifest = sessions[0].bundle.manifest
         log.info("model %s %s, %d classes", manifest.name, manifest.version, len(manifest.classes))
         log.info("device %s, %s", sessions[0].provider, "API key required" if settings.has_keys else "no API key")
@@ -133,14 +136,14 @@ def prepare(
         http=guarded(settings.head_timeout_s),
         ws="none",
         root_path=settings.root_path,
-        proxy_headers=False,  # believed as CAMCAL_TRUSTED_PROXIES says, in camcal.service.address
+        proxy_headers=False,  # camcal.service.address handles them, see CAMCAL_TRUSTED_PROXIES
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=math.ceil(settings.answer_s),
     )
-    # What is loaded now stays: a full collection that walks it all would hold the event loop for 20 ms.
+    # Exclude all current objects from garbage collection: a full collection would block the event loop for 20 ms.
     gc.collect()
     gc.freeze()
     return config, app

@@ -1,4 +1,4 @@
-"""The service as a single process, which drains in the way that orchestrators expect."""
+"""The service as a single process, with the graceful shutdown that orchestrators expect."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from camcal.service.settings import Settings
 
 log = logging.getLogger("camcal")
 
-ACCEPTS = 64  # connections in a row, before what is open has its turn
+ACCEPTS = 64  # maximum number of connections accepted per event loop iteration
 
-BEAT_S = 5.0  # between two looks whether the model is broken
-BROKEN_S = 10.0  # for a model that fails on every batch to be mended by a reload, before the process ends
-BROKEN = 3  # the exit code then
+BEAT_S = 5.0  # interval of the checks for a broken model
+BROKEN_S = 10.0  # time for a reload to fix a broken model, before the process exits
+BROKEN = 3  # the exit code for a broken model
 
 
 class DrainingServer(Server):
-    """On SIGTERM: not ready at once, serve on for `drain_s`, then finish what runs and exit with code 0.
+    """Graceful shutdown: on SIGTERM, report not ready, serve for `drain_s`, finish all requests, and exit with code 0.
 
-    SIGINT skips the wait, and a second signal ends at once. SIGHUP loads the bundle again. A model that fails on every
-    batch and that no reload mends ends the server, with `broken` set.
+    SIGINT skips the wait, and a second signal exits at once. SIGHUP reloads the bundle. If the model fails on every
+    batch and no reload fixes it, the server exits with `broken` set.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, listeners: Listeners, drain_s: float):
@@ -56,8 +56,8 @@ class DrainingServer(Server):
         log.info("listening on %s (press CTRL+C to quit)", self._listeners.address)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End when all is answered: also those whom the kernel has let in already, and closing would reset."""
-        self._listeners.let_nobody_else_in()
+        """Finish all requests, including those on connections in the backlog: closing the sockets would reset these."""
+        self._listeners.stop_accepting()
         await asyncio.sleep(LAST_S)
         for listener in self._listeners.sockets:
             self._loop.remove_reader(listener)
@@ -78,7 +78,7 @@ class DrainingServer(Server):
             try:
                 connection = accept(listener)
             except OSError as error:
-                self._exhausted("connections wait: %s", error.strerror)
+                self._exhausted("cannot accept connections: %s", error.strerror)
                 return self._pause()
             if connection is None:
                 return
@@ -90,11 +90,11 @@ class DrainingServer(Server):
         self._loop.call_later(FULL_S, self._accept_again)
 
     def _beat(self, broken_s: float) -> None:
-        """End when the model has been broken for `BROKEN_S`."""
+        """Exit when the model has been broken for `BROKEN_S`."""
         runtime = running(self._app)
         reason = runtime.broken if runtime else None
         if reason and broken_s >= BROKEN_S and not self.broken:
-            log.error("%s; the service ends with code %d, as only a restart may help", reason, BROKEN)
+            log.error("%s; exiting with code %d because only a restart may help", reason, BROKEN)
             self.broken = reason
             self.drain()
             self.stop()
@@ -106,19 +106,19 @@ class DrainingServer(Server):
         if self._signals > 1:
             self.should_exit = self.force_exit = True
         else:
-            self._loop.call_soon_threadsafe(self._leave, self._drain_s if sig == signal.SIGTERM else 0.0)
+            self._loop.call_soon_threadsafe(self._shut_down, self._drain_s if sig == signal.SIGTERM else 0.0)
 
-    def _leave(self, drain_s: float) -> None:
-        log.info("draining: not ready, serving for %g s more", drain_s)
+    def _shut_down(self, drain_s: float) -> None:
+        log.info("draining: not ready, but serving for another %g s", drain_s)
         self.drain()
         self._loop.call_later(drain_s, self.stop)
 
 
 def serve(settings: Settings, sessions: list[Session], listeners: Listeners) -> None:
-    """Serve the model of `sessions`, one a device, until a signal comes. Empties the list: a reload frees the model.
+    """Serve the model of `sessions`, one per device, until a signal. Empties the list, so that a reload can free it.
 
     Raises:
-        ListenError: if another service was quicker to listen on the address.
+        ListenError: if another process now listens on the address.
         SystemExit: with code `BROKEN`, if the model fails on every batch.
     """
     allow_open_files()

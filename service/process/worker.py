@@ -1,4 +1,4 @@
-"""One of several processes that serve: takes its connections and orders from a supervisor."""
+"""A worker process: gets its connections and commands from the supervisor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from camcal.service.http.app import keyring
 from camcal.service.http.dependencies import running
 from camcal.service.http.siblings import Siblings
 from camcal.service.mailbox import Mailbox
-from camcal.service.process import channel as words
+from camcal.service.process import channel as channel_module
 from camcal.service.process.channel import CONNECTION, DRAIN, FAILED, RELOAD, SERVING, SPREAD
 from camcal.service.process.listening import FULL_S
 from camcal.service.process.server import Server, prepare
@@ -27,13 +27,13 @@ from camcal.service.settings import Settings
 
 log = logging.getLogger("camcal")
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the supervisor's business
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # handled by the supervisor
 
 
 class Worker(Server):
-    """Serves the connections that come through `channel`, and does what its supervisor says there.
+    """Serves the connections and executes the commands that the supervisor sends through `channel`.
 
-    Signals are the supervisor's business. When that is gone, the worker answers what it has and ends.
+    Only the supervisor handles signals. If the supervisor dies, the worker finishes its requests and exits.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, channel: socket.socket):
@@ -43,7 +43,7 @@ class Worker(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])
         self._channel.setblocking(False)
-        self._loop.add_reader(self._channel, self._hear)
+        self._loop.add_reader(self._channel, self._receive)
         self._beat()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -51,43 +51,43 @@ class Worker(Server):
 
     def _beat(self) -> None:
         if runtime := running(self._app):
-            # Another process may do better where the model is broken; the supervisor then says when to end.
+            # If the model is broken, a new process may work; the supervisor then sends STOP.
             broken = runtime.broken
             line = FAILED + broken.encode() if broken else SERVING + runtime.manifest.version.encode()
-            with contextlib.suppress(OSError):  # the supervisor is gone
+            with contextlib.suppress(OSError):  # the supervisor has ended
                 self._channel.send(line + b"\n")
             if not broken:
-                self._loop.call_later(words.BEAT_S, self._beat)
+                self._loop.call_later(channel_module.BEAT_S, self._beat)
 
-    def _hear(self) -> None:
-        if self.full() and self._next_word() == CONNECTION:
+    def _receive(self) -> None:
+        if self.full() and self._next_command() == CONNECTION:
             self._loop.remove_reader(self._channel)
-            self._loop.call_later(FULL_S, self._loop.add_reader, self._channel, self._hear)
+            self._loop.call_later(FULL_S, self._loop.add_reader, self._channel, self._receive)
             return
         try:
-            word, descriptors, _, _ = socket.recv_fds(self._channel, 1, 1)
+            command, descriptors, _, _ = socket.recv_fds(self._channel, 1, 1)
         except BlockingIOError:
             return
         except OSError:
-            word, descriptors = b"", []
-        if word == CONNECTION:
+            command, descriptors = b"", []
+        if command == CONNECTION:
             if descriptors:
                 self.take(socket.socket(fileno=descriptors[0]))
             else:
-                self._exhausted("a connection could not be taken: no file descriptor is left")
-        elif word == RELOAD:
+                self._exhausted("cannot take a connection: too many open files")
+        elif command == RELOAD:
             self.reload()
-        elif word == SPREAD:
+        elif command == SPREAD:
             for open_connection in self.server_state.connections:
                 open_connection.leave()  # type: ignore[union-attr]  # of camcal.service.http.protocol
-        elif word == DRAIN:
+        elif command == DRAIN:
             self.drain()
         else:
             self._loop.remove_reader(self._channel)
             self.drain()
             self.stop()
 
-    def _next_word(self) -> bytes:
+    def _next_command(self) -> bytes:
         try:
             return self._channel.recv(1, socket.MSG_PEEK)
         except OSError:
@@ -100,24 +100,24 @@ def run_worker(
     channel: socket.socket,
     decoder: Mailbox,
     metrics: list[socket.socket],
-    held: list[socket.socket],
+    inherited: list[socket.socket],
 ) -> None:
-    """Run a worker to its end, in a process that was forked for it.
+    """Run a worker in its forked process, until it exits.
 
     Args:
-        settings: of the whole service.
+        settings: the settings of the whole service.
         siblings: all workers.
-        channel: to the supervisor.
-        decoder: the mailbox of the process that decodes large images.
+        channel: the channel to the supervisor.
+        decoder: the mailbox of the decoder process for large images.
         metrics: the sockets for /metrics.
-        held: the supervisor's own sockets, which must close with it.
+        inherited: sockets of the supervisor, which the worker closes, so that only the supervisor keeps them open.
     """
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    for other in held:
-        other.close()
+    for inherited_socket in inherited:
+        inherited_socket.close()
     logs.configure(settings.log_format)
     cpus = pin_to_share(siblings.index, siblings.count)
     share = settings.model_copy(
@@ -130,15 +130,15 @@ def run_worker(
         }
     )
     try:
-        keyring(share)  # whose file may have changed since the supervisor looked
+        keyring(share)  # the keys file may have changed since the supervisor started
         sessions = load_proven(share, siblings.proofs)
     except (ValueError, OSError) as error:
         channel.sendall(FAILED + " ".join(str(error).split()).encode() + b"\n")
         sys.exit(2)
     try:
-        own = metrics if siblings.index == 0 else []  # the first worker answers for /metrics
-        config, app = prepare(share, sessions, own, siblings, decoder)
+        own_metrics = metrics if siblings.index == 0 else []  # the first worker serves CAMCAL_METRICS_PORT
+        config, app = prepare(share, sessions, own_metrics, siblings, decoder)
         Worker(config, app, channel).run()
     except Exception:
-        log.exception("worker %d failed", siblings.index)
+        log.exception("worker %d crashed", siblings.index)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""What needs a real server: many clients at once, clients that leave, slow clients, signals."""
+"""Tests with a real server: concurrent clients, disconnects, slow clients, signals."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ from camcal.service.engine.session import Session
 from camcal.service.http import body, protocol
 from camcal.service.http.app import create_app
 from camcal.service.http.protocol import guarded
-from camcal.service.process.listening import let_nobody_else_in
+from camcal.service.process.listening import stop_accepting
 from camcal.service.settings import Settings
 from tests.service.conftest import GatedSession, png
 from tests.service.http.routes.test_predict import RAW, problem
 
 ROOT = Path(__file__).parents[2]
-MAIN = "from camcal.__main__ import main"  # of a program that changes something before it runs `main()`
+MAIN = "from camcal.__main__ import main"  # for programs that patch something before they run `main()`
 
 Live = Callable[..., str]
 
 
 @pytest.fixture
 def live() -> Iterator[Live]:
-    """Runs apps on real sockets in threads of this process; gives their addresses."""
+    """Starts an app on a real socket, in a thread of this process, and returns its URL."""
     with ExitStack() as stack:
 
-        def start(session: Session, **settings: Any) -> str:
-            chosen = Settings(bundle=session.bundle.path, max_batch=session.max_batch, **settings)
-            return stack.enter_context(running(create_app(chosen, session)))
+        def start(session: Session, **options: Any) -> str:
+            settings = Settings(bundle=session.bundle.path, max_batch=session.max_batch, **options)
+            return stack.enter_context(running(create_app(settings, session)))
 
         yield start
 
@@ -85,11 +85,11 @@ def post(url: str, seed: int = 0, headers: dict[str, str] = RAW, **options: Any)
     return httpx.post(f"{url}/predict", content=png(seed), headers=headers, timeout=15, **options)
 
 
-def test_answers_are_not_mixed(live: Live, session: Session) -> None:
+def test_responses_are_not_mixed_up(live: Live, session: Session) -> None:
     url = live(session)
     alone = [post(url, seed).json()["predictions"] for seed in range(12)]
 
-    def ask(number: int) -> None:
+    def send(number: int) -> None:
         seed = number % 12
         body = post(url, seed, params={"top_k": 1 + number % 5}).json()
         for prediction, expected in zip(body["predictions"], alone[seed], strict=False):
@@ -99,7 +99,7 @@ def test_answers_are_not_mixed(live: Live, session: Session) -> None:
         assert numbers["sum"] == pytest.approx(body["predictions"][0]["calibrated_logit"], rel=1e-3, abs=1e-3)
 
     with ThreadPoolExecutor(12) as clients:
-        list(clients.map(ask, range(72)))
+        list(clients.map(send, range(72)))
 
 
 def test_requests_share_batches_while_the_model_is_busy(
@@ -115,7 +115,7 @@ def test_requests_share_batches_while_the_model_is_busy(
         wait_for(lambda: len(submitted) == 6)
         assert metric(url, "camcal_queue_depth") == 5
         gated.open()
-        assert [answer.result().status_code for answer in (first, *later)] == [200] * 6
+        assert [response.result().status_code for response in (first, *later)] == [200] * 6
     assert gated.sizes == [1, 5]
     assert metric(url, "camcal_batch_padding_total") == 3
 
@@ -124,7 +124,7 @@ def test_full_queue(live: Live, gated: GatedSession) -> None:
     url = live(gated, queue_limit=2, client_share=1)
     gated.close()
     with ThreadPoolExecutor(8) as clients:
-        taken = clients.submit(post, url)
+        running = clients.submit(post, url)
         assert gated.waiting.acquire(timeout=30)
         waiting = [clients.submit(post, url) for _ in range(2)]
         wait_for(lambda: metric(url, "camcal_queue_depth") == 2)
@@ -132,7 +132,7 @@ def test_full_queue(live: Live, gated: GatedSession) -> None:
         assert "2 requests are waiting; the limit is 2" in problem(refused, 429, "queue-full")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         gated.open()
-        assert [answer.result().status_code for answer in (taken, *waiting)] == [200] * 3
+        assert [response.result().status_code for response in (running, *waiting)] == [200] * 3
     assert metric(url, 'camcal_rejected_total{reason="queue_full"}') == 1
     assert post(url).status_code == 200
 
@@ -141,25 +141,25 @@ def test_deadline(live: Live, gated: GatedSession) -> None:
     url = live(gated, timeout_s=2)
     gated.close()
     with ThreadPoolExecutor(2) as clients:
-        taken = clients.submit(post, url)
+        running = clients.submit(post, url)
         assert gated.waiting.acquire(timeout=30)
         problem(post(url), 504, "deadline-passed")
         gated.open()
-        assert taken.result().status_code == 200
+        assert running.result().status_code == 200
     assert metric(url, 'camcal_rejected_total{reason="deadline"}') == 1
     assert gated.sizes[-1] == 1
 
 
-def test_client_says_how_long_it_waits(live: Live, gated: GatedSession) -> None:
+def test_timeout_of_the_client(live: Live, gated: GatedSession) -> None:
     url = live(gated)
     gated.close()
     with ThreadPoolExecutor(2) as clients:
-        taken = clients.submit(post, url)
+        running = clients.submit(post, url)
         assert gated.waiting.acquire(timeout=30)
         headers = RAW | {"X-Request-Timeout-Ms": "200"}
         problem(httpx.post(f"{url}/predict", content=png(), headers=headers), 504, "deadline-passed")
         gated.open()
-        assert taken.result().status_code == 200
+        assert running.result().status_code == 200
     headers = RAW | {"X-Request-Timeout-Ms": "9999999"}
     assert httpx.post(f"{url}/predict", content=png(), headers=headers).status_code == 200
     headers = RAW | {"X-Request-Timeout-Ms": "0"}
@@ -169,49 +169,49 @@ def test_client_says_how_long_it_waits(live: Live, gated: GatedSession) -> None:
 
 def test_deadline_passes_before_decoding(live: Live, gated: GatedSession) -> None:
     url = live(gated, timeout_s=1e-9)
-    broken = httpx.post(f"{url}/predict", content=b"no image", headers=RAW)  # nobody finds out
-    problem(broken, 504, "deadline-passed")
+    response = httpx.post(f"{url}/predict", content=b"no image", headers=RAW)  # never decoded
+    problem(response, 504, "deadline-passed")
 
 
 def test_deadline_passes_while_every_thread_decodes(
     live: Live, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, gate = threading.Event(), threading.Event()
+    started, gate = threading.Event(), threading.Event()
 
     def slow(*arguments: Any, **options: Any) -> Any:
-        begun.set()
+        started.set()
         assert gate.wait(30)
         return decode(*arguments, **options)
 
     monkeypatch.setattr(predictor, "decode", slow)
     url = live(session, decode_threads=1)
     problem(post(url, headers=RAW | {"X-Request-Timeout-Ms": "1000"}), 504, "deadline-passed")
-    assert begun.is_set()
-    hurry = {"X-Request-Timeout-Ms": "50"}
-    problem(post(url, headers=RAW | hurry), 504, "deadline-passed")
-    problem(httpx.post(f"{url}/predict/batch", files={"image": png()}, headers=hurry), 504, "deadline-passed")
+    assert started.is_set()
+    headers = {"X-Request-Timeout-Ms": "50"}
+    problem(post(url, headers=RAW | headers), 504, "deadline-passed")
+    problem(httpx.post(f"{url}/predict/batch", files={"image": png()}, headers=headers), 504, "deadline-passed")
     infer = f"{url}/v2/models/{session.bundle.manifest.name}/infer"
-    assert httpx.post(infer, content=b"{}", headers=hurry).status_code == 504
+    assert httpx.post(infer, content=b"{}", headers=headers).status_code == 504
     assert metric(url, "camcal_queue_depth") == 0
-    assert metric(url, "camcal_queue_bytes") == len(png())  # which the thread still has
+    assert metric(url, "camcal_queue_bytes") == len(png())  # the thread still uses it
     gate.set()
     wait_for(lambda: metric(url, "camcal_queue_bytes") == 0)
     assert post(url).status_code == 200
 
 
-def test_client_that_leaves_is_skipped(live: Live, gated: GatedSession) -> None:
+def test_disconnected_client_is_skipped(live: Live, gated: GatedSession) -> None:
     url = live(gated)
     gated.sizes.clear()
     gated.close()
     with ThreadPoolExecutor(4) as clients:
-        taken = clients.submit(post, url)
+        running = clients.submit(post, url)
         assert gated.waiting.acquire(timeout=30)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/predict", content=png(1), headers=RAW, timeout=0.3)
-        stays = clients.submit(post, url, 2)
+        waiting = clients.submit(post, url, 2)
         wait_for(lambda: metric(url, "camcal_cancelled_total") == 1 and metric(url, "camcal_queue_depth") == 1)
         gated.open()
-        assert taken.result().status_code == stays.result().status_code == 200
+        assert running.result().status_code == waiting.result().status_code == 200
     assert gated.sizes == [1, 1]
     assert metric(url, 'camcal_requests_total{code="499",route="/predict"}') == 1
 
@@ -227,10 +227,10 @@ def head(length: int) -> bytes:
 
 
 def received(connection: socket.socket) -> tuple[int, dict[str, Any]]:
-    """Status and body of the answer; the server must then close the connection."""
+    """Status and body of the response. The server must then close the connection."""
     with connection, connection.makefile("rb") as stream:
-        answer = stream.read()
-    header, _, body = answer.partition(b"\r\n\r\n")
+        response = stream.read()
+    header, _, body = response.partition(b"\r\n\r\n")
     return int(header.split()[1]), json.loads(body)
 
 
@@ -241,14 +241,14 @@ def test_slow_body(live: Live, session: Session) -> None:
     assert (status, body["type"]) == (408, "urn:camcal:error:body-timeout")
 
 
-def test_body_below_the_least_rate(live: Live, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_body_below_the_minimum_rate(live: Live, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body, "PAUSE_S", 0.2)
     url = live(session)
     small = connect(url)
-    small.sendall(head(70_000) + bytes(body.SMALL_BYTES))  # it may take its time
-    stopping = connect(url)
-    stopping.sendall(head(1_000_000) + bytes(500_000))
-    status, problem = received(stopping)
+    small.sendall(head(70_000) + bytes(body.SMALL_BYTES))  # no minimum rate up to this size
+    paused = connect(url)
+    paused.sendall(head(1_000_000) + bytes(500_000))
+    status, problem = received(paused)
     assert (status, problem["type"]) == (408, "urn:camcal:error:body-timeout")
     assert problem["detail"] == "the body came slower than 16384 bytes a second (CAMCAL_MIN_BODY_RATE)"
     small.sendall(bytes(70_000 - body.SMALL_BYTES))
@@ -257,22 +257,22 @@ def test_body_below_the_least_rate(live: Live, session: Session, monkeypatch: py
     small.close()
 
 
-def test_body_at_the_least_rate_may_take_long(live: Live, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_body_at_the_minimum_rate_may_take_long(live: Live, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body, "PAUSE_S", 3.0)
     with connect(live(session, min_body_rate=10_000)) as connection:
         connection.sendall(head(500_000) + bytes(100_000))
-        for _ in range(40):  # longer than a pause, at ten times that rate: a busy machine may stop us for a while
+        for _ in range(40):  # longer than PAUSE_S, at ten times the rate: the machine may be busy
             time.sleep(0.1)
             connection.sendall(bytes(10_000))
         assert connection.recv(10_000).startswith(b"HTTP/1.1 415 ")
 
 
-def test_bodies_that_stop_half_way_leave_room_for_others(live: Live, session: Session) -> None:
+def test_incomplete_bodies_leave_room_for_others(live: Live, session: Session) -> None:
     url = live(session, trusted_proxies="127.0.0.1", queue_bytes=2**22, max_bytes=600_000)
     with ExitStack() as stack:
         for _ in range(13):
-            stopping = stack.enter_context(connect(url))
-            stopping.sendall(head(500_000) + bytes(400_000))
+            paused = stack.enter_context(connect(url))
+            paused.sendall(head(500_000) + bytes(400_000))
         wait_for(lambda: metric(url, 'camcal_rejected_total{reason="client_bytes"}') > 0)
         assert metric(url, "camcal_queue_bytes") > 2**21
         other = RAW | {"X-Forwarded-For": "203.0.113.7"}
@@ -280,14 +280,14 @@ def test_bodies_that_stop_half_way_leave_room_for_others(live: Live, session: Se
         assert post(url, headers=other).status_code == 200
 
 
-def answer_to(connection: socket.socket) -> bytes:
-    """All that comes until the server closes the connection."""
+def read_all(connection: socket.socket) -> bytes:
+    """Read until the server closes the connection."""
     with connection, connection.makefile("rb") as stream:
         return stream.read()
 
 
 def status(connection: socket.socket) -> int:
-    """Of the next response, which is read to its end; the connection stays open."""
+    """Read the next response and return its status. The connection stays open."""
     response = HTTPResponse(connection)
     response.begin()
     response.read()
@@ -295,7 +295,7 @@ def status(connection: socket.socket) -> int:
 
 
 def wait_until_read(connection: socket.socket) -> None:
-    """Until the server has read all that was sent: what follows is then a packet of its own."""
+    """Wait until the server has read everything, so that the next data is a new packet."""
     client, server = (f":{address[1]:04X}" for address in (connection.getsockname(), connection.getpeername()))
 
     def unread() -> Iterator[str]:
@@ -313,23 +313,23 @@ def test_slow_head(live: Live, session: Session) -> None:
     slow.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-")
     later.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
     assert status(later) == 200
-    later.sendall(b"GET /health/live HT")  # after a whole request
+    later.sendall(b"GET /health/live HT")  # after a complete request
     dripping.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
     assert status(dripping) == 200
-    dripping.sendall(b"\r\n")  # no head at all, but no silence either
-    assert answer_to(silent) == b""
-    assert answer_to(slow).startswith(b"HTTP/1.1 408 ")
-    assert answer_to(later).startswith(b"HTTP/1.1 408 ")
-    assert answer_to(dripping).startswith(b"HTTP/1.1 408 ")
+    dripping.sendall(b"\r\n")  # neither a head nor silence
+    assert read_all(silent) == b""
+    assert read_all(slow).startswith(b"HTTP/1.1 408 ")
+    assert read_all(later).startswith(b"HTTP/1.1 408 ")
+    assert read_all(dripping).startswith(b"HTTP/1.1 408 ")
 
 
 def test_idle_connection_outlives_the_head_timeout(live: Live, session: Session) -> None:
     url, image = live(session, head_timeout_s=1), png()
     with connect(url) as connection:
         connection.sendall(head(len(image)).replace(b"/predict", b"/predict?top_k=0") + image)
-        assert status(connection) == 422  # before its body
+        assert status(connection) == 422  # before the body is read
         for _ in range(2):
-            answer_to(connect(url))  # which ends when the time is over
+            read_all(connect(url))  # takes head_timeout_s
             connection.sendall(head(len(image)) + image)
             assert status(connection) == 200
 
@@ -343,7 +343,7 @@ def test_endless_head(live: Live, session: Session) -> None:
     connection.close()
 
 
-def test_endless_head_behind_a_request_that_is_not_answered_yet(live: Live, gated: GatedSession) -> None:
+def test_endless_head_behind_an_unanswered_request(live: Live, gated: GatedSession) -> None:
     image = png()
     with connect(live(gated)) as connection:
         gated.close()
@@ -356,11 +356,11 @@ def test_endless_head_behind_a_request_that_is_not_answered_yet(live: Live, gate
         gated.open()
 
 
-LONG = 40_000_000  # bytes, more than sockets take unread
+LONG = 40_000_000  # bytes, more than socket buffers hold
 
 
 @pytest.fixture
-def long_answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, uvicorn.Server]]:
+def long_response(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, uvicorn.Server]]:
     monkeypatch.setattr(protocol, "STALL_S", 0.3)
     app = FastAPI()
     app.state.settings = Settings(bundle=Path("x"))
@@ -369,31 +369,31 @@ def long_answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, uvicorn.
         yield url, app.state.server
 
 
-@pytest.mark.parametrize("last", [b"", b"Connection: close\r\n"])
-def test_a_client_that_does_not_read_loses_its_connection(long_answer: tuple[str, uvicorn.Server], last: bytes) -> None:
-    url, server = long_answer
+@pytest.mark.parametrize("header", [b"", b"Connection: close\r\n"])
+def test_client_that_does_not_read_is_disconnected(long_response: tuple[str, uvicorn.Server], header: bytes) -> None:
+    url, server = long_response
     with connect(url) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + last + b"\r\n")
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + header + b"\r\n")
         wait_for(lambda: server.server_state.total_requests == 1 and not server.server_state.connections)
-        taken = 0
+        size = 0
         with suppress(ConnectionResetError):
-            while some := connection.recv(2**20):
-                taken += len(some)
-    assert taken < LONG
+            while part := connection.recv(2**20):
+                size += len(part)
+    assert size < LONG
 
 
-def test_a_client_that_reads_slowly_gets_all(
-    long_answer: tuple[str, uvicorn.Server], monkeypatch: pytest.MonkeyPatch
+def test_slow_reader_gets_the_whole_response(
+    long_response: tuple[str, uvicorn.Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "STALL_S", 1.0)
-    url, _ = long_answer
+    url, _ = long_response
     with connect(url) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        taken = 0
-        while some := connection.recv(2**22):
-            taken += len(some)
-            time.sleep(0.05)  # a slow client
-    assert taken > LONG
+        size = 0
+        while part := connection.recv(2**22):
+            size += len(part)
+            time.sleep(0.05)
+    assert size > LONG
 
 
 def test_endless_trailers(live: Live, session: Session) -> None:
@@ -405,7 +405,7 @@ def test_endless_trailers(live: Live, session: Session) -> None:
                 connection.sendall(b"X-%d: " % number + b"x" * 1000 + b"\r\n")
 
 
-def test_a_chunked_body_with_trailers_is_read(live: Live, session: Session) -> None:
+def test_chunked_body_with_trailers(live: Live, session: Session) -> None:
     image = png()
     body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (image[:100], image[100:]))
     with connect(live(session)) as connection:
@@ -414,7 +414,7 @@ def test_a_chunked_body_with_trailers_is_read(live: Live, session: Session) -> N
         assert connection.recv(10_000).startswith(b"HTTP/1.1 200 ")
 
 
-def test_client_that_leaves_in_its_body(live: Live, session: Session) -> None:
+def test_client_disconnects_during_its_body(live: Live, session: Session) -> None:
     url = live(session)
     with connect(url) as connection:
         connection.sendall(head(1000) + b"\x89PNG")
@@ -422,13 +422,13 @@ def test_client_that_leaves_in_its_body(live: Live, session: Session) -> None:
     assert metric(url, "camcal_queue_bytes") == 0
 
 
-def test_declared_length_is_refused_before_the_body(live: Live, session: Session) -> None:
+def test_content_length_is_checked_before_the_body(live: Live, session: Session) -> None:
     connection = connect(live(session))
     connection.sendall(head(10**12))
     assert received(connection)[0] == 413
 
 
-def test_body_of_a_request_that_was_answered_early_is_passed_over(live: Live, session: Session) -> None:
+def test_body_after_an_early_response_is_skipped(live: Live, session: Session) -> None:
     with connect(live(session)) as connection:
         connection.sendall(head(300_000).replace(b"/predict", b"/predict?top_k=0"))
         assert status(connection) == 422
@@ -453,25 +453,23 @@ def test_endless_body_is_cut_off(live: Live, session: Session) -> None:
     assert sent < 200_000_000
 
 
-def test_an_answer_before_the_end_of_the_body_reaches_its_client(live: Live, session: Session) -> None:
+def test_response_before_the_end_of_the_body_reaches_the_client(live: Live, session: Session) -> None:
     connection = connect(live(session))
     connection.sendall(head(30_000_000).replace(b"image/png", b"text/plain"))
-    connection.sendall(bytes(30_000_000))  # all of it, before the answer is looked at
+    connection.sendall(bytes(30_000_000))  # all of it, before the response is read
     status, body = received(connection)
     assert (status, body["type"]) == (415, "urn:camcal:error:unsupported-format")
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one packet", "several"])
 @pytest.mark.parametrize("offered", [b"h2c", b"websocket"])
-def test_an_offer_of_another_protocol_is_overlooked(
-    live: Live, session: Session, offered: bytes, together: bool
-) -> None:
+def test_upgrade_to_another_protocol_is_ignored(live: Live, session: Session, offered: bytes, together: bool) -> None:
     image = png()
     offer = b"\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\nHTTP2-Settings: AAMAAABk\r\n\r\n" % offered
-    asked = head(len(image)).removesuffix(b"\r\n\r\n") + offer
+    request = head(len(image)).removesuffix(b"\r\n\r\n") + offer
     with connect(live(session)) as connection:
         for _ in range(2):  # over one connection
-            for part in [asked + image] if together else [asked[:150], asked[150:], image[:40], image[40:]]:
+            for part in [request + image] if together else [request[:150], request[150:], image[:40], image[40:]]:
                 connection.sendall(part)
                 wait_until_read(connection)
             assert status(connection) == 200
@@ -492,13 +490,13 @@ def process(
         try:
             assert child.stderr is not None
             log = iter(child.stderr.readline, "")
-            url = next(found[1] for line in log if (found := re.search(r"on ((http://|unix:)\S+)", line)))
+            url = next(match[1] for line in log if (match := re.search(r"on ((http://|unix:)\S+)", line)))
             yield child, url
         finally:
             child.kill()
 
 
-def test_sighup_before_the_service_is_up_does_no_harm(bundle: Bundle) -> None:
+def test_sighup_during_startup_is_ignored(bundle: Bundle) -> None:
     command = [sys.executable, "-m", "camcal", "serve", "--bundle", str(bundle.path), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as child:
         try:
@@ -511,14 +509,14 @@ def test_sighup_before_the_service_is_up_does_no_harm(bundle: Bundle) -> None:
             child.kill()
 
 
-def test_sigterm_while_the_model_is_loaded_ends_at_once(bundle: Bundle) -> None:
+def test_sigterm_while_the_model_is_loading_exits_at_once(bundle: Bundle) -> None:
     slow = "from camcal.service.engine import model; model.load_proven = lambda *_: time.sleep(30)"
     program = f"import time; {MAIN}; {slow}; main()"
     command = [sys.executable, "-c", program, "serve", "--bundle", str(bundle.path), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT) as child:
         try:
             caught = Path(f"/proc/{child.pid}/status")
-            # A handler of its own: as the first process of a container it would not get what it does not handle.
+            # Process 1 of a container ignores signals without a handler, so one must be installed.
             wait_for(lambda: int(re.search(r"SigCgt:\s*(\w+)", caught.read_text())[1], 16) >> 14 & 1 == 1)  # type: ignore[index]
             child.send_signal(signal.SIGTERM)
             assert child.wait(30) == 143
@@ -550,13 +548,13 @@ def test_as_many_connections_as_the_system_allows(bundle: Bundle, workers: str) 
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_nobody_who_was_let_in_is_turned_out(bundle: Bundle, workers: str) -> None:
+def test_accepted_connections_are_served_during_shutdown(bundle: Bundle, workers: str) -> None:
     with process(bundle, CAMCAL_DRAIN_S="0.5", CAMCAL_WORKERS=workers) as (child, url):
         address = httpx.URL(url).host, httpx.URL(url).port
-        answered = [0] * 24
+        responses = [0] * 24
 
-        def ask(client: int) -> None:
-            """Each request over a connection of its own, until there is no service any more."""
+        def send(client: int) -> None:
+            """Send requests over new connections until the service has ended."""
             while True:
                 try:
                     connection = socket.create_connection(address, timeout=30)
@@ -565,25 +563,25 @@ def test_nobody_who_was_let_in_is_turned_out(bundle: Bundle, workers: str) -> No
                 with connection:
                     connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: camcal\r\n\r\n")
                     assert connection.recv(12) == b"HTTP/1.1 200"
-                answered[client] += 1
+                responses[client] += 1
 
         with ThreadPoolExecutor(24) as threads:
-            asking = threads.map(ask, range(24))
-            wait_for(lambda: min(answered) > 0)
+            sending = threads.map(send, range(24))
+            wait_for(lambda: min(responses) > 0)
             child.send_signal(signal.SIGTERM)
-            list(asking)
+            list(sending)
         assert child.wait(30) == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux filters what comes to a listener")
-def test_a_listener_that_lets_nobody_else_in_keeps_those_it_has() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a socket filter")
+def test_listener_that_stops_accepting_keeps_its_backlog() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
-        with socket.create_connection(address, timeout=30) as before:
-            let_nobody_else_in(listener)
-            with pytest.raises(TimeoutError):  # neither let in, to be reset when it closes, nor refused
+        with socket.create_connection(address, timeout=30) as early:
+            stop_accepting(listener)
+            with pytest.raises(TimeoutError):  # ignored: neither refused, nor accepted and reset later
                 socket.create_connection(address, timeout=0.3)
-            before.sendall(b"still here")
+            early.sendall(b"still here")
             accepted, _ = listener.accept()
             with accepted:
                 assert accepted.recv(10) == b"still here"
@@ -592,19 +590,19 @@ def test_a_listener_that_lets_nobody_else_in_keeps_those_it_has() -> None:
             listener.accept()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux filters what comes to a listener")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a socket filter")
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_who_calls_while_the_service_closes_is_neither_let_in_nor_refused(bundle: Bundle, workers: str) -> None:
+def test_new_connections_during_shutdown_are_ignored(bundle: Bundle, workers: str) -> None:
     program = "-c", f"{MAIN}; from camcal.service.process import server; server.LAST_S = 3; main()"
     with process(bundle, program, CAMCAL_WORKERS=workers) as (child, url):
         child.send_signal(signal.SIGINT)
         with pytest.raises(TimeoutError):
-            while True:  # until it has heard the signal
+            while True:  # until it has received the signal
                 socket.create_connection((httpx.URL(url).host, httpx.URL(url).port), timeout=0.5).close()
         assert child.wait(30) == 0
 
 
-def test_sigint_does_not_wait_and_a_second_signal_ends_at_once(bundle: Bundle) -> None:
+def test_sigint_does_not_drain_and_a_second_signal_exits_at_once(bundle: Bundle) -> None:
     with process(bundle, CAMCAL_DRAIN_S="60") as (child, _):
         child.send_signal(signal.SIGINT)
         assert child.wait(30) == 0
@@ -615,7 +613,7 @@ def test_sigint_does_not_wait_and_a_second_signal_ends_at_once(bundle: Bundle) -
         child.wait(30)
 
 
-def test_behind_a_proxy_that_takes_a_path_away(bundle: Bundle) -> None:
+def test_behind_a_proxy_that_strips_a_prefix(bundle: Bundle) -> None:
     with process(bundle, CAMCAL_ROOT_PATH="/vision/v1") as (_, url):
         address = post(url).json()["cam"]["url"]
         assert address.startswith("/vision/v1/cam/")
@@ -626,6 +624,8 @@ def test_behind_a_proxy_that_takes_a_path_away(bundle: Bundle) -> None:
 
 
 def test_head_has_no_body(live: Live, session: Session) -> None:
-    with httpx.Client(base_url=live(session)) as client:  # over one connection: a body would be taken for an answer
+    with httpx.Client(
+        base_url=live(session)
+    ) as client:  # over one connection: a body would be taken for the next response
         assert client.head("/openapi.json").status_code == 200
         assert client.get("/health/live").json() == {"status": "alive"}

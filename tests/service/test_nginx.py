@@ -1,4 +1,4 @@
-"""docker/nginx.conf, the example of a proxy with TLS, with a real nginx in front of a real service."""
+"""docker/nginx.conf, the example of a TLS proxy, with a real nginx in front of a real service."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def certificate(folder: Path) -> None:
 
 @contextmanager
 def proxy(folder: Path, url: str) -> Iterator[tuple[Path, Path]]:
-    """The example with sockets in a folder as its ports; gives those of TLS and of plain HTTP."""
+    """Run the example with Unix sockets instead of its ports. Returns the sockets for TLS and plain HTTP."""
     certificate(folder)
     tls, plain = folder / "tls", folder / "plain"
     text = (ROOT / "docker/nginx.conf").read_text()
@@ -48,7 +48,7 @@ def proxy(folder: Path, url: str) -> Iterator[tuple[Path, Path]]:
     }.items():
         assert old in text
         text = text.replace(old, new)
-    # The address of a client of a Unix socket is empty for nginx: one of its own stands in.
+    # Clients of a Unix socket have no address; use a fixed one instead.
     assert text.count("$remote_addr;") == 1
     text = text.replace("$remote_addr;", "203.0.113.7;")
     (folder / "nginx.conf").write_text(text + "\n")
@@ -67,7 +67,7 @@ def proxy(folder: Path, url: str) -> Iterator[tuple[Path, Path]]:
 TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
-def test_nginx_example_serves_over_tls_and_says_who_asks(tmp_path: Path) -> None:
+def test_nginx_example_serves_over_tls_and_forwards_addresses(tmp_path: Path) -> None:
     with (
         process(BUNDLE, CAMCAL_TRUSTED_PROXIES="127.0.0.1", CAMCAL_ADDRESS_RATE="0.1") as (_, url),
         proxy(tmp_path, url) as (tls, plain),
@@ -77,15 +77,15 @@ def test_nginx_example_serves_over_tls_and_says_who_asks(tmp_path: Path) -> None
             transport=httpx.HTTPTransport(uds=str(tls), verify=verify), base_url=f"https://{NAME}"
         ) as client:
 
-            def ask(claimed: str) -> httpx.Response:
-                return client.post("/predict", content=png(), headers=RAW | {"X-Forwarded-For": claimed}, timeout=30)
+            def send(address: str) -> httpx.Response:
+                return client.post("/predict", content=png(), headers=RAW | {"X-Forwarded-For": address}, timeout=30)
 
-            first, second = ask("198.51.100.1"), ask("198.51.100.2")
+            first, second = send("198.51.100.1"), send("198.51.100.2")
             assert first.status_code == 200
             assert "max-age" in first.headers["strict-transport-security"]
-            # Both are counted against the address that nginx names, whatever the client claims.
+            # Both count for the address that nginx forwards; the header of the client is ignored.
             assert (second.status_code, second.json()["type"]) == (429, "urn:camcal:error:rate-limited")
             assert client.get("/metrics").status_code == 404
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(plain)), base_url=f"http://{NAME}") as client:
-            moved = client.get("/model?x=1")
-            assert (moved.status_code, moved.headers["location"]) == (308, f"https://{NAME}/model?x=1")
+            redirect = client.get("/model?x=1")
+            assert (redirect.status_code, redirect.headers["location"]) == (308, f"https://{NAME}/model?x=1")

@@ -1,4 +1,4 @@
-"""Addresses, ports and Unix sockets: real sockets, real processes."""
+"""Addresses, ports and Unix sockets, with real sockets and processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
 
 @pytest.fixture
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Short enough for the path of a socket."""
+    """A path short enough for a Unix socket."""
     return tmp_path_factory.mktemp("uds") / "camcal.sock"
 
 
@@ -40,15 +40,15 @@ def test_unix_socket(bundle: Bundle, path: Path, workers: str) -> None:
     with process(bundle, CAMCAL_UDS=str(path), CAMCAL_WORKERS=workers, CAMCAL_DRAIN_S="0") as (child, url):
         assert url == f"unix:{path}"
         assert [post(path).status_code for _ in range(2)] == [200, 200]
-        found = path.stat()
-        assert stat.S_ISSOCK(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o660
+        mode = path.stat().st_mode
+        assert stat.S_ISSOCK(mode) and stat.S_IMODE(mode) == 0o660
         child.send_signal(signal.SIGTERM)
         assert child.wait(20) == 0
     assert not path.exists()
 
 
 @WORKERS
-def test_a_unix_socket_that_a_killed_service_left_is_replaced(bundle: Bundle, path: Path, workers: str) -> None:
+def test_unix_socket_of_a_killed_service_is_replaced(bundle: Bundle, path: Path, workers: str) -> None:
     for _ in range(2):
         with process(bundle, CAMCAL_UDS=str(path), CAMCAL_WORKERS=workers) as (child, _):
             assert post(path).status_code == 200
@@ -57,21 +57,21 @@ def test_a_unix_socket_that_a_killed_service_left_is_replaced(bundle: Bundle, pa
         assert path.exists()
 
 
-def test_a_unix_socket_that_is_in_use_is_left_alone(path: Path) -> None:
+def test_unix_socket_in_use_is_an_error(path: Path) -> None:
     settings = Settings(uds=path)
     with Listeners(settings) as first:
         first.open()
-        with pytest.raises(ListenError, match=f"^another service listens on {path}; choose another with --uds"):
+        with pytest.raises(ListenError, match=f"^another process already listens on {path}; choose another with --uds"):
             Listeners(settings)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
     assert not path.exists()
 
 
-def test_of_two_that_start_with_one_unix_socket_the_later_has_it(path: Path) -> None:
+def test_two_servers_that_start_with_the_same_unix_socket(path: Path) -> None:
     settings = Settings(uds=path)
     with Listeners(settings) as first, Listeners(settings) as second:
-        with pytest.raises(ListenError, match=f"^another service has taken {path}"):
+        with pytest.raises(ListenError, match=f"^another process has replaced {path}"):
             first.open()
         first.close()
         second.open()
@@ -79,16 +79,16 @@ def test_of_two_that_start_with_one_unix_socket_the_later_has_it(path: Path) -> 
             client.connect(str(path))
 
 
-def test_a_unix_socket_is_removed_before_the_last_clients_are_answered(path: Path) -> None:
+def test_unix_socket_is_removed_before_the_last_clients_are_served(path: Path) -> None:
     with Listeners(Settings(uds=path)) as listeners, socket.socket(socket.AF_UNIX) as client:
         listeners.open()
         client.connect(str(path))
-        listeners.let_nobody_else_in()
+        listeners.stop_accepting()
         assert not path.exists()
         with Listeners(Settings(uds=path)) as successor:
             successor.open()
             listeners.close()
-            assert path.exists()  # the successor's
+            assert path.exists()  # that of the successor
 
 
 def test_paths_that_cannot_be_sockets(tmp_path: Path, path: Path) -> None:
@@ -96,9 +96,9 @@ def test_paths_that_cannot_be_sockets(tmp_path: Path, path: Path) -> None:
     with pytest.raises(ListenError, match="exists and is not a socket; choose another with --uds or CAMCAL_UDS$"):
         Listeners(Settings(uds=path))
     assert path.read_text() == "precious"
-    with pytest.raises(ListenError, match="^no socket can be made at .*: No such file or directory"):
+    with pytest.raises(ListenError, match="^cannot create the Unix socket .*: No such file or directory"):
         Listeners(Settings(uds=path.parent / "absent" / "x"))
-    with pytest.raises(ListenError, match="bytes; the path of a socket may have 107"):
+    with pytest.raises(ListenError, match="bytes; the limit for a Unix socket is 107"):
         Listeners(Settings(uds=tmp_path / ("x" * 108)))
 
 
@@ -113,10 +113,10 @@ def test_both_families_over_one_port(bundle: Bundle, workers: str) -> None:
 
 def test_every_address_of_a_name_has_the_same_port() -> None:
     with Listeners(Settings(host="localhost", port=0)) as listeners:
-        assert len({one.getsockname()[1] for one in listeners.sockets}) == 1
+        assert len({listener.getsockname()[1] for listener in listeners.sockets}) == 1
 
 
-def test_nobody_is_let_in_before_the_service_is_ready() -> None:
+def test_connections_are_refused_before_the_service_is_ready() -> None:
     with Listeners(Settings(port=0)) as listeners:
         address = listeners.sockets[0].getsockname()
         with pytest.raises(ConnectionRefusedError):
@@ -125,44 +125,45 @@ def test_nobody_is_let_in_before_the_service_is_ready() -> None:
         socket.create_connection(address, timeout=10).close()
 
 
-def test_another_service_that_is_quicker() -> None:
+def test_another_server_opens_the_port_first() -> None:
     with Listeners(Settings(port=0)) as first:
         port = first.sockets[0].getsockname()[1]
         with Listeners(Settings(port=port)) as second:
             first.open()
-            with pytest.raises(ListenError, match=f"^port {port} of 127.0.0.1 is in use"):
+            with pytest.raises(ListenError, match=f"^port {port} on 127.0.0.1 is already in use"):
                 second.open()
 
 
 @pytest.mark.parametrize(
-    ("host", "said"),
+    ("host", "message"),
     [
         ("192.0.2.1", "host 192.0.2.1 is not an address of this machine; choose another with --host or CAMCAL_HOST"),
-        ("no.such.host.invalid", "host no.such.host.invalid is not known; choose another with --host or CAMCAL_HOST"),
-        ("a" * 80, "is not known"),  # too long for a name
+        ("no.such.host.invalid", "unknown host no.such.host.invalid; choose another with --host or CAMCAL_HOST"),
+        ("a" * 80, "unknown host"),  # too long for a host name
     ],
 )
-def test_hosts_that_cannot_be_listened_on(host: str, said: str) -> None:
-    with pytest.raises(ListenError, match=re.escape(said)):
+def test_invalid_hosts(host: str, message: str) -> None:
+    with pytest.raises(ListenError, match=re.escape(message)):
         Listeners(Settings(host=host, port=0))
 
 
 @WORKERS
-def test_a_port_in_use_is_told_before_the_model_is_loaded(tmp_path: Path, workers: str) -> None:
+def test_port_in_use_is_reported_before_the_model_is_loaded(tmp_path: Path, workers: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         command = [sys.executable, "-m", "camcal", "serve", "--port", str(port), "--workers", workers]
-        absent = ["--bundle", str(tmp_path / "absent")]  # which would be told otherwise
-        ended = subprocess.run([*command, *absent], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 2
-    assert ended.stderr == f"error: port {port} of 127.0.0.1 is in use; choose another with --port or CAMCAL_PORT\n"
+        absent = ["--bundle", str(tmp_path / "absent")]  # would be the error otherwise
+        result = subprocess.run([*command, *absent], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    error = f"error: port {port} on 127.0.0.1 is already in use; choose another with --port or CAMCAL_PORT\n"
+    assert result.stderr == error
 
 
 @WORKERS
-def test_a_read_only_file_system(bundle: Bundle, workers: str) -> None:
-    """As `docker run --read-only` has it, without a tmpfs."""
+def test_read_only_file_system(bundle: Bundle, workers: str) -> None:
+    """Like `docker run --read-only` without a tmpfs."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
-        pytest.skip("this user may not mount")
+        pytest.skip("needs permission to mount")
     program = """if True:
         import os, subprocess, sys
         with open("/proc/mounts") as mounts:
@@ -179,9 +180,9 @@ def test_a_read_only_file_system(bundle: Bundle, workers: str) -> None:
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as child:
         try:
             assert child.stderr is not None
-            url = next(found[0] for line in child.stderr if (found := re.search(r"http://[\d.:]+", line)))
-            answers = [httpx.post(f"{url}/predict", content=png(), headers=RAW, timeout=20) for _ in range(2)]
-            for answer in answers:
-                assert httpx.get(url + answer.json()["cam"]["url"]).status_code == 200
+            url = next(match[0] for line in child.stderr if (match := re.search(r"http://[\d.:]+", line)))
+            responses = [httpx.post(f"{url}/predict", content=png(), headers=RAW, timeout=20) for _ in range(2)]
+            for response in responses:
+                assert httpx.get(url + response.json()["cam"]["url"]).status_code == 200
         finally:
             child.kill()

@@ -1,4 +1,4 @@
-"""Several workers behind one port: real processes, real signals."""
+"""Several workers behind one port, with real processes and signals."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ def workers(child: subprocess.Popen[str]) -> list[int]:
 def gone(pid: int) -> bool:
     try:
         return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):  # ended before it was looked at, or while
+    except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
         return True
 
 
-def test_connections_are_dealt_out_in_turn_and_any_worker_draws_any_map(service: Service) -> None:
+def test_connections_take_turns_and_any_worker_draws_any_map(service: Service) -> None:
     _, url = service
-    bodies = [post(url, seed).json() for seed in range(6)]  # each over a connection of its own
-    makers = [body["cam"]["url"][len("/cam/")] for body in bodies]
-    assert sorted(set(makers)) == ["A", "B"]
-    assert makers[::2] == makers[:1] * 3
+    bodies = [post(url, seed).json() for seed in range(6)]  # each over a new connection
+    owners = [body["cam"]["url"][len("/cam/")] for body in bodies]
+    assert sorted(set(owners)) == ["A", "B"]
+    assert owners[::2] == owners[:1] * 3
     for body in bodies:
         for _ in range(2):
             with httpx.Client(base_url=url) as client:
                 check_map(client, body)
     unknown = bodies[0]["cam"]["url"][:-6] + "AAAAAA"
     assert {httpx.get(url + unknown).status_code for _ in range(2)} == {404}
-    assert httpx.get(f"{url}/cam/{'_' * 22}").status_code == 404  # there is no such worker
+    assert httpx.get(f"{url}/cam/{'_' * 22}").status_code == 404  # no such worker
     assert metric(url, 'camcal_requests_total{code="200",route="/predict"') == 6
     assert metric(url, "camcal_cam_store_entries") == 6
     for worker in (0, 1):
@@ -67,15 +67,15 @@ def test_connections_are_dealt_out_in_turn_and_any_worker_draws_any_map(service:
 
 def test_any_worker_removes_any_map(service: Service) -> None:
     _, url = service
-    for path in [post(url, seed).json()["cam"]["url"] for seed in range(4)]:  # one of each worker, asked of each
+    for path in [post(url, seed).json()["cam"]["url"] for seed in range(4)]:  # maps of both workers
         assert httpx.delete(url + path).status_code == 204
         assert {httpx.get(url + path).status_code for _ in range(2)} == {404}
         assert {httpx.delete(url + path).status_code for _ in range(2)} == {404}
     assert metric(url, "camcal_cam_store_entries") == 0
-    assert httpx.delete(f"{url}/cam/{'_' * 22}").status_code == 404  # there is no such worker
+    assert httpx.delete(f"{url}/cam/{'_' * 22}").status_code == 404  # no such worker
 
 
-def test_metrics_are_the_same_whichever_worker_is_asked(service: Service) -> None:
+def test_every_worker_returns_the_same_metrics(service: Service) -> None:
     _, url = service
     assert {post(url).status_code for _ in range(3)} == {200}
 
@@ -86,7 +86,7 @@ def test_metrics_are_the_same_whichever_worker_is_asked(service: Service) -> Non
     assert counted() == counted()
 
 
-def test_worker_that_dies_is_replaced(service: Service) -> None:
+def test_killed_worker_is_restarted(service: Service) -> None:
     child, url = service
     before = workers(child)
     os.kill(before[0], signal.SIGKILL)
@@ -96,7 +96,7 @@ def test_worker_that_dies_is_replaced(service: Service) -> None:
     wait_for(lambda: {post(url).json()["cam"]["url"][5] for _ in range(2)} == {"A", "B"})
 
 
-def test_both_workers_die_and_come_again(service: Service) -> None:
+def test_all_killed_workers_are_restarted(service: Service) -> None:
     child, url = service
     before = workers(child)
     for pid in before:
@@ -105,16 +105,16 @@ def test_both_workers_die_and_come_again(service: Service) -> None:
     assert httpx.post(f"{url}/predict", content=png(), headers={"Content-Type": "image/png"}, timeout=20).is_success
 
 
-def test_worker_that_hangs_is_replaced_and_holds_up_no_other(bundle: Bundle) -> None:
+def test_hung_worker_is_restarted_without_delaying_others(bundle: Bundle) -> None:
     program = "-c", f"{MAIN}; from camcal.service.process import channel; channel.BEAT_S = 0.5; main()"
     with process(bundle, program, CAMCAL_WORKERS="2") as (child, url):
         awake, hung = workers(child)
         os.kill(hung, signal.SIGSTOP)
-        answers = []
-        for _ in range(2):  # one for each
+        texts = []
+        for _ in range(2):  # one per worker
             with contextlib.suppress(httpx.ReadError):  # the connection ends with the worker
-                answers.append(httpx.get(f"{url}/metrics", timeout=20).text)
-        (text,) = answers
+                texts.append(httpx.get(f"{url}/metrics", timeout=20).text)
+        (text,) = texts
         assert 'camcal_ready{worker="0"} 1.0' in text and 'worker="1"' not in text
         wait_for(lambda: gone(hung))
         wait_for(lambda: metric(url, 'camcal_ready{worker="1"}') == 1)
@@ -122,10 +122,10 @@ def test_worker_that_hangs_is_replaced_and_holds_up_no_other(bundle: Bundle) -> 
 
 
 @pytest.mark.parametrize("stuck", [False, True])
-def test_worker_whose_model_fails_on_every_batch_is_replaced(bundle: Bundle, tmp_path: Path, stuck: bool) -> None:
-    flag, holds = tmp_path / "broken", tmp_path / "stuck"
+def test_worker_with_a_broken_model_is_restarted(bundle: Bundle, tmp_path: Path, stuck: bool) -> None:
+    flag, block = tmp_path / "broken", tmp_path / "stuck"
     if stuck:
-        holds.touch()
+        block.touch()
     program = (
         "-c",
         f"""if True:
@@ -135,31 +135,31 @@ def test_worker_whose_model_fails_on_every_batch_is_replaced(bundle: Bundle, tmp
         from camcal.service.engine import session
         stop = worker.Worker.stop
         if {stuck}:
-            worker.Worker.stop = lambda self: None if os.path.exists({str(holds)!r}) else stop(self)
+            worker.Worker.stop = lambda self: None if os.path.exists({str(block)!r}) else stop(self)
             supervisor.LATE_S = -4
         channel.BEAT_S, run = 0.5, session.Session.run
-        def fail(self, *given):
+        def fail(self, *args):
             if os.path.exists({str(flag)!r}) and str(os.getpid()) in open({str(flag)!r}).read().split():
                 raise ArithmeticError("the device is gone")
-            return run(self, *given)
+            return run(self, *args)
         session.Session.run = fail
         main()""",
     )
     settings = {"CAMCAL_WORKERS": "2", "CAMCAL_TIMEOUT_S": "5", "CAMCAL_BODY_TIMEOUT_S": "0.5"}
     with process(bundle, program, **settings) as (child, url):
         before = workers(child)
-        flag.write_text(" ".join(map(str, before)))  # those that take their places are sound
+        flag.write_text(" ".join(map(str, before)))  # their replacements work
         for _ in range(5):
-            assert [post(url, seed).status_code for seed in range(2)] == [500, 500]  # one for each worker
+            assert [post(url, seed).status_code for seed in range(2)] == [500, 500]  # one per worker
         wait_for(lambda: all(map(gone, before)))
         assert [post(url, seed).status_code for seed in range(2)] == [200, 200]
         wait_for(lambda: len(workers(child)) == 2)
-        holds.unlink(missing_ok=True)  # or they would outlive their supervisor, and this test
+        block.unlink(missing_ok=True)  # or the workers would outlive their supervisor and this test
 
 
 @contextlib.contextmanager
 def burst(service: Service) -> Iterator[list[socket.socket]]:
-    """Clients that have asked, more than the workers, which have stopped, have room for."""
+    """Open more connections, with requests, than the suspended workers have room for."""
     child, url = service
     address = httpx.URL(url).host, httpx.URL(url).port
     with contextlib.ExitStack() as stack:
@@ -172,55 +172,55 @@ def burst(service: Service) -> Iterator[list[socket.socket]]:
 
 
 def wait_for_turns(child: subprocess.Popen[str], count: int) -> None:
-    """Until the supervisor, which looks every 10 ms whether a worker has room, has looked `count` times more."""
+    """Wait until the supervisor, which checks every 10 ms for a free worker, has checked `count` more times."""
 
     def turns() -> int:
-        found = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", Path(f"/proc/{child.pid}/status").read_text(), re.M)
-        assert found
-        return int(found[1])
+        match = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", Path(f"/proc/{child.pid}/status").read_text(), re.M)
+        assert match
+        return int(match[1])
 
     before = turns()
     wait_for(lambda: turns() >= before + count)
 
 
-def let_go(child: subprocess.Popen[str]) -> None:
+def resume(child: subprocess.Popen[str]) -> None:
     for pid in workers(child):
         os.kill(pid, signal.SIGCONT)
 
 
-def test_a_burst_of_connections_waits_for_room(service: Service) -> None:
+def test_burst_of_connections_waits_for_room(service: Service) -> None:
     child, url = service
     with burst(service) as clients:
-        child.send_signal(signal.SIGHUP)  # a word for the workers, behind all that they have not taken
+        child.send_signal(signal.SIGHUP)  # a command that queues up behind all connections in the channels
         wait_for_turns(child, 5)
-        let_go(child)
+        resume(child)
         assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
     wait_for(lambda: metric(url, 'camcal_reloads_total{result="done"') == 2)
 
 
-def test_a_burst_of_connections_is_dealt_out_before_the_end(service: Service) -> None:
+def test_burst_of_connections_is_served_before_shutdown(service: Service) -> None:
     child, _ = service
     with burst(service) as clients:
         child.send_signal(signal.SIGINT)
-        wait_for_turns(child, 40)  # more than while it waits for the last connections to be made
-        let_go(child)
+        wait_for_turns(child, 40)  # longer than it waits for the last connections
+        resume(child)
         assert {client.recv(12) for client in clients} == {b"HTTP/1.1 200"}
     assert child.wait(30) == 0
 
 
-def test_worker_that_finds_another_bundle_brings_it_to_all(
+def test_restarted_worker_with_another_bundle_makes_all_reload(
     bundle: Bundle, other: Bundle, current: Callable[[Path], Path]
 ) -> None:
     with process(current(bundle.path), CAMCAL_WORKERS="2") as (child, url):
         current(other.path)
         killed = workers(child)[0]
         os.kill(killed, signal.SIGKILL)
-        wait_for(lambda: killed not in workers(child))  # until then it may be given a connection, which is lost
+        wait_for(lambda: killed not in workers(child))  # until then it may get a connection, which is lost
         wait_for(lambda: {post(url).json()["cam"]["url"][5] for _ in range(2)} == {"A", "B"})
         wait_for(lambda: {post(url).json()["model"]["version"] for _ in range(2)} == {other.manifest.version})
 
 
-def test_service_ends_when_no_worker_can_start_again(bundle: Bundle, current: Callable[[Path], Path]) -> None:
+def test_service_exits_if_no_worker_can_restart(bundle: Bundle, current: Callable[[Path], Path]) -> None:
     program = (
         "-c",
         f"{MAIN}; from camcal.service.process import supervisor; supervisor.RESTART_S = 0.02; main()",
@@ -231,12 +231,12 @@ def test_service_ends_when_no_worker_can_start_again(bundle: Bundle, current: Ca
             os.kill(pid, signal.SIGKILL)
         assert child.wait(20) == 2
         assert child.stderr is not None
-        said = child.stderr.read()
-        assert said.count("another takes its place") == 6 and "error: no bundle" in said
+        log = child.stderr.read()
+        assert log.count("restarting it") == 6 and "error: no bundle" in log
 
 
-def test_workers_end_with_their_supervisor_and_leave_nothing(bundle: Bundle) -> None:
-    with tempfile.TemporaryDirectory() as name:  # pytest's own folders have names too long for a socket
+def test_workers_end_with_their_supervisor_and_leave_no_files(bundle: Bundle) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's folders have names too long for a socket
         with process(bundle, CAMCAL_WORKERS="2", TMPDIR=name) as (child, url):
             pids = workers(child)
             assert post(url).status_code == 200
@@ -246,8 +246,8 @@ def test_workers_end_with_their_supervisor_and_leave_nothing(bundle: Bundle) -> 
         assert list(Path(name).iterdir()) == []
 
 
-def test_signals_to_all_processes_are_one(bundle: Bundle) -> None:
-    """As a terminal sends them."""
+def test_signal_to_the_process_group_counts_once(bundle: Bundle) -> None:
+    """A terminal sends signals to all processes of the group."""
     command = [sys.executable, "-m", "camcal", "serve", "--bundle", str(bundle.path), "--port", "0", "--workers", "2"]
     environment = {"CAMCAL_DRAIN_S": "1"}
     with subprocess.Popen(
@@ -255,8 +255,8 @@ def test_signals_to_all_processes_are_one(bundle: Bundle) -> None:
     ) as child:
         try:
             assert child.stderr is not None
-            found = (re.search(r"http://[\d.:]+", line) for line in iter(child.stderr.readline, ""))
-            url = next(match[0] for match in found if match)
+            matches = (re.search(r"http://[\d.:]+", line) for line in iter(child.stderr.readline, ""))
+            url = next(match[0] for match in matches if match)
             os.killpg(child.pid, signal.SIGTERM)
             wait_for(lambda: httpx.get(f"{url}/health/ready").status_code == 503)
             assert post(url).status_code == 200
@@ -265,7 +265,7 @@ def test_signals_to_all_processes_are_one(bundle: Bundle) -> None:
             child.kill()
 
 
-def test_second_signal_ends_at_once(bundle: Bundle) -> None:
+def test_second_signal_exits_at_once(bundle: Bundle) -> None:
     with process(bundle, CAMCAL_WORKERS="2", CAMCAL_DRAIN_S="60") as (child, url):
         pids = workers(child)
         child.send_signal(signal.SIGTERM)
@@ -292,21 +292,21 @@ def start(*arguments: str) -> Any:
 def test_workers_that_cannot_start(bundle: Bundle, tmp_path: Path) -> None:
     shutil.copytree(bundle.path, tmp_path / "bad")
     (tmp_path / "bad" / "model.onnx").write_bytes(b"no graph")
-    ended = start("--bundle", str(tmp_path / "bad"), "--port", "0")
-    assert ended.returncode == 2
-    assert ended.stderr.count("error: ") == 1
-    assert "model.onnx" in ended.stderr
+    result = start("--bundle", str(tmp_path / "bad"), "--port", "0")
+    assert result.returncode == 2
+    assert result.stderr.count("error: ") == 1
+    assert "model.onnx" in result.stderr
 
 
 def test_one_worker_that_cannot_start(bundle: Bundle, tmp_path: Path) -> None:
-    """The other is ready before, and nothing has been listened on."""
+    """The other worker is ready first, and the service does not listen yet."""
     program = f"""
 import os
 import time
 from camcal.__main__ import main
 from camcal.service.process import supervisor
 
-work, serves = supervisor.run_worker, supervisor.Supervisor._serves
+work, on_serving = supervisor.run_worker, supervisor.Supervisor._on_serving
 
 
 def start(settings, siblings, *rest):
@@ -317,37 +317,37 @@ def start(settings, siblings, *rest):
     work(settings, siblings, *rest)
 
 
-def heard(self, worker, version):
-    serves(self, worker, version)
+def on_ready(self, worker, version):
+    on_serving(self, worker, version)
     open({str(tmp_path / "ready")!r}, "w").close()
 
 
-supervisor.run_worker, supervisor.Supervisor._serves = start, heard
+supervisor.run_worker, supervisor.Supervisor._on_serving = start, on_ready
 main()
 """
     command = [sys.executable, "-c", program, "serve", "--workers", "2", "--bundle", str(bundle.path), "--port", "0"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1] == "error: worker 1 ended with code 3"
-    assert "listen" not in ended.stderr
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == "error: worker 1 exited with code 3"
+    assert "listen" not in result.stderr
 
 
 def test_address_in_use(bundle: Bundle) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = start("--bundle", str(bundle.path), "--port", str(port))
-    assert ended.returncode == 2
-    sentence = f"error: port {port} of 127.0.0.1 is in use; choose another with --port or CAMCAL_PORT"
-    assert ended.stderr.splitlines() == [sentence]
+        result = start("--bundle", str(bundle.path), "--port", str(port))
+    assert result.returncode == 2
+    error = f"error: port {port} on 127.0.0.1 is already in use; choose another with --port or CAMCAL_PORT"
+    assert result.stderr.splitlines() == [error]
 
 
 def test_shares_of_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     cpus: dict[int, set[int]] = {0: set(range(8, 13))}
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cpus[pid])
-    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, wanted: cpus.update({pid: set(wanted)}))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, mask: cpus.update({pid: set(mask)}))
     monkeypatch.setattr("camcal.cpus._quotas", lambda root: iter([]))
     assert (pin_to_share(1, 2), cpus[0]) == (3, {10, 11, 12})
     assert (pin_to_share(0, 4), cpus[0]) == (1, {10, 11, 12})  # more parts than CPUs
     monkeypatch.setattr("camcal.cpus._quotas", lambda root: iter([2.0]))
     assert usable_cpus() == 2
-    assert (pin_to_share(1, 2), cpus[0]) == (1, {10, 11, 12})  # a quota is of time, not of CPUs
+    assert (pin_to_share(1, 2), cpus[0]) == (1, {10, 11, 12})  # a quota limits time; it does not pin CPUs
