@@ -1,1 +1,1 @@
-"""Heatmaps: what is kept of a prediction, where, and how it is drawn."""
+"""Heatmaps: the data stored for a prediction, the stores, and drawing."""

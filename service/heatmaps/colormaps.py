@@ -1,4 +1,4 @@
-"""Colour look-up tables, 256×3 uint8, computed here so that serving needs no plotting library."""
+"""Colour maps as 256×3 uint8 tables, computed here so that the service needs no plotting library."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 Colormap = Literal["turbo", "viridis", "magma", "inferno", "gray", "coolwarm"]
 
-# Every 15th colour of matplotlib's maps (turbo: Mikhailov; coolwarm: Moreland; the others: van der Walt and Smith, all
-# free to use), interpolated linearly: off by at most 7 of 255. coolwarm diverges from a neutral middle.
+# Every 15th colour of matplotlib's maps, interpolated linearly; the error is at most 7 of 255. Turbo is by Mikhailov,
+# coolwarm by Moreland, the others by van der Walt and Smith; all are free to use. coolwarm is diverging.
 _ANCHORS: dict[Colormap, str] = {
     "turbo": (
         "30123b 3f3e9c 4666dd 458cfd 2fb2f4 1ad4d0 22ebaa 52fa7a 8bff4b "

@@ -1,4 +1,4 @@
-"""What is kept of a prediction so that its heatmaps can be drawn later: small, and complete in itself."""
+"""The stored data of a prediction from which its heatmaps are drawn: small and self-contained."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from camcal.service.heatmaps.legend import Caption, legible
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """The maps of k classes of one prediction.
-
-    Lists have k values in the order of `classes`.
-    """
+    """The maps of k classes of one prediction. Lists have k values in the order of `classes`."""
 
     expires_at: float  # Unix time
     classes: list[int]
@@ -29,25 +26,25 @@ class Explanation:
     scales: list[float]  # ω
     offsets: list[float]  # β·‖W‖
     picture_size: tuple[int, int]  # width, height
-    picture: bytes  # JPEG of what the network saw
+    picture: bytes  # JPEG of the part of the image that the network sees
     maps: NDArray[np.float32]  # k×h×w, plain
     shift: float = 0.0  # of the maps, see `camcal.service.heatmaps.heatmap.View`
-    owner: str | None = None  # the name of the API key that made it
+    owner: str | None = None  # name of the API key of the request
 
     def score(self, place: int, calibrated: bool, versus: int | None = None) -> float:
-        """The logit that the map at `place` explains, or by how much it exceeds that of the class at `versus`."""
+        """The logit of the class at `place`, minus that of the class at `versus` if given."""
         scores = self.calibrated_logits if calibrated else self.logits
         return scores[place] if versus is None else scores[place] - scores[versus]
 
     def contributions(self, place: int, calibrated: bool, versus: int | None = None) -> NDArray[np.float32]:
-        """The map at `place` of `classes`, h×w, less that at `versus`; it sums to `score`."""
+        """The h×w map of the class at `place`, minus that at `versus` if given. It sums to `score`."""
         if versus is not None:
             return self.contributions(place, calibrated) - self.contributions(versus, calibrated)
         plain: NDArray[np.float32] = self.maps[place]
         return marc_map(plain, self.scales[place], self.offsets[place]) if calibrated else plain
 
     def caption(self, place: int, calibrated: bool, versus: int | None = None) -> Caption:
-        """The words of a legend."""
+        """The text of the legend."""
         kind = "calibrated" if calibrated else "plain"
         score = f"{self.score(place, calibrated, versus):.2f}"
         if versus is None:
@@ -55,17 +52,17 @@ class Explanation:
         return Caption(title=self.title(place), detail=f"{kind} difference {score}", rival=self.title(versus))
 
     def title(self, place: int) -> str:
-        """The name of the class at `place`, as a picture can show it."""
+        """The label of the class at `place`, or its number if the font cannot show the label."""
         return legible(self.labels[place], self.classes[place])
 
     def scale(self, place: int, calibrated: bool, versus: int | None, *, signed: bool, common: bool) -> Scale:
-        """What the colours of a heatmap stand for.
+        """The colour scale of a heatmap.
 
         Args:
-            place, calibrated, versus: as in `contributions`.
-            signed: with zero in the middle, or from a floor upwards.
-            common: the same for all maps of this prediction, or for all differences of two of them, so that equal
-                colours mean equal contributions; or each map's own.
+            place, calibrated, versus: see `contributions`.
+            signed: centre the scale at zero; otherwise it starts at a floor.
+            common: use one scale for all maps of this prediction, or for all differences of two of them, so that equal
+                colours mean equal contributions. Otherwise each map has its own scale.
         """
         choose = signed_scale if signed else positive_scale
         if not common:
@@ -77,7 +74,7 @@ class Explanation:
         return Scale(low=-largest if signed else 0.0, high=largest, signed=signed)
 
     def pack(self) -> bytes:
-        """As bytes, for a store: one line of JSON, the maps, the picture."""
+        """Serialize for a store: one line of JSON, the maps, the picture."""
         header: dict[str, Any] = {name: value for name, value in vars(self).items() if name not in ("picture", "maps")}
         header["shape"] = self.maps.shape
         return orjson.dumps(header) + b"\n" + self.maps.astype("<f4").tobytes() + self.picture
@@ -95,9 +92,9 @@ class Explanation:
 
 
 def marc_map(plain: NDArray[np.float32], omega: float, offset: float) -> NDArray[np.float32]:
-    """The calibrated map m'(u) = ω·m(u) + β·‖W‖/(h·w) of one class, with `offset` β·‖W‖.
+    """The calibrated map m'(u) = ω·m(u) + β·‖W‖/(h·w) of one class, where `offset` is β·‖W‖.
 
-    It sums to the calibrated logit z' as the plain map sums to z.
+    It sums to the calibrated logit z', as the plain map m sums to z.
     """
     return (plain.astype(np.float64) * omega + offset / plain.size).astype(np.float32)
 

@@ -1,6 +1,7 @@
-"""From a contribution map to a picture.
+"""Draw a contribution map as a picture.
 
-Contributions are signed, and a `Scale` says which of them the colours run between. Exact values are in JSON and npy.
+Contributions are signed. A `Scale` defines the contributions of the first and the last colour. JSON and npy have the
+exact values.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from camcal.service.heatmaps.png import encode_png
 
 PictureFormat = Literal["png", "webp", "jpeg"]
 
-_GENTLE = 0.02  # how much of the scale the colours take to come in
+_FADE_IN = 0.02  # share of the scale over which the colours fade in
 
 _SAVE: dict[PictureFormat, dict[str, int]] = {
-    "webp": {"quality": 85, "method": 0},  # method 2 takes 1.6 times as long for a quarter less
+    "webp": {"quality": 85, "method": 0},  # method 2 takes 1.6 times as long for files smaller by a quarter
     "jpeg": {"quality": 88},
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """The contributions that get the first and the last colour; a signed scale has zero in the middle."""
+    """The contributions of the first and the last colour. A signed scale is centred at zero."""
 
     low: float
     high: float
@@ -40,40 +41,38 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How a heatmap is to look.
+    """The options for drawing a heatmap.
 
-    shift: by how many positions of its grid the map lies right of and below what it shows; see
-        `camcal.training.calibration.placement`. It is drawn that much further left and up.
+    shift: offset of the map to the right and down, in grid positions, caused by strided convolutions. The map is drawn
+        that much further left and up. `camcal.training.calibration.placement` measures it.
     """
 
-    size: int  # of the longest side, px
+    size: int  # longest side, px
     colormap: Colormap = "turbo"
-    alpha: float = 0.6  # how much the strongest colour covers, in [0, 1]
-    overlay: bool = True  # on the picture, or the colours alone
+    alpha: float = 0.6  # opacity of the strongest colour, in [0, 1]
+    overlay: bool = True  # draw on the picture; otherwise the colours only
     format: PictureFormat = "png"
     shift: float = 0.0
 
 
 def positive_scale(maps: NDArray[np.float32]) -> Scale:
-    """From the floor to the highest contribution of `maps`; the floor is 0, or the median where that is positive.
+    """A scale from a floor to the highest contribution of `maps`. The floor is the median, but at least 0.
 
-    Empty where no contribution is positive.
-
-    A share that most positions have, such as the one that calibration adds to all of them, says nothing about the
-    place.
+    A contribution that most positions share, such as the constant that calibration adds, does not locate anything. The
+    scale is empty if no contribution is positive.
     """
     low = max(0.0, float(np.median(maps)))
     return Scale(low=low, high=max(low, float(maps.max())), signed=False)
 
 
 def signed_scale(maps: NDArray[np.float32]) -> Scale:
-    """As far below zero as above it: to the contribution of `maps` that is farthest from zero."""
+    """A symmetric scale around zero, up to the largest absolute contribution of `maps`."""
     limit = float(np.abs(maps).max())
     return Scale(low=-limit, high=limit, signed=True)
 
 
 def fit(shape: tuple[int, int], size: int) -> tuple[int, int]:
-    """Width and height `shape` scaled so that the longer is `size`."""
+    """Scale width and height `shape` so that the longer one is `size`."""
     scale = size / max(shape)
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
@@ -81,13 +80,13 @@ def fit(shape: tuple[int, int], size: int) -> tuple[int, int]:
 def levels(
     contributions: NDArray[np.float32], scale: Scale, size: tuple[int, int], shift: float = 0.0
 ) -> NDArray[np.uint8]:
-    """A map h×w, smoothly enlarged, as indices into a colour table: height×width.
+    """Enlarge an h×w map smoothly, and convert it to indices into a colour table: height×width.
 
     Args:
         contributions: the map.
-        scale: what lies beyond it gets its first or last colour. Where it is empty, nothing is shown.
+        scale: values beyond it get its first or last colour. With an empty scale, all values get the weakest colour.
         size: width and height of the result.
-        shift: as in `View`.
+        shift: see `View`.
     """
     span = scale.high - scale.low
     if span > 0:
@@ -95,7 +94,7 @@ def levels(
     else:
         steps = np.full(contributions.shape, 127.0 if scale.signed else 0.0)
     rows, columns = enlargement(steps.shape[0], size[1], shift), enlargement(steps.shape[1], size[0], shift)
-    # einsum, because a product by BLAS would wake its threads beside those of the model.
+    # einsum instead of @: BLAS would use its own threads, which compete with those of the model.
     enlarged = np.einsum("yi,ix->yx", rows @ (steps + 0.5).astype(np.float32), columns.T.copy())
     indices = np.empty(enlarged.shape, dtype=np.uint8)
     np.clip(enlarged, 0, 255, out=indices, casting="unsafe")
@@ -103,53 +102,53 @@ def levels(
 
 
 @lru_cache(maxsize=64)
-def shares(alpha: float, signed: bool) -> list[int]:
-    """How much each of the 256 colours covers of the picture below it: the stronger the evidence, the more."""
-    if signed:  # both middle levels stand for zero; a root would draw a line where the sign changes
+def opacities(alpha: float, signed: bool) -> list[int]:
+    """The opacity of each of the 256 colours over the picture: stronger contributions are more opaque."""
+    if signed:  # both middle levels are zero; a square root would draw a visible line where the sign changes
         strength = (np.abs(np.arange(256) - 127.5) - 0.5) / 127
     else:
-        # Nearly a root: one that begins as steeply would draw a line along the floor.
-        strength = np.sqrt(np.linspace(0, 1, 256) + _GENTLE) - _GENTLE**0.5
+        # A square root with a gentle start: a steep start would draw a visible line along the floor.
+        strength = np.sqrt(np.linspace(0, 1, 256) + _FADE_IN) - _FADE_IN**0.5
         strength /= strength[-1]
-    covered: list[int] = (255 * alpha * strength).round().astype(int).tolist()
-    return covered
+    values: list[int] = (255 * alpha * strength).round().astype(int).tolist()
+    return values
 
 
 def draw(indices: NDArray[np.uint8], colormap: Colormap) -> Image.Image:
-    """The colours of a map alone, as a picture with a palette."""
+    """The colours of a map, without the picture, as a palette image."""
     image = Image.fromarray(indices)
     image.putpalette(COLORMAPS[colormap].tobytes())
     return image
 
 
 def overlay(picture: Image.Image, indices: NDArray[np.uint8], view: View, signed: bool) -> Image.Image:
-    """`picture`, RGB and of the map's size, with the map's colours laid on it; no copy is made."""
-    mask = Image.fromarray(indices).point(shares(view.alpha, signed))
+    """Draw the map's colours on `picture`, an RGB image of the same size. Changes `picture` in place."""
+    mask = Image.fromarray(indices).point(opacities(view.alpha, signed))
     picture.paste(draw(indices, view.colormap).convert("RGB"), mask=mask)
     return picture
 
 
 def encode(image: Image.Image, format: PictureFormat) -> bytes:
-    """A picture, RGB or with a palette, as an image file."""
+    """Encode an RGB or palette image as a file."""
     if format == "png":
         return encode_png(image)
     buffer = io.BytesIO()
     rgb = image.convert("RGB")
-    rgb.info.clear()  # Pillow would write the comment of an upload
+    rgb.info.clear()  # or Pillow would write the comment of the uploaded image
     rgb.save(buffer, format, **_SAVE[format])
     return buffer.getvalue()
 
 
 def read_picture(picture: bytes, size: tuple[int, int]) -> Image.Image:
-    """The JPEG that is kept beside the maps, RGB, in width and height `size`."""
+    """The JPEG that is stored with the maps, as RGB, resized to width and height `size`."""
     image: Image.Image = Image.open(io.BytesIO(picture), formats=["JPEG"])
-    if image.mode != "RGB":  # a grey photograph that was kept as it came
+    if image.mode != "RGB":  # a grey JPEG that was stored unchanged
         image = image.convert("RGB")
     if image.size == size:
         return image
-    # Shrinking, or enlarging by little, needs no more than bilinear weights, and takes less time with them.
-    much = size[0] > 1.25 * image.width
-    return image.resize(size, Image.Resampling.BICUBIC if much else Image.Resampling.BILINEAR)
+    # To shrink, or to enlarge slightly, bilinear weights suffice and are faster.
+    enlarges = size[0] > 1.25 * image.width
+    return image.resize(size, Image.Resampling.BICUBIC if enlarges else Image.Resampling.BILINEAR)
 
 
 def paint(
@@ -159,7 +158,7 @@ def paint(
     shape: tuple[int, int],
     view: View,
 ) -> Image.Image:
-    """One heatmap of width and height `shape`, with or without the picture below it."""
+    """One heatmap of width and height `shape`, on the picture or without it."""
     indices = levels(contributions, scale, shape, view.shift)
     if not view.overlay:
         return draw(indices, view.colormap)
@@ -174,15 +173,15 @@ def render(
     view: View,
     caption: Caption | None = None,
 ) -> bytes:
-    """One heatmap as an image file whose longest side is `view.size` px.
+    """Draw one heatmap as an image file whose longest side is `view.size` px.
 
     Args:
         contributions: the map, h×w.
-        scale: what its colours stand for.
-        picture: JPEG of what the network saw.
-        picture_size: width and height of the result are in proportion to it, if there is no legend.
-        view: how it is to look.
-        caption: what to say in a legend below; None for no legend.
+        scale: the colour scale.
+        picture: JPEG of the part of the image that the network sees.
+        picture_size: width and height of the picture; the heatmap has the same aspect ratio.
+        view: the drawing options.
+        caption: the text of the legend; None for no legend.
     """
     if caption is None:
         return encode(paint(contributions, scale, picture, fit(picture_size, view.size), view), view.format)

@@ -1,4 +1,4 @@
-"""Words and a colour bar below a heatmap, in Pillow's own font."""
+"""The legend of a heatmap: text and a colour bar below it, in Pillow's built-in font."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-MIN_SIZE = 192  # px; below it nobody could read a legend
-_MIN_WIDTH = 240  # px; a narrower heatmap stands in the middle
+MIN_SIZE = 192  # px; a smaller legend would be illegible
+_MIN_WIDTH = 240  # px; a narrower heatmap is centred
 PAPER, INK, SOFT = (255, 255, 255), (27, 29, 33), (93, 100, 112)
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -20,7 +20,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """What a heatmap shows: a class, its score, and the class that it is compared with."""
+    """The text of a legend: the class, its score, and optionally the class that it is compared with."""
 
     title: str
     detail: str
@@ -28,12 +28,12 @@ class Caption:
 
     @property
     def lines(self) -> int:
-        """Two with a rival: both names need the first."""
+        """Number of lines: two with a rival, because both names fill the first."""
         return 1 if self.rival is None else 2
 
 
 def room_for_legend(shape: tuple[int, int], size: int, lines: int) -> tuple[int, int]:
-    """Width and height in proportion to `shape` such that with `lines` of words below the longest side is `size`."""
+    """Width and height of a heatmap with the aspect ratio of `shape`, so that it fits into `size` with its legend."""
 
     def height(width: int) -> int:
         return round(width * shape[1] / shape[0])
@@ -53,15 +53,15 @@ def add_legend(
     ends: tuple[float, float],
     signed: bool,
 ) -> Image.Image:
-    """`heatmap` with a legend below, the longest side `size` px.
+    """Add a legend below `heatmap`. The longest side of the result is `size` px.
 
     Args:
-        heatmap: of the size that `room_for_legend` gave.
+        heatmap: a heatmap of the size from `room_for_legend`.
         size: at least `MIN_SIZE`.
-        caption: the words.
+        caption: the text.
         colours: the colour table, 256×3.
-        ends: the contributions of its first and last colour.
-        signed: whether its middle is zero.
+        ends: the contributions of the first and the last colour.
+        signed: whether the scale is centred at zero.
     """
     wide = heatmap.width == size
     width = _legend_width(heatmap.width, size)
@@ -81,7 +81,7 @@ def add_legend(
 
 
 def _write_caption(brush: ImageDraw.ImageDraw, box: tuple[int, int, int], caption: Caption, font_px: int) -> None:
-    """Between `box`: left, top, right."""
+    """Write the caption into `box`: left, top, right."""
     left, top, right = box
     font = builtin_font(font_px)
     if caption.rival is None:
@@ -89,7 +89,7 @@ def _write_caption(brush: ImageDraw.ImageDraw, box: tuple[int, int, int], captio
         title = shortened(caption.title, font, right - left - detail_px - font_px)
         brush.text((right, top), caption.detail, SOFT, font, anchor="ra")
     else:
-        title = contrast(caption.title, caption.rival, font, right - left)
+        title = comparison(caption.title, caption.rival, font, right - left)
         brush.text((left, top + _line_height(font_px)), caption.detail, SOFT, font, anchor="la")
     brush.text((left, top), title, INK, font, anchor="la")
 
@@ -102,12 +102,12 @@ def _write_ends(
     sign = "+" if signed else ""
     brush.text((left, top), f"{ends[0]:.3g}", SOFT, font, anchor="la")
     brush.text((right, top), f"{sign}{ends[1]:.3g}", SOFT, font, anchor="ra")
-    middle = "0" if signed else "a position's share"
+    middle = "0" if signed else "contribution per position"
     brush.text(((left + right) // 2, top), middle, SOFT, font, anchor="ma")
 
 
 def shortened(text: str, font: Font, room_px: float) -> str:
-    """One line of `text` in the letters that the font has, cut with an ellipsis where it needs more than `room_px`."""
+    """`text` as one line in letters of the font, cut with an ellipsis if it is wider than `room_px`."""
     line = _line(text)
     if font.getlength(line) <= room_px:
         return line
@@ -116,8 +116,8 @@ def shortened(text: str, font: Font, room_px: float) -> str:
     return f"{line.rstrip()}…"
 
 
-def contrast(title: str, rival: str, font: Font, room_px: float) -> str:
-    """Both names in one line; where room ends, the longer is cut first."""
+def comparison(title: str, rival: str, font: Font, room_px: float) -> str:
+    """Both names in one line. If they do not fit, the longer one is cut first."""
     words = " rather than "
     room_px -= font.getlength(words)
     title_px, rival_px = (font.getlength(_line(name)) for name in (title, rival))
@@ -130,7 +130,7 @@ def _line(text: str) -> str:
     return " ".join(latin(text).split())
 
 
-# Letters and marks that are no plain one with an accent.
+# Letters and marks that do not decompose into an ASCII letter and an accent.
 _PLAIN = str.maketrans(
     {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"}
     | {"ð": "d", "Ð": "D", "þ": "th", "Þ": "Th", "ħ": "h", "Ħ": "H", "ŧ": "t", "Ŧ": "T", "ŋ": "n", "Ŋ": "N", "ı": "i"}
@@ -139,19 +139,19 @@ _PLAIN = str.maketrans(
 
 
 def legible(label: str, class_id: int) -> str:
-    """`label`, or the class's number where the font has none of its letters."""
+    """`label`, or the class's number if the font has none of the label's letters."""
     return label if any(c.isalnum() for c in latin(label)) else f"class {class_id}"
 
 
 def latin(text: str) -> str:
-    """`text` without accents, and with `?` for each letter that Pillow's font does not have."""
+    """`text` without accents, and with `?` for each letter that is not in the font."""
     letters = (c for c in unicodedata.normalize("NFKD", text.translate(_PLAIN)) if not unicodedata.combining(c))
     return "".join(letters).encode("ascii", "replace").decode()
 
 
 @lru_cache(maxsize=64)
 def builtin_font(px: int) -> Font:
-    """Pillow's own font."""
+    """Pillow's built-in font."""
     return ImageFont.load_default(px)
 
 

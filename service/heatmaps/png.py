@@ -1,7 +1,7 @@
-"""PNG files, lossless and quick: a filter by NumPy, compression by ISA-L.
+"""A fast lossless PNG encoder: NumPy filters the rows, ISA-L compresses them.
 
-Pillow tries all filters on each row and takes 14 ms for a 512² photograph at level 1; this takes 2, and the file is
-smaller.
+Pillow tries all filters on each row and takes 14 ms for a photograph of 512×512 px at level 1. This encoder takes 2 ms,
+and its files are smaller.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _COLOUR_TYPES = {"RGB": 2, "P": 3}  # section 11.2.1
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """`image` as a PNG file. Raises ValueError if its mode is neither RGB nor P."""
+    """Encode `image` as a PNG file. Raises ValueError if its mode is neither RGB nor P."""
     if image.mode not in _COLOUR_TYPES:
         raise ValueError(f"expected an image of mode RGB or P, got {image.mode}")
     indexed = image.mode == "P"
@@ -34,7 +34,7 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def _filtered(rows: NDArray[np.uint8], kind: int) -> NDArray[np.uint8]:
-    """Each row with its filter's type before it; `_UP` leaves the difference to the row above, modulo 256."""
+    """Prefix each row with its filter type. `_UP` stores the difference to the row above, modulo 256."""
     filtered = np.empty((rows.shape[0], rows.shape[1] + 1), dtype=np.uint8)
     filtered[:, 0] = kind
     filtered[:, 1:] = rows

@@ -1,4 +1,4 @@
-"""One picture that tells the whole of a prediction: the image, both maps of its class, and that of the runner-up."""
+"""One picture that summarises a prediction: the image, both heatmaps of the top class, and that of the runner-up."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ _FONT = 17  # px
 
 
 def sheet(explanation: Explanation, rows: Sequence[dict[str, Any]], name: str) -> bytes:
-    """A PNG with four pictures in a row, and a caption below each.
+    """Draw four captioned pictures side by side, as a PNG.
 
-    The calibrated map and the runner-up's share their colours: equal colours mean equal contributions.
+    The calibrated map and that of the runner-up use the same scale: equal colours mean equal contributions.
 
     Args:
-        explanation: holds the maps of the two best classes, and of no other.
-        rows: the two best of the `predictions`.
-        name: of the image.
+        explanation: the maps of exactly the top two classes.
+        rows: the top two of the `predictions`.
+        name: the name of the image.
     """
     shape = fit(explanation.picture_size, TILE)
-    tiles = [(read_picture(explanation.picture, shape), Caption(title=name, detail="what the network sees"))]
+    tiles = [(read_picture(explanation.picture, shape), Caption(title=name, detail="input of the network"))]
     for title, place, calibrated in (("plain", 0, False), ("calibrated", 0, True), ("runner-up", 1, True)):
         scale = explanation.scale(place, calibrated, None, signed=False, common=calibrated)
         contributions = explanation.contributions(place, calibrated)
         heatmap = paint(contributions, scale, explanation.picture, shape, View(size=TILE, shift=explanation.shift))
-        share = rows[place]["calibrated_probability" if calibrated else "probability"]
-        detail = f"{share:.1%}, {explanation.caption(place, calibrated).detail}"
+        probability = rows[place]["calibrated_probability" if calibrated else "probability"]
+        detail = f"{probability:.1%}, {explanation.caption(place, calibrated).detail}"
         tiles.append((heatmap, Caption(title=f"{title}: {explanation.title(place)}", detail=detail)))
     return encode(side_by_side(tiles), "png")
 
 
 def side_by_side(tiles: Sequence[tuple[Image.Image, Caption]]) -> Image.Image:
-    """Pictures of one size side by side, each above its caption."""
+    """Place pictures of one size side by side, each above its caption."""
     font = builtin_font(_FONT)
     width, height = tiles[0][0].size
     step = max(width, 16 * _FONT) + _GAP

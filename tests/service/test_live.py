@@ -624,8 +624,6 @@ def test_behind_a_proxy_that_strips_a_prefix(bundle: Bundle) -> None:
 
 
 def test_head_has_no_body(live: Live, session: Session) -> None:
-    with httpx.Client(
-        base_url=live(session)
-    ) as client:  # over one connection: a body would be taken for the next response
+    with httpx.Client(base_url=live(session)) as client:  # one connection: a body would look like the next response
         assert client.head("/openapi.json").status_code == 200
         assert client.get("/health/live").json() == {"status": "alive"}

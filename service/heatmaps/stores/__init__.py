@@ -1,4 +1,4 @@
-"""Where explanations wait for their heatmaps to be asked for."""
+"""Stores for explanations, from which heatmaps are drawn on request."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ _DIGITS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
 
 
 class MapStore(Protocol):
-    """Keeps bytes under an id for a while. A lost entry is no fault: its heatmap is then answered 404."""
+    """A key-value store with expiry. It may lose entries: their heatmaps are then 404."""
 
     async def put(self, key: str, value: bytes, ttl_s: float) -> None:
-        """Keep `value` for `ttl_s` seconds at most. May raise anything: the prediction goes out without a map."""
+        """Store `value` for at most `ttl_s` seconds. If this raises, the prediction is returned without a heatmap."""
 
     async def get(self, key: str) -> bytes | None:
-        """The value, or None if it is unknown or its life is over."""
+        """The value, or None if it is unknown or expired."""
 
     async def delete(self, key: str) -> bool:
-        """Forget the value; False if there was none."""
+        """Delete the value. Returns False if it is unknown or expired."""
 
     async def close(self) -> None:
-        """Give back what the store holds."""
+        """Release all resources."""
 
 
 def new_id(owner: int = 0) -> str:
-    """An id that nobody can guess, 122 random bits, of an entry that worker `owner` keeps."""
+    """A random id with 122 bits, for an entry in the store of worker `owner`."""
     return _DIGITS[owner] + secrets.token_urlsafe(16)[1:]
 
 
 def owner(key: str) -> int:
-    """The worker that keeps the entry of an id."""
+    """The worker whose store has the entry of an id."""
     return _DIGITS.index(key[0])
 
 
 def is_id(key: str) -> bool:
-    """Whether `key` looks like an id of `new_id`; anything else never reaches a store."""
+    """Whether `key` has the format of `new_id`. Other keys are never looked up."""
     return _ID.fullmatch(key) is not None

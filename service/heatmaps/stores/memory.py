@@ -1,20 +1,20 @@
-"""Explanations in this process's memory, bounded in bytes and in time."""
+"""A store in the memory of this process, limited in bytes and time."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-OVERHEAD_BYTES = 200  # of one entry, beside its value: key, tuple, float and the dictionary's slot
+OVERHEAD_BYTES = 200  # per entry, in addition to its value: key, tuple, float and dictionary slot
 
 
 class MemoryStore:
-    """Entries leave when their life is over, or oldest first when there is no room.
+    """Evicts expired entries, and the oldest entries when the store is full.
 
     Args:
-        max_bytes: bound on all entries together.
-        on_evict: told of each removal: `expired`, `full` or `deleted`.
-        clock: seconds that only rise.
+        max_bytes: maximum size of all entries together.
+        on_evict: called with the reason of each removal: `expired`, `full` or `deleted`.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -33,24 +33,24 @@ class MemoryStore:
         return len(self._entries)
 
     async def put(self, key: str, value: bytes, ttl_s: float) -> None:
-        """Keep `value`. Raises ValueError if it alone exceeds `max_bytes`."""
-        need = len(value) + OVERHEAD_BYTES
-        if need > self.max_bytes:
-            raise ValueError(f"an entry of {need} bytes exceeds the store's {self.max_bytes} (CAMCAL_CAM_MAX_BYTES)")
+        """Store `value`. Raises ValueError if it alone exceeds `max_bytes`."""
+        size = len(value) + OVERHEAD_BYTES
+        if size > self.max_bytes:
+            raise ValueError(f"the entry has {size} bytes; the limit is {self.max_bytes} (CAMCAL_CAM_MAX_BYTES)")
         self._drop_expired()
-        while self.nbytes + need > self.max_bytes:
+        while self.nbytes + size > self.max_bytes:
             self._drop(next(iter(self._entries)), "full")
         self._entries[key] = (self._clock() + ttl_s, value)
-        self.nbytes += need
+        self.nbytes += size
 
     async def get(self, key: str) -> bytes | None:
-        """The value, or None if it is unknown or its life is over."""
+        """The value, or None if it is unknown or expired."""
         self._drop_expired()
         entry = self._entries.get(key)
         return None if entry is None or entry[0] <= self._clock() else entry[1]
 
     async def delete(self, key: str) -> bool:
-        """Forget the value; False if it is unknown or its life is over."""
+        """Delete the value. Returns False if it is unknown or expired."""
         self._drop_expired()
         if key not in self._entries:
             return False
@@ -58,12 +58,12 @@ class MemoryStore:
         return True
 
     async def close(self) -> None:
-        """Forget everything."""
+        """Delete all entries."""
         self._entries.clear()
         self.nbytes = 0
 
     def _drop_expired(self) -> None:
-        # All entries of one service live equally long, so the oldest expires first.
+        # All entries of a service have the same lifetime, so the oldest expires first.
         now = self._clock()
         while self._entries and self._entries[oldest := next(iter(self._entries))][0] <= now:
             self._drop(oldest, "expired")

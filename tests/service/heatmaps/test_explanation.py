@@ -29,8 +29,8 @@ def explanation() -> Explanation:
 def test_pack_and_unpack(explanation: Explanation) -> None:
     again = Explanation.unpack(explanation.pack())
     np.testing.assert_array_equal(again.maps, explanation.maps)
-    kept = {name: value for name, value in vars(explanation).items() if name != "maps"}
-    assert {name: value for name, value in vars(again).items() if name != "maps"} == kept
+    others = {name: value for name, value in vars(explanation).items() if name != "maps"}
+    assert {name: value for name, value in vars(again).items() if name != "maps"} == others
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
@@ -60,7 +60,7 @@ def test_own_scale(explanation: Explanation) -> None:
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_common_scale_holds_every_map(explanation: Explanation, signed: bool) -> None:
+def test_common_scale_covers_every_map(explanation: Explanation, signed: bool) -> None:
     scales = {explanation.scale(place, True, None, signed=signed, common=True) for place in range(2)}
     (scale,) = scales
     maps = np.stack([explanation.contributions(place, True) for place in range(2)])
@@ -69,7 +69,7 @@ def test_common_scale_holds_every_map(explanation: Explanation, signed: bool) ->
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_common_scale_holds_every_difference(explanation: Explanation, signed: bool) -> None:
+def test_common_scale_covers_every_difference(explanation: Explanation, signed: bool) -> None:
     scales = {explanation.scale(a, True, b, signed=signed, common=True) for a, b in ((0, 1), (1, 0))}
     (scale,) = scales
     assert scale.high == pytest.approx(np.abs(explanation.contributions(0, True, versus=1)).max())

@@ -17,10 +17,10 @@ from camcal.service.heatmaps.heatmap import (
     encode,
     fit,
     levels,
+    opacities,
     overlay,
     positive_scale,
     render,
-    shares,
     signed_scale,
 )
 from camcal.service.heatmaps.legend import Caption
@@ -41,7 +41,7 @@ def test_colormaps_are_smooth(table: NDArray[np.uint8]) -> None:
 
 
 def test_known_colours() -> None:
-    # Of matplotlib's tables.
+    # From matplotlib's tables.
     assert COLORMAPS["viridis"][[0, 255]].tolist() == [[0x44, 0x01, 0x54], [0xFD, 0xE7, 0x25]]
     assert COLORMAPS["turbo"][60].tolist() == [0x2F, 0xB2, 0xF4]
     assert COLORMAPS["magma"][120].tolist() == [0xAA, 0x33, 0x7D]
@@ -88,7 +88,7 @@ def test_levels_run_from_the_floor_to_the_highest() -> None:
 def test_enlarging_keeps_values_and_means(size: tuple[int, int]) -> None:
     scale = Scale(low=0.0, high=255.0, signed=False)
     flat = np.full((7, 9), 100.0, dtype=np.float32)
-    assert set(np.unique(levels(flat, scale, size))) <= {99, 100}  # rounding of the weights' sum
+    assert set(np.unique(levels(flat, scale, size))) <= {99, 100}  # rounding error of the sum of weights
     ramp = np.tile(np.arange(9, dtype=np.float32) * 20 + 40, (7, 1))
     enlarged = levels(ramp, scale, (90, 70))[35, 15:75].astype(float)
     np.testing.assert_allclose(enlarged, 40 + 20 * ((np.arange(15, 75) + 0.5) / 10 - 0.5), atol=0.6)
@@ -131,10 +131,10 @@ def test_signed_colours_what_speaks_against_too() -> None:
     colours = np.asarray(draw(indices, "coolwarm").convert("RGB"))
     assert colours[5, 0].argmax() == 2  # blue: against
     assert colours[5, -1].argmax() == 0  # red: for
-    rising = shares(1.0, signed=False)
+    rising = opacities(1.0, signed=False)
     assert rising[0] == 0 and rising[-1] == 255 and rising == sorted(rising)
     assert max(b - a for a, b in pairwise(rising)) <= 4  # no line along the floor
-    assert shares(0.5, signed=True)[0] == shares(0.5, signed=True)[255] == 128
+    assert opacities(0.5, signed=True)[0] == opacities(0.5, signed=True)[255] == 128
 
 
 def test_overlay_covers_where_the_evidence_is() -> None:
@@ -168,7 +168,7 @@ def test_render(format: PictureFormat, on_picture: bool, caption: Caption | None
 
 @pytest.mark.parametrize("format", ["png", "webp", "jpeg"])
 @pytest.mark.parametrize("size", [80, 256])
-def test_heatmaps_carry_no_metadata_of_the_upload(format: PictureFormat, size: int) -> None:
+def test_heatmaps_have_no_metadata_of_the_uploaded_image(format: PictureFormat, size: int) -> None:
     exif = Image.Exif()
     exif[0x010E] = "SECRET description"
     uploaded = encoded(picture(size=(80, 40)), "JPEG", comment=b"SECRET comment", exif=exif, icc_profile=b"SECRET icc")

@@ -11,7 +11,7 @@ from camcal.service.heatmaps.legend import (
     Caption,
     add_legend,
     builtin_font,
-    contrast,
+    comparison,
     latin,
     legible,
     room_for_legend,
@@ -50,18 +50,18 @@ def test_no_blank_rows_below_the_legend(shape: tuple[int, int], size: int, capti
     assert 0 < blank <= size / 30
 
 
-def test_words_and_bar_are_below_the_heatmap() -> None:
+def test_text_and_bar_are_below_the_heatmap() -> None:
     image = with_legend((400, 300), 400)
     strip = np.asarray(image)[300:]
     rows = (strip != PAPER).any(axis=(1, 2))
     assert rows.any()
     bar = [row for row in strip if (row[10:-10] != PAPER).any(axis=1).all()]
-    assert bar  # an unbroken line of colours
+    assert bar  # a continuous line of colours
     np.testing.assert_allclose(bar[0][12], COLORMAPS["turbo"][0], atol=40)
     np.testing.assert_allclose(bar[0][-12], COLORMAPS["turbo"][255], atol=40)
 
 
-def test_legends_differ_in_what_they_say() -> None:
+def test_different_captions_give_different_legends() -> None:
     drawn = {
         with_legend((400, 300), 400, caption, signed).tobytes()
         for caption in (
@@ -85,23 +85,23 @@ def test_long_titles_are_cut() -> None:
     assert shortened("red fox", font, -5) == "…"
 
 
-def test_contrasts_name_both_classes() -> None:
+def test_comparison_names_both_classes() -> None:
     font = builtin_font(12)
-    assert contrast("red  fox", "dog\n", font, 200) == "red fox rather than dog"
+    assert comparison("red  fox", "dog\n", font, 200) == "red fox rather than dog"
     long = "a very long name of a class"
     for title, rival, start, end in (
         (long, long, "a very", "…"),
         ("ox", long, "ox rather than a very long", "…"),
         (long, "ox", "a very long", "… rather than ox"),
     ):
-        line = contrast(title, rival, font, 190)
+        line = comparison(title, rival, font, 190)
         assert font.getlength(line) <= 190
         assert " rather than " in line
         assert line.startswith(start)
         assert line.endswith(end)
 
 
-def test_letters_that_the_font_does_not_have() -> None:
+def test_letters_that_are_not_in_the_font() -> None:
     assert latin("Löwe, café") == "Lowe, cafe"
     assert latin("狐 fox") == "? fox"
     assert latin("straße, łódź – “Ærø”") == 'strasse, lodz - "AEro"'

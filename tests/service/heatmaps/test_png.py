@@ -12,7 +12,7 @@ from tests.service.conftest import picture
 
 
 @pytest.mark.parametrize("size", [(60, 40), (1, 1), (1, 300), (300, 1), (257, 3)])
-def test_every_pixel_is_kept(size: tuple[int, int]) -> None:
+def test_pixels_are_unchanged(size: tuple[int, int]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
     for pixels in (noise, np.asarray(picture(size=size)), np.zeros_like(noise)):
         with Image.open(io.BytesIO(encode_png(Image.fromarray(pixels)))) as image:
@@ -20,7 +20,7 @@ def test_every_pixel_is_kept(size: tuple[int, int]) -> None:
             np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
-def test_palette_is_kept() -> None:
+def test_palette_is_unchanged() -> None:
     indices = np.arange(256, dtype=np.uint8).reshape(8, 32)
     palette = np.random.default_rng(0).integers(0, 256, size=(256, 3), dtype=np.uint8)
     image = Image.fromarray(indices)
@@ -30,7 +30,7 @@ def test_palette_is_kept() -> None:
         np.testing.assert_array_equal(np.asarray(again.convert("RGB")), palette[indices])
 
 
-def test_checksums_are_right() -> None:
+def test_checksums_are_correct() -> None:
     data = encode_png(picture())
     at, kinds = 8, []
     while at < len(data):

@@ -40,26 +40,26 @@ def test_put_and_get() -> None:
 
 def test_entries_expire() -> None:
     async def main() -> None:
-        clock, told = Clock(), list[str]()
-        store = MemoryStore(10_000, told.append, clock)
+        clock, reasons = Clock(), list[str]()
+        store = MemoryStore(10_000, reasons.append, clock)
         await store.put("a", b"1", 60)
         clock.now = 30
         await store.put("b", b"2", 60)
         clock.now = 60
         assert await store.get("a") is None
         assert await store.get("b") == b"2"
-        assert told == ["expired"]
+        assert reasons == ["expired"]
         clock.now = 90
         await store.put("c", b"3", 60)
-        assert (len(store), told) == (1, ["expired"] * 2)
+        assert (len(store), reasons) == (1, ["expired"] * 2)
 
     asyncio.run(main())
 
 
 def test_delete() -> None:
     async def main() -> None:
-        clock, told = Clock(), list[str]()
-        store = MemoryStore(10_000, told.append, clock)
+        clock, reasons = Clock(), list[str]()
+        store = MemoryStore(10_000, reasons.append, clock)
         await store.put("a", b"1", 60)
         await store.put("b", b"2", 60)
         assert await store.delete("a") is True
@@ -68,12 +68,12 @@ def test_delete() -> None:
         assert store.nbytes == 1 + OVERHEAD_BYTES
         clock.now = 60
         assert await store.delete("b") is False
-        assert told == ["deleted", "expired"]
+        assert reasons == ["deleted", "expired"]
 
     asyncio.run(main())
 
 
-def test_shorter_life_behind_a_longer_one() -> None:
+def test_shorter_lifetime_after_a_longer_one() -> None:
     async def main() -> None:
         clock = Clock()
         store = MemoryStore(10_000, clock=clock)
@@ -86,14 +86,14 @@ def test_shorter_life_behind_a_longer_one() -> None:
     asyncio.run(main())
 
 
-def test_oldest_leave_when_full() -> None:
+def test_oldest_entries_are_evicted_when_full() -> None:
     async def main() -> None:
-        told: list[str] = []
-        store = MemoryStore(3 * (10 + OVERHEAD_BYTES), told.append)
+        reasons: list[str] = []
+        store = MemoryStore(3 * (10 + OVERHEAD_BYTES), reasons.append)
         for key in "abcd":
             await store.put(key, bytes(10), 60)
         assert [await store.get(key) is not None for key in "abcd"] == [False, True, True, True]
-        assert told == ["full"]
+        assert reasons == ["full"]
         assert store.nbytes <= store.max_bytes
 
     asyncio.run(main())
@@ -103,7 +103,7 @@ def test_entry_larger_than_the_store() -> None:
     async def main() -> None:
         store = MemoryStore(1000)
         await store.put("a", b"1", 60)
-        with pytest.raises(ValueError, match=r"exceeds the store's 1000 \(CAMCAL_CAM_MAX_BYTES\)"):
+        with pytest.raises(ValueError, match=r"; the limit is 1000 \(CAMCAL_CAM_MAX_BYTES\)"):
             await store.put("b", bytes(1000), 60)
         assert await store.get("a") == b"1"
 
