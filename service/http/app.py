@@ -21,7 +21,7 @@ from camcal.service.http.access import Attempts
 from camcal.service.http.documented import TAGS, without_null
 from camcal.service.http.inference_protocol import InferenceError, InferenceRequest
 from camcal.service.http.metrics_port import metrics_port
-from camcal.service.http.middleware import AdmissionMiddleware, RequestMiddleware
+from camcal.service.http.middleware import AdmissionMiddleware, ErrorMiddleware, RequestMiddleware
 from camcal.service.http.rates import RateLimits
 from camcal.service.http.routes import batch, cam, health, model, page, predict, v2
 from camcal.service.http.routes import metrics as metrics_route
@@ -100,13 +100,13 @@ def create_app(
     routes = [route for router in routers for route in router.routes]
     queued = [route for router in routers[:3] for route in router.routes]
     app.add_middleware(AdmissionMiddleware, metrics=app.state.metrics, routes=routes, queued=queued)
+    app.add_middleware(ErrorMiddleware, hosts=Hosts(settings.allowed_hosts))
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
     app.add_middleware(
         RequestMiddleware,
         metrics=app.state.metrics,
         headers=SecurityHeaders(public="*" in settings.cors_origins),
-        hosts=Hosts(settings.allowed_hosts),
         access_log=settings.access_log,
     )
     errors.install(app, app.state.metrics)

@@ -34,23 +34,19 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestMiddleware:
-    """ASGI middleware; the outermost.
+    """The outermost ASGI middleware: request ids, metrics, security headers and the access log.
 
     Args:
-        app: the rest.
-        metrics: count every request.
-        headers: of every answer.
-        hosts: by which the service may be called.
-        access_log: whether each request is logged.
+        app: the next ASGI app.
+        metrics: the metrics to update.
+        headers: added to every response.
+        access_log: whether to log each request.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, headers: SecurityHeaders, hosts: Hosts, access_log: bool = False
-    ):
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, headers: SecurityHeaders, access_log: bool = False):
         self.app = app
         self.metrics = metrics
         self.headers = headers
-        self.hosts = hosts
         self.access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,20 +61,9 @@ class RequestMiddleware:
         trace.get_current_span().set_attribute("camcal.request_id", exchange.id)
         try:
             with self.metrics.in_flight.track_inprogress():
-                await self._answer(scope, exchange.receive if self.access_log else receive, exchange)
+                await self.app(scope, exchange.receive if self.access_log else receive, exchange.send)
         finally:
             self._record(exchange)
-
-    async def _answer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
-        try:
-            self.hosts.check(scope)
-            await self.app(scope, receive, exchange.send)
-        except Problem as problem:
-            await problem.response(scope)(scope, receive, exchange.send)
-        except Exception as error:  # the last resort: the client gets a problem, the log gets the trace
-            log.exception("request %s failed", exchange.id)
-            if exchange.code is None:
-                await problem_of(error).response(scope)(scope, receive, exchange.send)
 
     def _record(self, exchange: _Exchange) -> None:
         seconds = time.perf_counter() - exchange.started
@@ -142,6 +127,41 @@ class _Exchange:
         message = await self._receive()
         self.bytes_in += len(message.get("body", b""))
         return message
+
+
+class ErrorMiddleware:
+    """ASGI middleware that checks the Host header and turns unexpected exceptions into 500 responses.
+
+    It runs inside the CORS middleware: otherwise web pages of allowed origins could not read these responses.
+
+    Args:
+        app: the next ASGI app.
+        hosts: the accepted Host headers.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Hosts):
+        self.app = app
+        self.hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def send_response(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            self.hosts.check(scope)
+            await self.app(scope, receive, send_response)
+        except Exception as error:
+            if not isinstance(error, Problem):
+                log.exception("request %s failed", request_id.get())
+            if not started:
+                await problem_of(error).response(scope)(scope, receive, send)
 
 
 class AdmissionMiddleware:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from camcal.models.bundle import Bundle
+from camcal.service.http.routes import model
 from camcal.service.settings import Settings
 from tests.service.conftest import KEY, ClientFactory, TestClient, png
 from tests.service.http.routes.test_predict import RAW, problem
@@ -67,6 +68,30 @@ def test_page_of_an_allowed_origin(client_factory: ClientFactory) -> None:
         assert {"X-Request-Id", "Server-Timing", "Retry-After", "ETag"} <= set(exposed.split(", "))
         assert "access-control-allow-credentials" not in answer.headers
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_unexpected_error_has_cors_headers(client_factory: ClientFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = client_factory(cors_origins=(APP,))
+
+    def fail(*args: object) -> None:
+        raise ArithmeticError("boom")
+
+    monkeypatch.setattr(model, "describe", fail)
+    response = client.get("/model", headers={"Origin": APP})
+    problem(response, 500, "internal")
+    assert response.headers["access-control-allow-origin"] == APP
+    assert "X-Request-Id" in response.headers["access-control-expose-headers"].split(", ")
+    assert response.headers["x-request-id"] and response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_unknown_host_has_cors_headers(client_factory: ClientFactory) -> None:
+    client = client_factory(cors_origins=(APP,), allowed_hosts=("api.example.org",))
+    headers = {"Origin": APP, "Host": "example.com"}
+    assert client.options("/predict", headers=PREFLIGHT | headers).status_code == 204  # or no page could read the 421
+    for origin, allowed in ((APP, APP), ("https://evil.example.org", None)):
+        response = client.get("/model", headers=headers | {"Origin": origin})
+        problem(response, 421, "unknown-host")
+        assert response.headers.get("access-control-allow-origin") == allowed
 
 
 def test_refusal_for_want_of_room_can_be_read_by_a_page(client_factory: ClientFactory) -> None:
