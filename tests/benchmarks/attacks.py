@@ -13,20 +13,20 @@ import asyncio
 import http.client
 import io
 import multiprocessing
-import re
 import statistics
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
+
+from camcal.service.settings import DEFAULT_BUNDLE
+from tests.soak.server import serving
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
 CLIENTS = 2
@@ -136,24 +136,6 @@ def measure(port: int, image: bytes, seconds: float) -> tuple[float, float, Coun
     return float(p50), float(p99), Counter(status for status, _ in answers)
 
 
-@contextmanager
-def served(checkout: Path | None = None) -> Iterator[int]:
-    """The port of the service of a checkout; by default of the working directory."""
-    command = [sys.executable, "-m", "camcal", "serve", "--port", "0"]
-    with subprocess.Popen(command, cwd=checkout, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        lines = iter(server.stderr.readline, "")
-        port = next(int(found[1]) for line in lines if (found := re.search(r"http://127.0.0.1:(\d+)", line)))
-        drain = threading.Thread(target=server.stderr.read)
-        drain.start()
-        try:
-            yield port
-        finally:
-            server.terminate()
-            server.wait(60)
-            drain.join()
-
-
 def photograph() -> bytes:
     """A JPEG of 500×375 with the bytes of a photograph."""
     rng = np.random.default_rng(0)
@@ -171,7 +153,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
     image = photograph()
-    with served() as port:
+    with TemporaryDirectory() as folder, serving(DEFAULT_BUNDLE, Path(folder) / "log") as server:
+        port = server.port
         measure(port, image, 2)
         print("| attack | p50 | attacked | p99 | attacked | ratio of p99 | answers |\n|---|---|---|---|---|---|---|")
         for name in ATTACKS:

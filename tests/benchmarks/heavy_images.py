@@ -29,7 +29,7 @@ import httpx
 from PIL import Image
 
 from camcal.service.settings import DEFAULT_BUNDLE
-from tests.benchmarks.attacks import measure, photograph, served
+from tests.benchmarks.attacks import measure, photograph
 from tests.benchmarks.serving.load import Load, Outcome
 from tests.service.crafted import CASES
 from tests.service.crafted.gif import frame, gif
@@ -107,7 +107,11 @@ def latency(seconds: float, rounds: int, checkout: Path) -> None:
     images = {"photograph.jpg": photograph} | {name: CASES[name] for name in NAMES}
     for name, build in images.items():
         quiet, loud, others, attackers = [], [], Counter[int](), Counter[int]()
-        with served(checkout) as port:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            serving(DEFAULT_BUNDLE, Path(folder) / "log", checkout) as server,
+        ):
+            port = server.port
             measure(port, image, 2)
             for _ in range(rounds):
                 quiet.append(measure(port, image, seconds)[:2])

@@ -1,4 +1,4 @@
-"""The real server as a process, what it takes of the machine, and its end."""
+"""A real server as a process, and its memory, threads, file descriptors and CPU time."""
 
 from __future__ import annotations
 
@@ -31,11 +31,16 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A running server; `log` holds its standard error."""
+    """A running server. `log` is the file with its standard error."""
 
     process: subprocess.Popen[bytes]
     url: str
     log: Path
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self.url.rpartition(":")[2])
 
     def family(self) -> list[int]:
         """The ids of its processes, the first one first."""
@@ -77,11 +82,13 @@ class Server:
 
 
 @contextmanager
-def serving(bundle: Path, log: Path, **environment: str) -> Iterator[Server]:
-    """`python -m camcal serve` on a free port; nothing of it is left afterwards."""
+def serving(bundle: Path, log: Path, checkout: Path = ROOT, /, **environment: str) -> Iterator[Server]:
+    """Run `camcal serve` of a checkout on a free port. At the end, all of its processes are killed."""
     command = [sys.executable, "-m", "camcal", "serve", "--bundle", str(bundle), "--port", "0"]
+    path = os.pathsep.join(filter(None, (str(checkout / "src"), os.environ.get("PYTHONPATH"))))
+    variables = {**os.environ, "PYTHONPATH": path, **environment}
     with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stderr=file)
+        process = subprocess.Popen(command, cwd=checkout, env=variables, stderr=file)
     server = None
     try:
         server = Server(process=process, url=_address(process, log), log=log)
