@@ -1,4 +1,4 @@
-"""The package as its users import it, and its command."""
+"""The installed package and its command."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
 
 @pytest.fixture
 def decoys(tmp_path: Path) -> Path:
-    """A user's folder with packages that are called like folders of this repository."""
+    """A user's folder that has packages with the names of our folders."""
     for name in DECOYS:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package')\n")
     return tmp_path
 
 
-def test_public_names_are_there() -> None:
+def test_public_names() -> None:
     assert set(camcal.__all__) <= set(dir(camcal))
     assert all(getattr(camcal, name) is not None for name in camcal.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = camcal.nothing
 
 
-def test_import_costs_neither_torch_nor_onnx_runtime(tmp_path: Path) -> None:
+def test_import_loads_neither_torch_nor_onnx_runtime(tmp_path: Path) -> None:
     heavy = ("torch", "onnxruntime", "fastapi", "numpy", "PIL")
     code = f"import sys, camcal; print([name for name in {heavy} if name in sys.modules], camcal.__version__)"
     assert run("-c", code, cwd=tmp_path).stdout == f"[] {camcal.__version__}\n"
@@ -51,17 +51,17 @@ def test_nothing_else_is_installed_at_top_level() -> None:
     assert not names & {*DECOYS}
 
 
-def test_packages_of_the_same_names_beside_the_user_harm_nothing(decoys: Path) -> None:
+def test_user_packages_with_the_same_names_are_not_imported(decoys: Path) -> None:
     (decoys / "photo.png").write_bytes(png())
-    everywhere = os.pathsep.join(filter(None, (str(decoys), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(decoys), os.environ.get("PYTHONPATH"))))
     for arguments in (
         ("-c", "import camcal; camcal.create_app; import camcal.training.data"),
         ("-m", "camcal", "--help"),
         ("-m", "camcal", "predict", "photo.png", "--bundle", str(DEFAULT_BUNDLE)),
         ("-m", "camcal", "serve", "--help"),
     ):
-        ended = run(*arguments, cwd=decoys, PYTHONPATH=everywhere)
-        assert ended.returncode == 0, (arguments, ended.stderr)
+        result = run(*arguments, cwd=decoys, PYTHONPATH=path)
+        assert result.returncode == 0, (arguments, result.stderr)
 
 
 def test_version(tmp_path: Path) -> None:
@@ -70,5 +70,5 @@ def test_version(tmp_path: Path) -> None:
 
 def test_completion(tmp_path: Path) -> None:
     command = "import sys; sys.argv[0] = 'camcal'; from camcal.__main__ import main; main()"
-    asked = {"_CAMCAL_COMPLETE": "complete_bash", "COMP_WORDS": "camcal se", "COMP_CWORD": "1"}
-    assert run("-c", command, cwd=tmp_path, **asked).stdout.split() == ["serve"]
+    request = {"_CAMCAL_COMPLETE": "complete_bash", "COMP_WORDS": "camcal se", "COMP_CWORD": "1"}
+    assert run("-c", command, cwd=tmp_path, **request).stdout.split() == ["serve"]

@@ -1,4 +1,4 @@
-"""The whole path as a user walks it: the real commands, a real server process, real digits."""
+"""End-to-end tests with the real commands, a real server process and real digits."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ def _server(bundle: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run made by the real command in a process of its own."""
+    """A run of `camcal train` in a separate process."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     command = [*CAMCAL, "train", "digits", "--out", str(folder), "--set", "fit.epochs=5"]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    for words in ("trained in", "calibrated in", "few (2)", "ECE", "bundle digits"):
-        assert words in result.stdout
+    for text in ("trained in", "calibrated in", "few (2)", "ECE", "bundle digits"):
+        assert text in result.stdout
     return Run(folder)
 
 
-def test_from_digits_to_an_explained_prediction_over_http(run: Run) -> None:
+def test_train_serve_and_predict_over_http(run: Run) -> None:
     calibration = Bundle.load(run.bundle).manifest.calibration
     recipe = load_recipe("digits", ["fit.epochs=5"])
     images = load_dataset(recipe.data, recipe.seed).test.images[:8]
@@ -78,9 +78,9 @@ def test_from_digits_to_an_explained_prediction_over_http(run: Run) -> None:
         for i, image in enumerate(images.numpy()):
             file = io.BytesIO()
             Image.fromarray(image).save(file, "PNG")
-            answer = httpx.post(f"{url}/predict?logits=all&top_k=10", files={"image": file.getvalue()})
-            assert answer.status_code == 200, answer.text
-            body = answer.json()
+            response = httpx.post(f"{url}/predict?logits=all&top_k=10", files={"image": file.getvalue()})
+            assert response.status_code == 200, response.text
+            body = response.json()
             np.testing.assert_allclose(body["logits"], logits[i], rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(body["calibrated_logits"], calibrated_logits[i], rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(body["calibrated_probabilities"], probabilities[i], rtol=1e-3, atol=1e-4)
@@ -103,7 +103,7 @@ def test_from_digits_to_an_explained_prediction_over_http(run: Run) -> None:
     assert 'camcal_requests_total{code="200",route="/predict"} 8.0' in metrics
 
 
-def test_the_command_line_gives_what_http_gives(run: Run, tmp_path: Path) -> None:
+def test_command_line_equals_http(run: Run, tmp_path: Path) -> None:
     recipe = load_recipe("digits", ["fit.epochs=5"])
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -126,7 +126,7 @@ def test_the_command_line_gives_what_http_gives(run: Run, tmp_path: Path) -> Non
     assert len(rows) == 5 and len(list((tmp_path / "cams").iterdir())) == 5
     with _server(run.bundle) as url:
         for i, row in enumerate(rows):
-            answer = httpx.post(f"{url}/predict", files={"image": (pictures / f"{i}.png").read_bytes()}).json()
-            for ours, theirs in zip(row["predictions"], answer["predictions"], strict=True):
-                assert ours["label"] == theirs["label"]
-                assert ours["calibrated_probability"] == pytest.approx(theirs["calibrated_probability"], abs=1e-5)
+            body = httpx.post(f"{url}/predict", files={"image": (pictures / f"{i}.png").read_bytes()}).json()
+            for offline, online in zip(row["predictions"], body["predictions"], strict=True):
+                assert offline["label"] == online["label"]
+                assert offline["calibrated_probability"] == pytest.approx(online["calibrated_probability"], abs=1e-5)

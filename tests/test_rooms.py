@@ -1,4 +1,4 @@
-"""Which package may import which."""
+"""The import rules between packages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.rooms import ROOT, diagram, edges, imports, modules
 
 
-def test_no_room_imports_another_in_a_circle() -> None:
+def test_rooms_have_no_circular_imports() -> None:
     order = list(TopologicalSorter(edges()).static_order())
     assert order.index("camcal.training.data") < order.index("camcal.training.fitting")
 
@@ -28,7 +28,7 @@ def test_package_never_imports(package: str, forbidden: str) -> None:
     assert both == []
 
 
-def test_contributing_shows_the_rooms_as_they_are() -> None:
+def test_diagram_in_contributing_is_current() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     shown = re.findall(r"^```mermaid\n(.*?)\n```$", text, flags=re.MULTILINE | re.DOTALL)
     assert shown == [diagram()], "python -m tests.rooms draws the diagram"

@@ -1,4 +1,4 @@
-"""A real Chromium without a window, driven by the DevTools protocol."""
+"""A headless Chromium, driven by the DevTools protocol."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def find_chromium() -> str | None:
-    """Chromium's or Chrome's executable, if there is one; the variable CHROMIUM names another."""
+    """The executable of Chromium or Chrome, or of the variable CHROMIUM; None if there is none."""
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
@@ -28,7 +28,7 @@ class Tab:
     """One page of the browser."""
 
     def __init__(self, socket: ClientConnection):
-        self.complaints: list[str] = []  # of the console: errors, refused loads, broken policies
+        self.console_errors: list[str] = []  # exceptions, failed loads, CSP violations
         self._socket = socket
         self._calls = 0
         for domain in ("Page", "Runtime", "Log", "DOM"):
@@ -45,14 +45,14 @@ class Tab:
                     raise RuntimeError(f"{method}: {message['error']}")
                 result: dict[str, Any] = message["result"]
                 return result
-            self._note(message)
+            self._on_event(message)
 
-    def _note(self, message: dict[str, Any]) -> None:
-        found = message.get("params", {})
+    def _on_event(self, message: dict[str, Any]) -> None:
+        parameters = message.get("params", {})
         if message["method"] == "Runtime.exceptionThrown":
-            self.complaints.append(str(found["exceptionDetails"]))
-        elif message["method"] == "Log.entryAdded" and found["entry"]["level"] == "error":
-            self.complaints.append(found["entry"]["text"])
+            self.console_errors.append(str(parameters["exceptionDetails"]))
+        elif message["method"] == "Log.entryAdded" and parameters["entry"]["level"] == "error":
+            self.console_errors.append(parameters["entry"]["text"])
 
     def open(self, url: str, width: int = 1280, height: int = 900) -> None:
         """Load `url` in a window of width×height px and wait until the page is complete."""
@@ -61,26 +61,26 @@ class Tab:
         self.wait(f"document.readyState == 'complete' && location.href.startsWith({json.dumps(url)})")
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression; a promise is awaited."""
+        """Evaluate a JavaScript expression. Promises are awaited."""
         result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in result:
             raise RuntimeError(f"{script}: {result['exceptionDetails']}")
         return result["result"].get("value")
 
     def wait(self, script: str, timeout_s: float = 30) -> Any:
-        """The value of a JavaScript expression, as soon as it is truthy."""
+        """Wait until a JavaScript expression is truthy, and return its value."""
         end = time.monotonic() + timeout_s
         while not (value := self.run(script)):
-            assert time.monotonic() < end, f"waited in vain for: {script}"
+            assert time.monotonic() < end, f"timeout while waiting for: {script}"
             time.sleep(0.02)
         return value
 
     def text(self, selector: str) -> str:
-        """What a person reads in the first element of `selector`."""
+        """The visible text of the first element that matches `selector`."""
         return str(self.run(f"document.querySelector({json.dumps(selector)}).innerText"))
 
     def point(self, selector: str) -> tuple[float, float]:
-        """The middle of an element, scrolled into view, px."""
+        """Scroll an element into view and return its centre, in px."""
         box = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             " e.scrollIntoView({block: 'center', behavior: 'instant'});"
@@ -114,7 +114,7 @@ class Tab:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def set(self, selector: str, value: str) -> None:
-        """Give a field a value, as a person does who chooses or types it."""
+        """Set the value of a form field, with the events of user input."""
         self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.value = {json.dumps(value)};"
             " for (const kind of ['input', 'change']) e.dispatchEvent(new Event(kind)); })()"
@@ -125,11 +125,11 @@ class Tab:
         codes = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowRight": 39}
         text = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
-            named = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
-            self.call("Input.dispatchKeyEvent", type=kind, **named, **(text if kind == "keyDown" else {}))
+            names = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
+            self.call("Input.dispatchKeyEvent", type=kind, **names, **(text if kind == "keyDown" else {}))
 
     def dark(self, on: bool) -> None:
-        """Prefer dark colours, or light ones."""
+        """Emulate the preference for a dark or light colour scheme."""
         features = [{"name": "prefers-color-scheme", "value": "dark" if on else "light"}]
         self.call("Emulation.setEmulatedMedia", features=features)
 
@@ -141,7 +141,7 @@ class Tab:
 
 @contextmanager
 def browser(executable: str, profile: Path) -> Iterator[Tab]:
-    """An empty tab of a fresh browser that keeps its files in folder `profile`."""
+    """Start a browser with the profile folder `profile`, and return its empty tab."""
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"]
     command = [executable, *flags, *quiet, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
@@ -155,7 +155,7 @@ def browser(executable: str, profile: Path) -> Iterator[Tab]:
 
 
 def _socket_url(process: subprocess.Popen[bytes], profile: Path) -> str:
-    """Where the first tab listens, as soon as it does."""
+    """Wait for the first tab, and return the URL of its WebSocket."""
     end = time.monotonic() + 60
     while time.monotonic() < end and process.poll() is None:
         try:

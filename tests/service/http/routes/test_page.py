@@ -54,10 +54,10 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 def tab(chromium: Tab) -> Iterator[Tab]:
     """The browser, which must not have complained by the end of the test."""
     chromium.open("about:blank")  # the page of the test before says no more
-    chromium.complaints.clear()
+    chromium.console_errors.clear()
     yield chromium
     chromium.run("0")  # what it said meanwhile has come
-    assert chromium.complaints == []
+    assert chromium.console_errors == []
 
 
 def serve(session: Session, **settings: Any) -> Any:
