@@ -30,7 +30,7 @@ class InferenceError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class InferenceResult:
     """One image's row in the outputs of its batch."""
 
     outputs: Outputs
@@ -54,7 +54,7 @@ class _Entry:
     runs: Sequence[RunBatch]
     image: NDArray[np.uint8]
     top_k: int
-    future: asyncio.Future[Answer]
+    future: asyncio.Future[InferenceResult]
     on_dispatch: Callable[[], None]
     arrived: float
     timer: asyncio.TimerHandle | None = None
@@ -95,7 +95,7 @@ class Batcher:
         *,
         deadline: float | None = None,
         on_dispatch: Callable[[], None] = lambda: None,
-    ) -> Answer:
+    ) -> InferenceResult:
         """Run one image, and return its row of the outputs.
 
         Args:
@@ -204,8 +204,8 @@ class Batcher:
                 entry.future.set_exception(InferenceError(faults[row]))
             else:
                 queue_s = started - entry.arrived
-                answer = Answer(outputs=outputs, row=row, queue_s=queue_s, inference_s=inference_s)
-                entry.future.set_result(answer)
+                result = InferenceResult(outputs=outputs, row=row, queue_s=queue_s, inference_s=inference_s)
+                entry.future.set_result(result)
         self._on_batch(
             BatchReport(size=len(batch), inference_s=inference_s, failed=error is not None, invalid=len(faults))
         )

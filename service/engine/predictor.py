@@ -15,7 +15,7 @@ from opentelemetry import trace
 from camcal.cpus import usable_cpus, yield_to_event_loop
 from camcal.models.bundle import Prior
 from camcal.service.engine.admission import Ticket
-from camcal.service.engine.batching import Answer
+from camcal.service.engine.batching import InferenceResult
 from camcal.service.engine.deadline import in_thread
 from camcal.service.engine.decoding import Data, Decoded, LargeImageError, Limits, decode
 from camcal.service.engine.large import LargeImages
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class PredictionRequest:
     """The validated options of a request.
 
     cam: whether to store heatmaps, of the `top_k` top classes and of `cam_classes`. owner: the name of the API key that
@@ -48,7 +48,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class StoredMaps:
     """The classes whose heatmaps are stored, and their expiry as Unix time."""
 
     classes: list[int]
@@ -56,7 +56,7 @@ class Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predicted:
+class Prediction:
     """The result for one image. `stages` has the duration of each stage in seconds."""
 
     id: str
@@ -64,7 +64,7 @@ class Predicted:
     ranking: Ranking
     width: int
     height: int
-    kept: Kept | None
+    stored: StoredMaps | None
     stages: dict[str, float]
 
 
@@ -112,14 +112,21 @@ class Predictor:
         return await in_thread(self._threads, work, deadline=deadline, after=after)
 
     async def predict(
-        self, model: Model, read: Callable[[], Data], wanted: Wanted, *, deadline: float, place: Ticket, body: Ticket
-    ) -> Predicted:
+        self,
+        model: Model,
+        read: Callable[[], Data],
+        request: PredictionRequest,
+        *,
+        deadline: float,
+        place: Ticket,
+        body: Ticket,
+    ) -> Prediction:
         """Classify the image that `read` returns.
 
         Args:
             model: the model at the start of the request.
             read: returns the image file; called in a decoding thread.
-            wanted: the options, valid for this model.
+            request: the options, valid for this model.
             deadline: in the time of `time.monotonic`.
             place: this image's ticket, which leaves the queue when the model takes the image.
             body: the ticket that holds the bytes for `read`. Same as `place`, unless a body contains several images.
@@ -130,36 +137,36 @@ class Predictor:
         """
         arrived = time.perf_counter()
 
-        decoded, decode_started = await self._decoded(model, read, wanted.cam, deadline, body)
+        decoded, decode_started = await self._decoded(model, read, request.cam, deadline, body)
         decode_s = time.perf_counter() - decode_started
-        top_k = model.ranker.maps_needed(wanted.top_k, wanted.prior, wanted.cam, bool(wanted.cam_classes))
-        answer = await self._served.batcher.submit(
+        top_k = model.ranker.maps_needed(request.top_k, request.prior, request.cam, bool(request.cam_classes))
+        result = await self._served.batcher.submit(
             model.runs, decoded.pixels, top_k, deadline=deadline, on_dispatch=place.leave
         )
 
         post_started = time.perf_counter()
         key = new_id(self._worker)
         with self._served.postprocessing():
-            ranking = model.ranker.rank(answer.outputs, answer.row, wanted.top_k, wanted.prior)
+            ranking = model.ranker.rank(result.outputs, result.row, request.top_k, request.prior)
             self._served.observe(model, ranking)
-            kept = await self._keep(key, model, answer, ranking, decoded, wanted) if wanted.cam else None
+            stored = await self._store(key, model, result, ranking, decoded, request) if request.cam else None
         stages = {
             "decode": decode_s,
-            "queue": decode_started - arrived + answer.queue_s,
-            "inference": answer.inference_s,
+            "queue": decode_started - arrived + result.queue_s,
+            "inference": result.inference_s,
             "post": time.perf_counter() - post_started,
         }
         for stage, seconds in stages.items():
             self._metrics.stage_seconds.labels(stage).observe(seconds)
         span = trace.get_current_span()  # does nothing without CAMCAL_OTEL
         span.set_attributes({f"camcal.{stage}_ms": seconds * 1000 for stage, seconds in stages.items()})
-        return Predicted(
+        return Prediction(
             id=key,
             model=model,
             ranking=ranking,
             width=decoded.width,
             height=decoded.height,
-            kept=kept,
+            stored=stored,
             stages=stages,
         )
 
@@ -186,17 +193,23 @@ class Predictor:
         self._metrics.large_images.inc()
         return await self._large.decode(large, rule, picture=picture, deadline=deadline), started
 
-    async def _keep(
-        self, key: str, model: Model, answer: Answer, ranking: Ranking, decoded: Decoded, wanted: Wanted
-    ) -> Kept | None:
+    async def _store(
+        self,
+        key: str,
+        model: Model,
+        result: InferenceResult,
+        ranking: Ranking,
+        decoded: Decoded,
+        request: PredictionRequest,
+    ) -> StoredMaps | None:
         """Store the maps. If the store fails, the prediction is returned without heatmaps."""
         started = time.perf_counter()
-        kept = Kept(
-            classes=list(dict.fromkeys((*ranking.classes, *wanted.cam_classes))),
+        stored = StoredMaps(
+            classes=list(dict.fromkeys((*ranking.classes, *request.cam_classes))),
             expires_at=time.time() + self._cam_ttl_s,
         )
         explanation = explain(
-            model.ranker, answer.outputs, answer.row, ranking, kept.classes, decoded, kept.expires_at, wanted.owner
+            model.ranker, result.outputs, result.row, ranking, stored.classes, decoded, stored.expires_at, request.owner
         )
         try:
             await self.store.put(key, explanation.pack(), self._cam_ttl_s)
@@ -205,4 +218,4 @@ class Predictor:
             self._metrics.store_failures.labels("put").inc()
             return None
         self._metrics.stage_seconds.labels("store").observe(time.perf_counter() - started)
-        return kept
+        return stored

@@ -129,11 +129,11 @@ class ServedModel:
         """Predict a test image from end to end; raises the same errors as a request."""
         model, ranker = self.model, self.model.ranker
         image = canary_images(model.manifest.preprocessing.input_size, 1)[0]
-        answer = await self.batcher.submit(model.runs, image, 1)
+        result = await self.batcher.submit(model.runs, image, 1)
         with self.postprocessing():
-            ranking = ranker.rank(answer.outputs, answer.row, 1, "balanced")
+            ranking = ranker.rank(result.outputs, result.row, 1, "balanced")
             ranker.rows(ranking)
-            ranker.maps(answer.outputs, answer.row, ranking.classes)
+            ranker.maps(result.outputs, result.row, ranking.classes)
 
     def _count_batch(self, report: BatchReport) -> None:
         if report.failed or report.invalid:

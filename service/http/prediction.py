@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from camcal.models.bundle import Prior
 from camcal.service.engine.model import Model
-from camcal.service.engine.predictor import Predicted, Wanted
+from camcal.service.engine.predictor import Prediction, PredictionRequest
 from camcal.service.http.access import owner_of
 from camcal.service.http.errors import bad_parameter
 from camcal.service.http.fields import with_fields
@@ -44,7 +44,7 @@ class PredictOptions(BaseModel):
 
 def read_options(
     request: Request, model: Model, queried: PredictOptions, fields: Sequence[Part] = ()
-) -> tuple[PredictOptions, Wanted]:
+) -> tuple[PredictOptions, PredictionRequest]:
     """The options of `request`, in its query and in `fields` of its form, and what they ask of `model`.
 
     Raises:
@@ -66,7 +66,7 @@ def read_options(
         raise bad_parameter("cam_classes", message, "body" if "cam_classes" in formed else "query")
     ranker = model.ranker
     request.scope[MODEL] = model.manifest.version
-    return options, Wanted(
+    return options, PredictionRequest(
         top_k=valid("top_k", ranker.check_top_k, options.top_k),
         cam=options.cam,
         cam_classes=[valid("cam_classes", ranker.class_id, name) for name in options.cam_classes],
@@ -75,21 +75,21 @@ def read_options(
     )
 
 
-def to_json(predicted: Predicted, options: PredictOptions, root_path: str) -> bytes:
+def to_json(predicted: Prediction, options: PredictOptions, root_path: str) -> bytes:
     """One image's answer, in the form of `schemas.Prediction`. `root_path` is the app's, as the client sees it."""
-    manifest, ranking, kept = predicted.model.manifest, predicted.ranking, predicted.kept
+    manifest, ranking, stored = predicted.model.manifest, predicted.ranking, predicted.stored
     body: dict[str, Any] = {
         "id": predicted.id,
         "model": {"name": manifest.name, "version": manifest.version},
         "prior": options.prior,
         "predictions": predicted.model.ranker.rows(ranking),
         "cam": None
-        if kept is None
+        if stored is None
         else {
             "url": f"{root_path}/cam/{predicted.id}",
-            "classes": kept.classes,
+            "classes": stored.classes,
             "grid": manifest.grid,
-            "expires_at": datetime.fromtimestamp(kept.expires_at, UTC).isoformat(timespec="seconds"),
+            "expires_at": datetime.fromtimestamp(stored.expires_at, UTC).isoformat(timespec="seconds"),
         },
         "image": {"width": predicted.width, "height": predicted.height},
     }

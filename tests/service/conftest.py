@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from camcal.models.bundle import Bundle
-from camcal.service.engine.batching import Answer, Batcher
+from camcal.service.engine.batching import Batcher, InferenceResult
 from camcal.service.engine.session import ImageBatch, Outputs, Session
 from camcal.service.http.app import create_app
 from camcal.service.settings import PREFIX, Settings
@@ -88,7 +88,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Grows by one for each image that is submitted to the batcher, after it was decoded."""
     submit, submitted = Batcher.submit, list[object]()
 
-    async def record(*args: Any, **options: Any) -> Answer:
+    async def record(*args: Any, **options: Any) -> InferenceResult:
         submitted.append(args)
         return await submit(*args, **options)
 

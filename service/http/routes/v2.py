@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from camcal.service.address import client_address
-from camcal.service.engine.batching import Answer
+from camcal.service.engine.batching import InferenceResult
 from camcal.service.engine.model import Model
 from camcal.service.http.access import needs
 from camcal.service.http.body import read_body
@@ -278,13 +278,13 @@ def _top_k(model: Model, inference: Inference) -> int:
     return top_k
 
 
-def _observe(runtime: Runtime, model: Model, answer: Answer) -> None:
+def _observe(runtime: Runtime, model: Model, answer: InferenceResult) -> None:
     runtime.served.observe(model, model.ranker.rank(answer.outputs, answer.row, 1, "balanced"))
     for stage, seconds in (("queue", answer.queue_s), ("inference", answer.inference_s)):
         runtime.metrics.stage_seconds.labels(stage).observe(seconds)
 
 
-def _rows(answers: list[Answer], top_k: int) -> dict[str, NDArray[Any]]:
+def _rows(answers: list[InferenceResult], top_k: int) -> dict[str, NDArray[Any]]:
     """The outputs of these images alone; their batches may have held others, and more maps."""
     arrays = {
         name: np.stack([getattr(answer.outputs, name)[answer.row] for answer in answers])

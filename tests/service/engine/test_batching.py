@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from camcal.service.engine.batching import Answer, Batcher, BatchReport, ClosedError, InferenceError
+from camcal.service.engine.batching import Batcher, BatchReport, ClosedError, InferenceError, InferenceResult
 from camcal.service.engine.deadline import DeadlineError
 from camcal.service.engine.session import ImageBatch, Outputs
 
@@ -50,7 +50,7 @@ class Device:
             await asyncio.sleep(0.001)
 
 
-def value(answer: Answer) -> int:
+def value(answer: InferenceResult) -> int:
     return int(answer.outputs.logits[answer.row, 0])
 
 
