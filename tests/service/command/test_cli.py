@@ -210,7 +210,7 @@ def test_only_bad_images(bundle: Bundle, folder: Path) -> None:
         (["serve", "--bundle", "nowhere"], "error: no bundle at nowhere"),
         (["serve", "--port", "70000"], "error: CAMCAL_PORT is '70000': it should be less than"),
         (["serve", "--device", "tpu"], "error: CAMCAL_DEVICE is 'tpu': it should be 'auto', 'cpu' or 'cuda'"),
-        (["serve", "--bundle", "{bundle}", "--device", "cuda"], "built without CUDA: install the extra `gpu`"),
+        (["serve", "--bundle", "{bundle}", "--device", "cuda"], "built without CUDA: pip install 'camcal[gpu]'"),
     ],
 )
 def test_user_error_is_one_sentence(bundle: Bundle, tmp_path: Path, arguments: list[str], message: str) -> None:
