@@ -10,7 +10,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from camcal.models.canary import CANARY_FILE, MAX_CANARY_BYTES, Canary
 from camcal.models.onnx_files import external_files
 from camcal.models.preprocessing import Preprocessing
+from camcal.models.report import ServedReport
 from camcal.models.untrusted import BundleError as BundleError
 from camcal.models.untrusted import checksum, illegible, parse_json, read
 
@@ -50,6 +51,9 @@ def group_of(train_count: int) -> Group:
 Side = Annotated[int, Field(ge=1, le=4096)]
 Fitted = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Positive = Annotated[float, Field(ge=SMALLEST, le=LARGEST)]
+
+
+T = TypeVar("T", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -161,7 +165,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
-    report: dict[str, Any]
+    report: ServedReport
     canary: Canary | None
     digest: str
     max_model_bytes: int
@@ -190,11 +194,10 @@ class Bundle:
         if digest not in (None, found):
             raise BundleError(f"{path} changed while it was loaded")
         manifest = _parse_manifest(data, path / MANIFEST_FILE)
-        report = _read_listed(path, manifest, REPORT_FILE, MAX_REPORT_BYTES)
         bundle = cls(
             path=path,
             manifest=manifest,
-            report=parse_json(report, path / REPORT_FILE, strict=False),
+            report=_read_report(path, manifest),
             canary=_read_canary(path, manifest),
             digest=found,
             max_model_bytes=max_model_bytes,
@@ -271,11 +274,15 @@ def _parse_manifest(data: bytes, shown: Path) -> Manifest:
     raw = parse_json(data, shown, strict=True)
     if (version := raw.get("schema_version")) != SCHEMA_VERSION:
         raise BundleError(f"{shown} has schema version {version!r:.20}; this camcal reads {SCHEMA_VERSION}")
+    return _validated(Manifest, raw, shown)
+
+
+def _validated(model: type[T], raw: dict[str, Any], shown: Path) -> T:
     try:
-        return Manifest.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        where = ".".join(str(part) for part in first["loc"]) or shown.stem
         raise BundleError(f"{shown}: {where}: {first['msg']}") from None
 
 
@@ -283,6 +290,12 @@ def _read_listed(folder: Path, manifest: Manifest, name: str, max_bytes: int) ->
     data = read(folder, name, max_bytes)
     _matching(folder / name, hashlib.sha256(data).hexdigest(), manifest.files[name])
     return data
+
+
+def _read_report(folder: Path, manifest: Manifest) -> ServedReport:
+    data = _read_listed(folder, manifest, REPORT_FILE, MAX_REPORT_BYTES)
+    shown = folder / REPORT_FILE
+    return _validated(ServedReport, parse_json(data, shown, strict=False), shown)
 
 
 def _read_canary(folder: Path, manifest: Manifest) -> Canary | None:

@@ -1,8 +1,22 @@
-"""What a bundle's `report.json` tells the service of the model's calibration."""
+"""`report.json`: what was measured of a calibrated network, and how it was made. Nothing here needs torch.
+
+All accuracies, shares and errors are fractions of one.
+"""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Step = Literal["trained", "adjusted", "scalar", "marc", "calibrated"]
+"""`adjusted` stands beside the others: trained logits with the selected scalar, minus the log of their class prior."""
+PriorStep = Literal["trained", "scalar", "calibrated"]
+
+
+class ReportError(ValueError):
+    """A file that is not a report."""
 
 
 class ReliabilityBin(BaseModel):
@@ -24,8 +38,213 @@ class GroupCalibration(BaseModel):
     ece: float = Field(description="Their expected calibration error, 15 bins.")
 
 
-class ShownReport(BaseModel):
-    """What of a bundle's report is passed on to clients; anything else in it is ignored."""
+class ServedReport(BaseModel):
+    """The part of a bundle's report that a service passes on to clients; the rest is ignored, and may be anything."""
 
     reliability: dict[str, list[ReliabilityBin]] | None = None
     by_predicted_group: dict[str, dict[str, GroupCalibration | None]] | None = None
+
+
+class Made(BaseModel):
+    """The code and the machine that made something."""
+
+    version: str
+    commit: str | None
+    hardware: str
+    date: str
+
+
+class DataSummary(BaseModel):
+    """The images and classes of a run; `largest_class` and `smallest_class` count training images."""
+
+    classes: int
+    train: int
+    holdout: int
+    test: int
+    largest_class: int
+    smallest_class: int
+    groups: dict[str, int] = Field(description="Classes with many, medium and few training images.")
+
+
+class Figures(BaseModel):
+    """Accuracy and calibration of one set of probabilities."""
+
+    accuracy: float
+    groups: dict[str, float | None] = Field(description="Mean accuracy of the group's classes; null if it has none.")
+    ece: float
+    classwise_ece: float
+    nll: float
+    brier: float
+
+
+class Chance(BaseModel):
+    """What perfect probabilities would show on these test images."""
+
+    samples: float = Field(description="The effective number of test images: (Σw)²/Σw² of their weights.")
+    ece: float = Field(description="The ECE that chance alone would show.")
+
+
+class TemperatureOnly(BaseModel):
+    """Figures with a temperature fitted on held-out images, but without MARC."""
+
+    temperature: float
+    test: Figures
+    test_under_train_prior: Figures
+
+
+class RankGroups(BaseModel):
+    """Mean accuracy of the classes grouped by rank: head, middle, tail."""
+
+    sizes: dict[str, int]
+    test: dict[Step, dict[str, float | None]]
+
+
+class _Named(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: str = Field(alias="class")
+
+
+class ClassFigures(_Named):
+    """One class: accuracy, and margin d_y = z_y/‖W_y‖ of its test images (mean and standard deviation).
+
+    Figures are null for a class without test images.
+    """
+
+    train_count: int
+    test_count: int | None = Field(default=None, exclude_if=lambda found: found is None)
+    group: str
+    accuracy_trained: float | None
+    margin_trained: float | None
+    margin_spread_trained: float | None
+    accuracy_calibrated: float | None
+    margin_calibrated: float | None
+    margin_spread_calibrated: float | None
+
+
+class Confusion(_Named):
+    """A class that images of another are mistaken for, and the share of those images."""
+
+    share: float
+
+
+class WorstClass(_Named):
+    """A class of low accuracy, and what its images are mistaken for, most frequent first."""
+
+    accuracy: float
+    taken_for: list[Confusion]
+
+
+class CurvePoint(BaseModel):
+    """Figures at one scalar; `adjusted_…` with the class prior taken out, `holdout_…` on held-out images."""
+
+    scalar: float
+    accuracy: float
+    ece: float
+    nll: float
+    adjusted_accuracy: float
+    adjusted_ece: float
+    adjusted_nll: float
+    holdout_accuracy: float
+    holdout_ece: float
+    holdout_nll: float
+    holdout_adjusted_accuracy: float
+    holdout_adjusted_ece: float
+    holdout_adjusted_nll: float
+
+
+class TauPoint(BaseModel):
+    """Class-balanced figures of held-out images at one τ."""
+
+    tau: float
+    accuracy: float
+    nll: float
+
+
+class FittedCalibration(BaseModel):
+    """What calibration found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    trained_scalar: float = Field(description="s as trained.")
+    scalar: float = Field(description="s as selected.")
+    lean: float = Field(default=0.0, description="δ, 0 where it was not fitted.")
+    tau: float | None = Field(description="τ of τ-normalisation, if used.")
+    tau_curve: list[TauPoint] = Field(description="Each τ that was tried.")
+    temperature: float = Field(description="T of probabilities for the balanced prior.")
+    prior_temperatures: dict[str, float] = Field(description="T for the other priors, by name.")
+    logit_prior: list[float] = Field(description="The class prior that the trained logits are for.")
+    penalty: float = Field(description="λ of the margins.")
+    omega_at_bound: int = Field(description="Classes whose ω reached its lower bound.")
+    map_shift: float = Field(description="Positions by which maps lie right of and below what they show.")
+    train_accuracy: float | None = Field(description="On cached training logits, if MARC or LWS used them.")
+    logits_s: float = Field(description="Seconds spent computing logits; 0 if they were cached.")
+    fits_s: float = Field(description="Seconds spent on everything else.")
+    warnings: list[str]
+
+
+class TeacherFacts(BaseModel):
+    """A network that another one was distilled from."""
+
+    weights: str = Field(description="Digest of its weights.")
+    recipe: dict[str, Any]
+
+
+class HeldOut(BaseModel):
+    """Top-1 accuracy and ECE on held-out images."""
+
+    accuracy: float
+    ece: float
+
+
+class Report(BaseModel):
+    """Everything that `report.json` holds.
+
+    Optional fields are left out of the file where they do not apply. `test…` and `reliability…` have figures for each
+    step of calibration, with the test images weighted to the prior that they are named after.
+    """
+
+    recipe: str = Field(description="Its name.")
+    seed: int
+    settings: dict[str, Any] = Field(description="The whole recipe, without the places of data and weights.")
+    made_with: Made = Field(description="Of the evaluation.")
+    data: DataSummary
+    test: dict[Step, Figures]
+    test_under_train_prior: dict[PriorStep, Figures]
+    by_chance: Chance | None = Field(default=None, exclude_if=lambda found: found is None)
+    temperature_only: dict[Literal["scalar", "adjusted"], TemperatureOnly]
+    rank_groups: RankGroups
+    by_predicted_group: dict[Literal["trained", "calibrated"], dict[str, GroupCalibration | None]]
+    reliability: dict[Step, list[ReliabilityBin]]
+    reliability_under_train_prior: dict[PriorStep, list[ReliabilityBin]]
+    per_class: list[ClassFigures]
+    worst_classes: list[WorstClass]
+    test_under_given_prior: dict[Literal["calibrated"], Figures] | None = Field(
+        default=None, exclude_if=lambda found: found is None
+    )
+    scalar_curve: list[CurvePoint] | None = Field(default=None, exclude_if=lambda found: found is None)
+    calibration: FittedCalibration
+    epochs: int
+    trained_with: list[Made] = Field(default=[], exclude_if=lambda found: not found)
+    teachers: list[TeacherFacts] = Field(default=[], exclude_if=lambda found: not found)
+    held_out: dict[str, HeldOut] | None = Field(
+        default=None,
+        exclude_if=lambda found: found is None,
+        description="Of a bundle whose precision is not fp32: what it loses, by precision.",
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `report.json`."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """The report in a file. Raises ReportError if it is missing or damaged."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise ReportError(f"{path} is missing") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ReportError(f"{path} is not a report: {where or 'the file'}: {first['msg']}") from None

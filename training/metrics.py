@@ -6,10 +6,11 @@ Every figure accepts weights per sample, so that a balanced test set can stand f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+
+from camcal.models.report import Figures, GroupCalibration, ReliabilityBin
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -73,29 +74,12 @@ def per_class_spread(values_N: Floats, labels_N: Labels, classes: int) -> tuple[
     return mean_K, np.array([g.std() if len(g) else np.nan for g in groups])
 
 
-class Confusion(TypedDict):
-    """A class taken for this one, and the share of its samples."""
-
-    label: int
-    share: float
-
-
-def taken_for(predicted_N: Labels, labels_N: Labels, label: int, most: int = 3) -> list[Confusion]:
-    """The classes that samples of `label` are most often mistaken for, at most `most`, the commonest first."""
+def taken_for(predicted_N: Labels, labels_N: Labels, label: int, most: int = 3) -> list[tuple[int, float]]:
+    """The classes that samples of `label` are most often mistaken for, with their shares, most frequent first."""
     found = predicted_N[labels_N == label]
     counts = np.bincount(found[found != label])
     order = np.argsort(-counts, kind="stable")[:most]
-    return [Confusion(label=int(k), share=float(counts[k] / len(found))) for k in order if counts[k]]
-
-
-class ReliabilityBin(TypedDict):
-    """One bin of a reliability diagram: its share of the weight, mean confidence and accuracy."""
-
-    low: float
-    high: float
-    share: float
-    confidence: float | None
-    accuracy: float | None
+    return [(int(k), float(counts[k] / len(found))) for k in order if counts[k]]
 
 
 def reliability(confidence_N: Floats, correct_N: Floats, weights_N: Floats, bins: int = 15) -> list[ReliabilityBin]:
@@ -120,9 +104,7 @@ def reliability(confidence_N: Floats, correct_N: Floats, weights_N: Floats, bins
 
 def _gap(diagram: list[ReliabilityBin]) -> float:
     gaps = (
-        b["share"] * abs(b["confidence"] - b["accuracy"])
-        for b in diagram
-        if b["confidence"] is not None and b["accuracy"] is not None
+        b.share * abs(b.confidence - b.accuracy) for b in diagram if b.confidence is not None and b.accuracy is not None
     )
     return float(sum(gaps))
 
@@ -136,15 +118,6 @@ def top_label_reliability(probabilities_NK: Floats, labels_N: Labels, weights_N:
 def expected_calibration_error(probabilities_NK: Floats, labels_N: Labels, weights_N: Floats) -> float:
     """ECE of the predicted class, 15 equal-width bins (Guo et al., arXiv 1706.04599)."""
     return _gap(top_label_reliability(probabilities_NK, labels_N, weights_N))
-
-
-class GroupCalibration(TypedDict):
-    """The predictions that name a class of one group: their share of the weight, mean confidence, accuracy and ECE."""
-
-    share: float
-    confidence: float
-    accuracy: float
-    ece: float
 
 
 def calibration_by_group(
@@ -206,17 +179,6 @@ def brier_score(probabilities_NK: Floats, labels_N: Labels, weights_N: Floats) -
     target = np.zeros_like(probabilities_NK)
     target[np.arange(len(labels_N)), labels_N] = 1
     return float(weights_N @ ((probabilities_NK - target) ** 2).sum(axis=1) / weights_N.sum())
-
-
-class Figures(TypedDict):
-    """All figures of one set of probabilities."""
-
-    accuracy: float
-    groups: dict[str, float | None]
-    ece: float
-    classwise_ece: float
-    nll: float
-    brier: float
 
 
 def figures(probabilities_NK: Floats, labels_N: Labels, groups_K: list[str], weights_N: Floats) -> Figures:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from camcal.cpus import usable_cpus
+from camcal.models.report import Made
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,17 +78,14 @@ def _processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-Made = dict[str, str | None]
-
-
 def made_with(device: torch.device) -> Made:
     """Version, commit, hardware and today's date, for a report."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {"version": version(), "commit": COMMIT, "hardware": hardware(device), "date": today}
+    return Made(version=version(), commit=COMMIT, hardware=hardware(device), date=today)
 
 
 def also_made_with(before: list[Made], device: torch.device) -> list[Made]:
     """What has made something so far, and this process too where its version, commit or hardware is another."""
     now = made_with(device)
-    same = before and before[-1] | {"date": None} == now | {"date": None}
+    same = before and before[-1].model_copy(update={"date": now.date}) == now
     return before if same else [*before, now]

@@ -23,6 +23,7 @@ from camcal.terminal import exit_on_user_error, fail, print_error
 
 if TYPE_CHECKING:
     from camcal.models.bundle import Bundle
+    from camcal.models.report import GroupCalibration
     from camcal.service.command.offline import FilePrediction
     from camcal.service.engine.session import Session
     from camcal.service.settings import Settings
@@ -250,7 +251,7 @@ def _summary(bundle: Bundle) -> list[str]:
         f"omega {min(calibration.omega):.4g} to {max(calibration.omega):.4g}, "
         f"beta {min(calibration.beta):.4g} to {max(calibration.beta):.4g}",
         *(f"  {name:<28} {value}" for name, value in _flat("", manifest.figures)),
-        *_believed(bundle.report.get("by_predicted_group", {}).get("calibrated", {})),
+        *_believed((bundle.report.by_predicted_group or {}).get("calibrated", {})),
         f"canary         {_canary(bundle)}",
         f"files          {len(manifest.files)}, all checksums right",
     ]
@@ -262,12 +263,12 @@ def _canary(bundle: Bundle) -> str:
     return f"outputs on {len(bundle.canary.top_classes)} test images, checked at startup and reload"
 
 
-def _believed(found: dict[str, Any]) -> Iterator[str]:
+def _believed(found: dict[str, GroupCalibration | None]) -> Iterator[str]:
     """A line for each group of classes that calibrated predictions name: how sure they are, how many are right."""
     for group, figures in found.items():
         if figures is not None:
             name = f"predicted {group}"
-            yield f"  {name:<28} {figures['confidence']:.1%} sure, {figures['accuracy']:.1%} right"
+            yield f"  {name:<28} {figures.confidence:.1%} sure, {figures.accuracy:.1%} right"
 
 
 def _flat(prefix: str, figures: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from camcal.cpus import usable_cpus
 from camcal.models import answers
-from camcal.models.bundle import INPUTS, OUTPUTS, REPORT_FILE, Bundle, BundleError
-from camcal.models.report import ShownReport
+from camcal.models.bundle import INPUTS, OUTPUTS, Bundle, BundleError
 from camcal.service.settings import Device, Settings
 
 log = logging.getLogger("camcal")
@@ -221,18 +219,8 @@ def load_sessions(settings: Settings, *, digest: str | None = None) -> list[Sess
     for session in sessions:
         session.warm_up()
         session.prove()
-    _check_report(bundle)
     bundle.verify_unchanged()
     return sessions
-
-
-def _check_report(bundle: Bundle) -> None:
-    try:
-        ShownReport.model_validate(bundle.report)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{bundle.path / REPORT_FILE}: {where}: {first['msg']}") from None
 
 
 def load_session(settings: Settings) -> Session:

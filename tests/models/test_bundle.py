@@ -30,7 +30,7 @@ def test_a_bundle_loads(digits_bundle: Path) -> None:
     assert bundle.manifest.grid == (8, 8)
     assert [c.name for c in bundle.manifest.classes][:3] == ["zero", "one", "two"]
     assert bundle.manifest.train_counts()[0] == 130
-    assert bundle.report["data"]["test"] == 400
+    assert bundle.report.reliability is not None and len(bundle.report.reliability["calibrated"]) == 15
 
 
 @pytest.mark.parametrize(("count", "group"), [(1, "few"), (19, "few"), (20, "medium"), (100, "medium"), (101, "many")])

@@ -37,7 +37,7 @@ def test_ece_joins_what_falls_into_one_bin() -> None:
 
 def test_bins_are_closed_above() -> None:
     diagram = metrics.reliability(np.array([0.0, 1 / 15, 1.0]), np.array([0.0, 0.0, 1.0]), np.ones(3))
-    assert [round(b["share"], 3) for b in diagram] == [0.667] + [0] * 13 + [0.333]
+    assert [round(b.share, 3) for b in diagram] == [0.667] + [0] * 13 + [0.333]
 
 
 def test_classwise_error_by_hand() -> None:
@@ -57,7 +57,7 @@ def test_a_weight_of_two_counts_like_a_sample_twice() -> None:
     index = [0, 1, 1, 2, 3]
     repeated = metrics.figures(P[index], Y[index], ["many", "medium", "few"], np.ones(5))
     for name in ("accuracy", "ece", "classwise_ece", "nll", "brier"):
-        assert weighted[name] == pytest.approx(repeated[name])
+        assert getattr(weighted, name) == pytest.approx(getattr(repeated, name))
 
 
 def test_perfect_probabilities_have_no_error() -> None:
@@ -65,7 +65,7 @@ def test_perfect_probabilities_have_no_error() -> None:
     p = metrics.softmax(rng.normal(size=(200_000, 4)))
     y = (p.cumsum(axis=1) > rng.random((len(p), 1))).argmax(axis=1)
     result = metrics.figures(p, y, ["many"] * 4, np.ones(len(y)))
-    assert result["ece"] < 0.005 and result["classwise_ece"] < 0.005
+    assert result.ece < 0.005 and result.classwise_ece < 0.005
 
 
 def test_calibration_by_predicted_group_by_hand() -> None:
@@ -84,7 +84,7 @@ def test_perfect_probabilities_are_as_sure_as_right_in_every_predicted_group() -
     y = (p.cumsum(axis=1) > rng.random((len(p), 1))).argmax(axis=1)
     for group in metrics.calibration_by_group(p, y, ["many", "medium", "few"], np.ones(len(y))).values():
         assert group is not None
-        assert group["confidence"] == pytest.approx(group["accuracy"], abs=0.01)
+        assert group.confidence == pytest.approx(group.accuracy, abs=0.01)
 
 
 def test_nothing_to_measure_is_refused() -> None:
@@ -110,8 +110,8 @@ def test_spread_per_class_by_hand() -> None:
 
 def test_what_a_class_is_taken_for() -> None:
     predicted, labels = np.array([0, 1, 1, 2, 2, 2, 0]), np.array([0, 0, 0, 0, 0, 2, 2])
-    assert metrics.taken_for(predicted, labels, 0, most=1) == [{"label": 1, "share": 0.4}]
-    assert metrics.taken_for(predicted, labels, 0) == [{"label": 1, "share": 0.4}, {"label": 2, "share": 0.4}]
+    assert metrics.taken_for(predicted, labels, 0, most=1) == [(1, 0.4)]
+    assert metrics.taken_for(predicted, labels, 0) == [(1, 0.4), (2, 0.4)]
     assert metrics.taken_for(labels, labels, 2) == []
 
 

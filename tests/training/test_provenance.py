@@ -34,7 +34,7 @@ def test_a_copy_without_history_has_no_commit_or_the_one_that_is_told(
 
 def test_a_report_names_the_commit_that_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAMCAL_COMMIT", "somebody committed meanwhile")
-    assert provenance.made_with(torch.device("cpu"))["commit"] == provenance.COMMIT != provenance.commit()
+    assert provenance.made_with(torch.device("cpu")).commit == provenance.COMMIT != provenance.commit()
 
 
 def test_the_code_s_digest_follows_every_file_of_networks_and_data(
@@ -53,9 +53,10 @@ def test_a_training_that_goes_on_elsewhere_names_both_places(monkeypatch: pytest
     device = torch.device("cpu")
     first = provenance.also_made_with([], device)
     assert first == [provenance.made_with(device)]
-    assert provenance.also_made_with([first[0] | {"date": "2020-01-01"}], device) == [first[0] | {"date": "2020-01-01"}]
+    earlier = [first[0].model_copy(update={"date": "2020-01-01"})]
+    assert provenance.also_made_with(earlier, device) == earlier
     monkeypatch.setattr(provenance, "COMMIT", "another")
-    assert [made["commit"] for made in provenance.also_made_with(first, device)] == [first[0]["commit"], "another"]
+    assert [made.commit for made in provenance.also_made_with(first, device)] == [first[0].commit, "another"]
 
 
 def test_the_hardware_is_one_line() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from camcal.models.classifier import LongTailClassifier
 from camcal.models.marc import MARC
 from camcal.models.normalized import Rescale, WeightNormHead, tau_norm
+from camcal.models.report import FittedCalibration, TauPoint
 from camcal.training.calibration.logits import TrainedLogits
 from camcal.training.calibration.margins import MIN_OMEGA, fit_lws, fit_marc
 from camcal.training.calibration.placement import measure_shift
@@ -29,36 +29,6 @@ from camcal.training.recipe import Recipe
 TAUS = tuple(t / 10 for t in range(21))
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 FEW_HELD = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """What calibration found.
-
-    trained_scalar, scalar: s before and after its selection. lean: δ, where it was fitted, otherwise 0. tau: of τ-norm,
-    where it was asked for; tau_curve: each τ that was tried, with accuracy and negative log-likelihood of held-out
-    images, class-balanced. temperature: for the balanced prior; prior_temperatures: for the others that probabilities
-    may be asked for, by name. logit_prior: the class prior that the trained logits are for. penalty: λ of the margins.
-    omega_at_bound: classes whose ω met its lower bound. map_shift: see `placement.py`. train_accuracy: of the
-    cached training logits, where MARC or LWS used them. logits_s, fits_s: seconds that went into computing logits, 0
-    where they had been kept, and into all else. warnings: in sentences.
-    """
-
-    trained_scalar: float
-    scalar: float
-    lean: float
-    tau: float | None
-    tau_curve: list[dict[str, float]]
-    temperature: float
-    prior_temperatures: dict[str, float]
-    logit_prior: list[float]
-    penalty: float
-    omega_at_bound: int
-    map_shift: float
-    train_accuracy: float | None
-    logits_s: float
-    fits_s: float
-    warnings: list[str]
 
 
 class CalibrationError(ValueError):
@@ -107,9 +77,9 @@ def calibrate(
     network: LongTailClassifier,
     data: Dataset,
     recipe: Recipe,
-    like: Fitted | None = None,
+    like: FittedCalibration | None = None,
     kept: Path | None = None,
-) -> Fitted:
+) -> FittedCalibration:
     """Rescale, fit margins, lean and temperature, in this order, and store them. The test part is not looked at.
 
     The scalar is selected by the likelihood of held-out images under the class prior that the logits are trained for;
@@ -138,7 +108,7 @@ def calibrate(
     prior_K = logit_prior(recipe, cache.counts_K)
     even_K = even_prior(cache.classes)
     weights_N = torch.from_numpy(prior_weights(cache.held_labels.numpy(), even_K))
-    tau_curve: list[dict[str, float]] = []
+    tau_curve: list[TauPoint] = []
     tau = None
     if isinstance(network.head, WeightNormHead):
         if recipe.calibrate.scalar == "select" and like is not None:
@@ -171,7 +141,7 @@ def calibrate(
         if like is None
         else like.prior_temperatures
     )
-    return Fitted(
+    return FittedCalibration(
         trained_scalar=network.head.scalar.item(),
         scalar=network.scalar,
         lean=lean,
@@ -208,11 +178,11 @@ def other_priors(recipe: Recipe, data: Dataset) -> dict[str, Floats]:
     return priors
 
 
-def _fit_tau(network: LongTailClassifier, cache: _Cache, weights_N: Tensor) -> tuple[float, list[dict[str, float]]]:
+def _fit_tau(network: LongTailClassifier, cache: _Cache, weights_N: Tensor) -> tuple[float, list[TauPoint]]:
     """Sweep τ over 0..2 and store the one of the best class-balanced likelihood, each at its own best scale."""
     labels_N = cache.held_labels
     weight_KC, bias_K = (rows.detach().cpu() for rows in network.rows())  # the bias of all branches together
-    curve: list[dict[str, float]] = []
+    curve: list[TauPoint] = []
     best = (math.inf, 0.0, torch.empty(0), torch.empty(0))
     for tau in TAUS:
         scale_K, shift_K = tau_norm(weight_KC, bias_K, tau)
@@ -221,7 +191,7 @@ def _fit_tau(network: LongTailClassifier, cache: _Cache, weights_N: Tensor) -> t
         factor = fit_scale(logits_NK, labels_N, weights_N, cache.recipe.calibrate.spread)
         nll = mean_nll(factor * logits_NK, labels_N, weights_N)
         hits_N = (logits_NK.argmax(dim=1) == labels_N).double()
-        curve.append({"tau": tau, "accuracy": float(weights_N @ hits_N / weights_N.sum()), "nll": nll})
+        curve.append(TauPoint(tau=tau, accuracy=float(weights_N @ hits_N / weights_N.sum()), nll=nll))
         if nll < best[0]:
             best = (nll, tau, factor * scale_K, factor * shift_K)
     network.rescale.scale.copy_(best[2])

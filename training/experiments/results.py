@@ -11,11 +11,13 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from camcal.models.report import Figures, Report, Step
 from camcal.training.recipe import MADE_TAILED, AugmentConfig
+from camcal.training.report.summary import recipe_in
 
 Row = dict[str, Any]
 
@@ -71,7 +73,7 @@ class _ResultFile(_Strict):
 _FITTED_ON = {"train": [], "both": ["held-out too"], "holdout": ["held-out alone"]}
 
 
-def result_of(report: dict[str, Any], method: str, calibrated: str | None = None, *, plain: bool = True) -> Row:
+def result_of(report: Report, method: str, calibrated: str | None = None, *, plain: bool = True) -> Row:
     """The result file of a run, from its report.
 
     Args:
@@ -82,82 +84,79 @@ def result_of(report: dict[str, Any], method: str, calibrated: str | None = None
             prior, `method + lean`. A run with neither has no such row.
         plain: whether the file has the rows without either.
     """
-    recipe, data = report["settings"], report["data"]
-    source = recipe["data"]["source"]
-    ratio = data["largest_class"] / data["smallest_class"]
+    recipe, data = recipe_in(report), report.data
+    source, calibrate = recipe.data.source, recipe.calibrate
+    ratio = data.largest_class / data.smallest_class
     # Logits for an even prior (balanced softmax) have nothing to be taken out, rescaled ones have lost it already.
-    prior, rescale = report["calibration"]["logit_prior"], recipe["calibrate"]["rescale"]
-    uneven = rescale == "off" and max(prior) > (1 + 1e-6) * min(prior)
+    prior = report.calibration.logit_prior
+    uneven = calibrate.rescale == "off" and max(prior) > (1 + 1e-6) * min(prior)
     rows = []
     if plain:
         rows.append(_plain_row(report, "scalar", method))
         if uneven:
             rows.append(_plain_row(report, "adjusted", f"{method} + logit adjustment"))
-    marc, lean = recipe["calibrate"]["marc"], recipe["calibrate"].get("lean", False)  # absent from older reports
-    if marc or lean:
-        margins = ["MARC", *_FITTED_ON[recipe["calibrate"].get("marc_on", "train")]]
-        steps = (margins if marc else ["logit adjustment"] * uneven) + ["lean"] * lean
+    if calibrate.marc or calibrate.lean:
+        margins = ["MARC", *_FITTED_ON[calibrate.marc_on]]
+        steps = (margins if calibrate.marc else ["logit adjustment"] * uneven) + ["lean"] * calibrate.lean
         rows.append(_calibrated_row(report, calibrated or f"{method} + {', '.join(steps)}"))
     result = {
-        "dataset": _DATASETS.get(source, report["recipe"]),
-        "imbalance": recipe["data"]["imbalance"] if source in MADE_TAILED else round(ratio, 1),
-        "backbone": recipe["model"]["backbone"],
-        "augmentation": describe_augmentation(recipe["augment"]),
-        "epochs": report["epochs"],
-        "seed": report["seed"],
-        **report["made_with"],
-        **_trained(report),
+        "dataset": _DATASETS.get(source, report.recipe),
+        "imbalance": recipe.data.imbalance if source in MADE_TAILED else round(ratio, 1),
+        "backbone": recipe.model.backbone,
+        "augmentation": describe_augmentation(recipe.augment),
+        "epochs": report.epochs,
+        "seed": report.seed,
+        **report.made_with.model_dump(),
+        # The training may have been on other hardware than its evaluation.
+        "hardware": report.trained_with[-1].hardware,
+        "trained_with": [made.model_dump() for made in report.trained_with],
         "rows": rows,
-        "recipe": recipe,
+        "recipe": report.settings,
     }
-    if teachers := report.get("teachers"):
-        result["teachers"] = teachers
+    if report.teachers:
+        result["teachers"] = [teacher.model_dump() for teacher in report.teachers]
     return result
 
 
-def _trained(report: dict[str, Any]) -> dict[str, Any]:
-    """The commits and the hardware of the training, which may have been elsewhere than its judging."""
-    made = report.get("trained_with", [])
-    return {"hardware": made[-1]["hardware"], "trained_with": made} if made else {}
-
-
-def describe_augmentation(augment: dict[str, Any]) -> str:
+def describe_augmentation(augment: AugmentConfig) -> str:
     """The keys of a recipe's augment section that change anything, as `flip, shift 4, erase 0.5`."""
     plain = AugmentConfig().model_dump(mode="json")
     words = []
-    for key, value in augment.items():
-        if value == plain.get(key):
+    for key, value in augment.model_dump(mode="json").items():
+        if value == plain[key]:
             continue
         shown = "–".join(f"{v:g}" for v in value) if isinstance(value, list) else f"{value}"
         words.append(key if value is True else f"{key} {shown}")
     return ", ".join(words) or "none"
 
 
-def _plain_row(report: dict[str, Any], step: str, method: str) -> Row:
+def _plain_row(report: Report, step: Literal["scalar", "adjusted"], method: str) -> Row:
     """A step without MARC; `calibrated` figures are after a temperature."""
-    ranks, alone = report["rank_groups"]["test"][step], report["temperature_only"][step]
+    alone = report.temperature_only[step]
     # The selected scalar changes how sure a prediction is; its error as trained is that before it.
-    before = "trained" if step == "scalar" and report["settings"]["calibrate"]["rescale"] == "off" else step
-    return _row(method, alone["test"], ranks, report["test"][before]["ece"], alone["test_under_train_prior"])
+    before: Step = "trained" if step == "scalar" and recipe_in(report).calibrate.rescale == "off" else step
+    ranks = report.rank_groups.test[step]
+    return _row(method, alone.test, ranks, report.test[before].ece, alone.test_under_train_prior)
 
 
-def _calibrated_row(report: dict[str, Any], method: str) -> Row:
-    ranks, prior = report["rank_groups"]["test"]["calibrated"], report["test_under_train_prior"]["calibrated"]
-    return _row(method, report["test"]["calibrated"], ranks, report["test"]["marc"]["ece"], prior)
+def _calibrated_row(report: Report, method: str) -> Row:
+    prior = report.test_under_train_prior["calibrated"]
+    ranks = report.rank_groups.test["calibrated"]
+    return _row(method, report.test["calibrated"], ranks, report.test["marc"].ece, prior)
 
 
-def _row(method: str, final: dict[str, Any], ranks: dict[str, Any], ece: float, prior: dict[str, Any]) -> Row:
+def _row(method: str, final: Figures, ranks: dict[str, float | None], ece: float, prior: Figures) -> Row:
     return {
         "method": method,
-        "accuracy": _short(final["accuracy"]),
-        "groups": {name: _short(value) for name, value in final["groups"].items()},
+        "accuracy": _short(final.accuracy),
+        "groups": {name: _short(value) for name, value in final.groups.items()},
         "rank_groups": {name: _short(value) for name, value in ranks.items()},
         "ece": _short(ece),
-        "ece_calibrated": _short(final["ece"]),
-        "classwise_ece_calibrated": _short(final["classwise_ece"]),
-        "nll_calibrated": _short(final["nll"]),
-        "brier_calibrated": _short(final["brier"]),
-        "train_prior": {"accuracy": _short(prior["accuracy"]), "ece": _short(prior["ece"])},
+        "ece_calibrated": _short(final.ece),
+        "classwise_ece_calibrated": _short(final.classwise_ece),
+        "nll_calibrated": _short(final.nll),
+        "brier_calibrated": _short(final.brier),
+        "train_prior": {"accuracy": _short(prior.accuracy), "ece": _short(prior.ece)},
     }
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -34,6 +34,7 @@ from camcal.models.bundle import (
 )
 from camcal.models.canary import CANARY_FILE, Canary
 from camcal.models.classifier import LongTailClassifier, can_fold, fold_branches
+from camcal.models.report import Report
 from camcal.training.data import Dataset
 from camcal.training.data.sources import preprocessing_of
 from camcal.training.export.graph import ExportError, export_onnx, strip, write_graph
@@ -96,7 +97,7 @@ def export_bundle(
     recipe: Recipe,
     classes: list[str],
     train_counts: list[int],
-    report: dict[str, Any],
+    report: Report,
     folder: Path,
     precision: Precision = "fp32",
     data: Dataset | None = None,
@@ -116,7 +117,7 @@ def export_bundle(
     """
     folder = folder.resolve()
     _check_replaceable(folder)
-    prior_temperatures = report["calibration"]["prior_temperatures"]
+    prior_temperatures = report.calibration.prior_temperatures
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -136,12 +137,13 @@ def export_bundle(
                 export_onnx(judged, size, other)
                 pair = _write_smaller(judged, size, other, precision, data), other
             try:
-                report = report | {"held_out": compare(*pair, precision, data, prior_temperatures["train"])}
+                held_out = compare(*pair, precision, data, prior_temperatures["train"])
+                report = report.model_copy(update={"held_out": held_out})
             except PrecisionError:
                 shutil.rmtree(partial)
                 raise
         full.unlink()
-    save_json(partial / REPORT_FILE, report)
+    save_json(partial / REPORT_FILE, report.to_json())
     grid = network.features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[2:]
     files = {name: sha256(partial / name) for name in (MODEL_FILE, REPORT_FILE)}
     manifest = Manifest(
@@ -165,7 +167,7 @@ def export_bundle(
         grid=(grid[0], grid[1]),
         map_shift=round(float(network.map_shift), 2),
         precision=precision,
-        figures={step: report["test"][step] for step in ("trained", "calibrated")},
+        figures={step: report.test[step].model_dump() for step in ("trained", "calibrated")},
         recipe=recipe.shown(),
         prior=None if recipe.calibrate.prior is None else given_prior(recipe.calibrate.prior, classes).tolist(),
         files=files,

@@ -10,7 +10,7 @@ import copy
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from camcal.models.bundle import INPUTS, OUTPUTS, Precision
 from camcal.models.classifier import LongTailClassifier
+from camcal.models.report import HeldOut
 from camcal.training.data import Dataset, Images
 from camcal.training.metrics import expected_calibration_error, softmax
 from camcal.training.priors import shift_prior
@@ -41,13 +42,6 @@ def parse_precision(name: str) -> Precision:
         if name == precision:
             return precision  # type: ignore[no-any-return]
     raise PrecisionError(f"the precision is {name!r}; expected {', '.join(get_args(Precision))}")
-
-
-class Held(TypedDict):
-    """Top-1 accuracy and ECE on the held-out images."""
-
-    accuracy: float
-    ece: float
 
 
 class _HalfTrunk(nn.Module):
@@ -128,7 +122,7 @@ def _outside_trunk(model: onnx.ModelProto) -> list[str]:
 
 def compare(
     full: Path, smaller: Path, precision: Literal["fp16", "int8"], data: Dataset, prior_temperature: float
-) -> dict[str, Held]:
+) -> dict[str, HeldOut]:
     """Accuracy and ECE of both graphs on the held-out images, which their network must not have been trained on.
 
     Their classes are as frequent as in training, so the probabilities are those for the training prior, with its
@@ -142,11 +136,11 @@ def compare(
     prior_K = counts_K / counts_K.sum()
     before, after = (_held(path, data.holdout, prior_K, prior_temperature) for path in (full, smaller))
     allowed = max(ALLOWED, 1 / len(data.holdout)) + 1e-9
-    if before["accuracy"] - after["accuracy"] > allowed or after["ece"] - before["ece"] > allowed:
+    if before.accuracy - after.accuracy > allowed or after.ece - before.ece > allowed:
         raise PrecisionError(
             f"{precision} would change the answers too much: on {len(data.holdout)} held-out images accuracy goes from "
-            f"{before['accuracy']:.2%} to {after['accuracy']:.2%} and ECE from {before['ece']:.2%} to "
-            f"{after['ece']:.2%}; {allowed:.1%} is allowed for each"
+            f"{before.accuracy:.2%} to {after.accuracy:.2%} and ECE from {before.ece:.2%} to "
+            f"{after.ece:.2%}; {allowed:.1%} is allowed for each"
         )
     return {"fp32": before, precision: after}
 
@@ -165,14 +159,14 @@ def served(path: Path, part: Images, top_k: int = 1) -> Iterator[dict[str, NDArr
         yield dict(zip(OUTPUTS, session.run(list(OUTPUTS), feed), strict=True))
 
 
-def _held(path: Path, part: Images, prior_K: NDArray[np.float64], temperature: float) -> Held:
+def _held(path: Path, part: Images, prior_K: NDArray[np.float64], temperature: float) -> HeldOut:
     rows = []
     for outputs in served(path, part, min(5, len(prior_K))):
         _check_maps(outputs)
         rows.append(outputs["calibrated_logits"])
     probabilities_NK = shift_prior(softmax(np.concatenate(rows) / temperature), prior_K)
     labels_N = part.labels.numpy()
-    return Held(
+    return HeldOut(
         accuracy=float((probabilities_NK.argmax(axis=1) == labels_N).mean()),
         ece=expected_calibration_error(probabilities_NK, labels_N, np.ones(len(labels_N))),
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from camcal.models.bundle import Bundle
+from camcal.models.bundle import REPORT_FILE, Bundle
+from camcal.models.report import Figures, Report
 from camcal.training import metrics
 from camcal.training.data import Dataset
 from camcal.training.export import precision
@@ -38,14 +38,14 @@ def recipe_of(bundle: Bundle, overrides: Sequence[str]) -> Recipe:
     return parse_recipe(raw, str(bundle.path / "manifest.json"), overrides)
 
 
-def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Any]:
+def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Figures]:
     """Print and return the figures of the graph's probabilities on the test part: plain, calibrated, and calibrated for
     the training prior, on the test part weighted to it.
 
     Raises:
         VerifyError: if the data has other classes, or accuracy or ECE are not what the report says.
     """
-    manifest = bundle.manifest
+    manifest, report = bundle.manifest, Report.read(bundle.path / REPORT_FILE)
     if data.classes != [info.name for info in manifest.classes]:
         raise VerifyError(f"the data has {len(data.classes)} classes, and they are not those of the bundle")
     groups_K: list[str] = [info.group for info in manifest.classes]
@@ -53,40 +53,38 @@ def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Any]:
     counts_K = np.array([info.train_count for info in manifest.classes], dtype=np.float64)
     prior_K = counts_K / counts_K.sum()
     even_N, under_N = (prior_weights(labels_N, wanted_K) for wanted_K in (even_prior(len(prior_K)), prior_K))
-    if "by_chance" not in bundle.report:  # older ones let each image weigh the same
-        even_N = np.ones(len(labels_N))
     outputs = list(precision.served(bundle.model_path, data.test))
     graph = {name: np.concatenate([output[name] for output in outputs]).astype(np.float64) for name in JUDGED}
     temperature = manifest.calibration.prior_temperatures.get("train", manifest.calibration.temperature)
     shifted_NK = shift_prior(metrics.softmax(graph["calibrated_logits"] / temperature), prior_K)
-    balanced, under = bundle.report["test"], bundle.report["test_under_train_prior"]
     judged = {
-        "probabilities": (graph["probabilities"], even_N, balanced["scalar"]),
-        "calibrated_probabilities": (graph["calibrated_probabilities"], even_N, balanced["calibrated"]),
-        "training prior": (shifted_NK, under_N, under["calibrated"]),
+        "probabilities": (graph["probabilities"], even_N, report.test["scalar"]),
+        "calibrated_probabilities": (graph["calibrated_probabilities"], even_N, report.test["calibrated"]),
+        "training prior": (shifted_NK, under_N, report.test_under_train_prior["calibrated"]),
     }
-    found: dict[str, dict[str, Any]] = {}
-    rows: dict[str, dict[str, Any]] = {}
+    found: dict[str, Figures] = {}
+    rows: dict[str, Figures] = {}
     for name, (probabilities_NK, weights_N, said) in judged.items():
-        found[name] = dict(metrics.figures(probabilities_NK, labels_N, groups_K, weights_N))
+        found[name] = metrics.figures(probabilities_NK, labels_N, groups_K, weights_N)
         rows |= {name: found[name], f"{name}, by the report": said}
     title = f"{manifest.name} {manifest.version}, {len(labels_N)} test images"
-    console.print(figures_table(title, bundle.report["data"]["groups"], rows))
+    console.print(figures_table(title, report.data.groups, rows))
     chance = metrics.chance_calibration_error(judged["calibrated_probabilities"][0], even_N)
     groups = {
         name: by_predicted_group(probabilities_NK, labels_N, manifest.train_counts(), weights_N)
         for name, (probabilities_NK, weights_N, _) in judged.items()
     }
-    console.print(group_table(bundle.report, groups))
+    console.print(group_table(report, groups))
     console.print(f"perfect probabilities would show an ECE of {chance:.1%} on these images by chance")
     for name, (_, weights_N, said) in judged.items():
         # The report is of the network in fp32. One image may always differ, even the only one of its class.
         allowed = ALLOWED if manifest.precision == "fp32" else precision.ALLOWED
         allowed = max(allowed, float(weights_N.max() / weights_N.sum())) + 1e-9
-        for figure in ("accuracy", "ece"):
-            if abs(found[name][figure] - said[figure]) > allowed:
+        here = found[name]
+        for figure, measured, reported in (("accuracy", here.accuracy, said.accuracy), ("ece", here.ece, said.ece)):
+            if abs(measured - reported) > allowed:
                 raise VerifyError(
-                    f"the {figure} of the {name} is {found[name][figure]:.2%} here and {said[figure]:.2%} by the "
-                    "report: it is not this data, or not this graph"
+                    f"the {figure} of the {name} is {measured:.2%} here and {reported:.2%} by the report: it is not "
+                    "this data, or not this graph"
                 )
     return found

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from camcal.models.camc import TaughtAttention
 from camcal.models.classifier import LongTailClassifier
+from camcal.models.report import Made
 from camcal.training.data import Dataset
 from camcal.training.data.augment import Augment
 from camcal.training.data.mix import Mix
@@ -25,7 +26,7 @@ from camcal.training.fitting.descent import Descent, autocast
 from camcal.training.fitting.distill import Teacher
 from camcal.training.fitting.losses import Criterion, branch_members
 from camcal.training.fitting.samplers import epoch_order
-from camcal.training.provenance import Made, also_made_with
+from camcal.training.provenance import also_made_with
 from camcal.training.recipe import FitConfig, Recipe, parse_recipe
 from camcal.training.run import (
     Run,
@@ -237,7 +238,11 @@ def _save(
     teacher: Teacher | None,
     made: list[Made],
 ) -> None:
-    meta = {"epoch": epoch, "recipe": recipe.model_dump(mode="json"), "made_with": made} | data_meta(data)
+    meta = {
+        "epoch": epoch,
+        "recipe": recipe.model_dump(mode="json"),
+        "made_with": [each.model_dump() for each in made],
+    } | data_meta(data)
     if teacher:
         meta["teachers"] = teacher.meta
     save_tensors(run.checkpoint, network_tensors(network) | descent.tensors(), meta)
@@ -251,13 +256,13 @@ def _resume(
     data: Dataset,
     teacher: Teacher | None,
 ) -> tuple[int, list[Made]]:
-    """Take up the run's checkpoint: its epoch, and what has trained it so far, which older ones do not say."""
+    """Take up the run's checkpoint: its epoch, and what has trained it so far."""
     tensors, meta = _load_own(run, recipe, data)
     if teacher and [t["weights"] for t in meta["teachers"]] != [t["weights"] for t in teacher.meta]:
         raise RunError(f"{run.path} holds a run with another teacher: choose another --out, or delete that folder")
     restore(network, tensors)
     descent.restore(tensors)
-    return int(meta["epoch"]), meta.get("made_with", [])
+    return int(meta["epoch"]), [Made.model_validate(each) for each in meta["made_with"]]
 
 
 def _load_own(run: Run, recipe: Recipe, data: Dataset) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
 from camcal.models.backbones import build_backbone
-from camcal.models.bundle import Bundle, Precision
+from camcal.models.bundle import REPORT_FILE, Bundle, Precision
+from camcal.models.report import FittedCalibration, Made, Report, ReportError, TeacherFacts
 from camcal.training.calibration.calibrate import calibrate
 from camcal.training.data import Dataset, load_dataset
 from camcal.training.data.features import with_maps
@@ -197,8 +195,8 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
         fitted = calibrate(network.to(default_device()), data, recipe, kept=run.logits)
         if again is not None:
             save_tensors(run.before_refit, network_tensors(network.cpu()), meta)
-            made = meta.get("made_with", [])
-            meta["made_with"] = [*made, *(one for one in again_meta.get("made_with", []) if one not in made)]
+            made = meta["made_with"]
+            meta["made_with"] = [*made, *(one for one in again_meta["made_with"] if one not in made)]
             network = again
             fitted = calibrate(network.to(default_device()), data.whole(), recipe, fitted, run.refit.logits)
     console.print(
@@ -210,11 +208,11 @@ def calibrate_run(run: Run, recipe: Recipe | None, data: Dataset | None, console
     )
     for warning in fitted.warnings:
         console.print(f"warning: {warning}")
-    meta |= {"recipe": recipe.model_dump(mode="json"), "calibration": dataclasses.asdict(fitted)}
+    meta |= {"recipe": recipe.model_dump(mode="json"), "calibration": fitted.model_dump()}
     save_tensors(run.network, network_tensors(network.cpu()), meta)
 
 
-def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, Any]:
+def evaluate_run(run: Run, data: Dataset | None, console: Console) -> Report:
     """Judge the calibrated network on the test part; writes `report.json`, and `report.html` to look at."""
     network, recipe, meta = load_network(run.network)
     device = default_device()
@@ -222,15 +220,11 @@ def evaluate_run(run: Run, data: Dataset | None, console: Console) -> dict[str, 
     check_data(run, meta, data)
     before = load_network(run.before_refit)[0].to(device) if recipe.calibrate.refit else None
     with console.status("evaluating"):
-        fitted = meta["calibration"]
-        lean = fitted.get("lean", 0.0)  # absent from older runs
-        report = evaluate(network.to(device), data, recipe, fitted["prior_temperatures"], lean, before, run.logits)
-    report |= {"calibration": meta["calibration"], "epochs": meta["epoch"]}
-    if trained_with := meta.get("made_with"):  # older checkpoints do not say
-        report["trained_with"] = trained_with
-    if teachers := meta.get("teachers"):
-        report["teachers"] = teachers
-    save_json(run.report, report)
+        fitted = FittedCalibration.model_validate(meta["calibration"])
+        report = evaluate(network.to(device), data, recipe, fitted, before, run.logits)
+    report.trained_with = [Made.model_validate(made) for made in meta["made_with"]]
+    report.teachers = [TeacherFacts.model_validate(teacher) for teacher in meta.get("teachers", [])]
+    save_json(run.report, report.to_json())
     run.page.write_text(page(report), encoding="utf-8")
     print_report(report, console)
     return report
@@ -251,12 +245,10 @@ def export_run(
 
     network, recipe, meta = load_network(run.network)
     try:
-        report = json.loads(run.report.read_text())
-    except FileNotFoundError:
-        raise RunError(f"{run.report} is missing: run `camcal evaluate {run.path}` first") from None
-    except ValueError as error:
-        raise RunError(f"{run.report} is damaged ({error}): run `camcal evaluate {run.path}` again") from None
-    if not isinstance(report, dict) or report.get("calibration") != meta["calibration"]:
+        report = Report.read(run.report)
+    except ReportError as error:
+        raise RunError(f"{error}; run `camcal evaluate {run.path}` first") from None
+    if report.calibration != FittedCalibration.model_validate(meta["calibration"]):
         raise RunError(f"{run.report} is of another calibration: run `camcal evaluate {run.path}` first")
     judged = None
     if precision != "fp32":
@@ -267,8 +259,9 @@ def export_run(
         bundle = export_bundle(
             network, recipe, meta["classes"], meta["train_counts"], report, folder, precision, data, judged
         )
-    for name, held in bundle.report.get("held_out", {}).items():
-        console.print(f"{name}: accuracy {held['accuracy']:.2%}, ECE {held['ece']:.2%} on held-out images")
+    exported = Report.read(bundle.path / REPORT_FILE)
+    for name, held in (exported.held_out or {}).items():
+        console.print(f"{name}: accuracy {held.accuracy:.2%}, ECE {held.ece:.2%} on held-out images")
     console.print(f"bundle {bundle.manifest.name} {bundle.manifest.version} written to {folder}")
     return bundle
 

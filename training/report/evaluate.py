@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,12 +14,29 @@ from torch import Tensor
 from camcal.models.bundle import GROUPS, group_of
 from camcal.models.classifier import LongTailClassifier
 from camcal.models.normalized import WeightNormHead
+from camcal.models.report import (
+    Chance,
+    ClassFigures,
+    Confusion,
+    CurvePoint,
+    DataSummary,
+    Figures,
+    FittedCalibration,
+    GroupCalibration,
+    PriorStep,
+    RankGroups,
+    Report,
+    Step,
+    TemperatureOnly,
+    WorstClass,
+)
 from camcal.training import metrics
 from camcal.training.calibration.calibrate import other_priors
 from camcal.training.calibration.logits import TrainedLogits
 from camcal.training.calibration.temperature import fit_temperature, lean_offset
 from camcal.training.data import Dataset
 from camcal.training.fitting.learned_prior import logit_prior
+from camcal.training.metrics import Floats
 from camcal.training.priors import even_prior, prior_weights, shift_prior
 from camcal.training.provenance import made_with
 from camcal.training.recipe import Recipe
@@ -33,120 +50,251 @@ def evaluate(
     network: LongTailClassifier,
     data: Dataset,
     recipe: Recipe,
-    temperatures: Mapping[str, float],
-    lean: float = 0.0,
+    fitted: FittedCalibration,
     before_refit: LongTailClassifier | None = None,
     kept: Path | None = None,
-) -> dict[str, Any]:
-    """Everything the report holds, ready for JSON. This is the only place where the test part is looked at.
-
-    The step `adjusted` stands beside the others: the trained logits with the selected scalar and the logarithm of their
-    class prior taken from them, nothing else; logit adjustment afterwards.
+) -> Report:
+    """The whole report. This is the only place where the test part is looked at.
 
     Args:
-        temperatures: `Fitted.prior_temperatures`.
-        lean: `Fitted.lean`.
-        before_refit: where `network` was trained on held-out images as well, the one that was not; what is said of
-            held-out images is said of it.
+        fitted: the calibration of the network.
+        before_refit: where `network` was trained on held-out images as well, the one that was not; figures of held-out
+            images are from it.
         kept: a file for the trained logits, see `TrainedLogits`.
     """
-    counts_K = data.train_counts()
-    groups_K: list[str] = [group_of(int(count)) for count in counts_K]
-    labels_N = data.test.labels.numpy()
-    tested_K = np.bincount(labels_N, minlength=len(counts_K))
-    held_prior_K = logit_prior(recipe, np.bincount(data.train.labels.cpu().numpy(), minlength=len(counts_K)))
-    raw_prior_K = held_prior_K if before_refit is None else logit_prior(recipe, counts_K)
-    even_K = even_prior(len(raw_prior_K))
-    # τ-norm and learned weight scaling are chosen to balance the classes: their logits are for the even prior.
-    balanced = recipe.calibrate.rescale != "off"
-    step_priors = {"trained": raw_prior_K, "scalar": even_K if balanced else raw_prior_K, "adjusted": even_K}
-    held_priors = {"scalar": even_K if balanced else held_prior_K, "adjusted": even_K}
-    trained = TrainedLogits(network.eval(), kept)
-    priors = other_priors(recipe, data)
-    prior_K = priors["train"]
-    offset_K = lean_offset(lean, network.temperature.item(), prior_K)
-    logits = _steps(network, trained.test(data), raw_prior_K, offset_K)
-    unseen = trained if before_refit is None else TrainedLogits(before_refit.eval(), kept)
-    unseeing = unseen.network
-    held = _steps(unseeing, unseen.holdout(data), held_prior_K, offset_K)
-    probabilities = {step: metrics.softmax(z.numpy()) for step, z in logits.items()}
-    even_N, weights_N = prior_weights(labels_N, even_K), prior_weights(labels_N, prior_K)
-    under_prior = {
-        step: shift_prior(probabilities[step], prior_K / step_priors[step]) for step in ("trained", "scalar")
-    }
-    for_prior = {
-        name: shift_prior(metrics.softmax(((logits["marc"] + offset_K) / temperatures[name]).numpy()), wanted_K)
-        for name, wanted_K in priors.items()
-    }
-    under_prior["calibrated"] = for_prior["train"]
-    report = {
-        "recipe": recipe.name,
-        "seed": recipe.seed,
-        "settings": recipe.shown(),
-        "made_with": made_with(network.mean.device),
-        "data": {
-            "classes": len(data.classes),
-            "train": len(data.train),
-            "holdout": len(data.holdout),
-            "test": len(data.test),
-            "largest_class": int(counts_K.max()),
-            "smallest_class": int(counts_K.min()),
-            "groups": {group: groups_K.count(group) for group in GROUPS},
-        },
-        "test": {step: metrics.figures(p, labels_N, groups_K, even_N) for step, p in probabilities.items()},
-        "test_under_train_prior": {
-            step: metrics.figures(p, labels_N, groups_K, weights_N) for step, p in under_prior.items()
-        },
-        "by_chance": {
-            "samples": float(even_N.sum() ** 2 / (even_N**2).sum()),
-            "ece": metrics.chance_calibration_error(probabilities["calibrated"], even_N),
-        },
-        "temperature_only": {
-            step: _temperature_only(
-                data,
-                held[step],
-                logits[step],
-                (held_prior, step_priors[step]),
-                prior_K,
-                recipe.calibrate.spread,
-                groups_K,
-            )
-            for step, held_prior in held_priors.items()
-        },
-        "rank_groups": _rank_groups(counts_K, probabilities, labels_N),
-        "by_predicted_group": {
-            step: by_predicted_group(probabilities[step], labels_N, counts_K, even_N)
-            for step in ("trained", "calibrated")
-        },
-        "reliability": {step: metrics.top_label_reliability(p, labels_N, even_N) for step, p in probabilities.items()},
-        "reliability_under_train_prior": {
-            step: metrics.top_label_reliability(p, labels_N, weights_N) for step, p in under_prior.items()
-        },
-        "per_class": _per_class(data, counts_K, tested_K, probabilities, _margins(network, logits, labels_N)),
-        "worst_classes": _worst_classes(data, probabilities["calibrated"]),
-    }
-    if "given" in priors:
-        given_N = prior_weights(labels_N, priors["given"])
-        report["test_under_given_prior"] = {
-            "calibrated": metrics.figures(for_prior["given"], labels_N, groups_K, given_N)
+    return _Evaluation(network.eval(), data, recipe, fitted, before_refit, kept).report()
+
+
+class _Part:
+    """Test or held-out images: labels N, and the logits after each step of calibration, N×K.
+
+    Args:
+        raw_prior_K: the class prior that the trained logits are for.
+        rescaled: whether τ-norm or learned weight scaling, which are chosen to balance the classes, gave the logits of
+            the step `scalar`.
+    """
+
+    def __init__(self, labels: Tensor, logits: dict[Step, Tensor], raw_prior_K: Floats, rescaled: bool) -> None:
+        self.labels, self.logits = labels, logits
+        self.labels_N: NDArray[np.int64] = labels.numpy()
+        self.raw_prior_K = raw_prior_K
+        even_K = even_prior(len(raw_prior_K))
+        self.prior_of: dict[Step, Floats] = {
+            "trained": raw_prior_K,
+            "scalar": even_K if rescaled else raw_prior_K,
+            "adjusted": even_K,
         }
-    if isinstance(network.head, WeightNormHead):
-        report["scalar_curve"] = _scalar_curve(
-            data,
-            logits["scalar"] / network.scalar,
-            held["scalar"] / unseeing.scalar,
-            (raw_prior_K, held_prior_K),
-            scalars_around(float(network.scalar)),
+
+
+class _Evaluation:
+    """What the sections of the report are made from, and the sections."""
+
+    def __init__(
+        self,
+        network: LongTailClassifier,
+        data: Dataset,
+        recipe: Recipe,
+        fitted: FittedCalibration,
+        before_refit: LongTailClassifier | None,
+        kept: Path | None,
+    ) -> None:
+        self.network, self.data, self.recipe, self.fitted = network, data, recipe, fitted
+        self.counts_K = data.train_counts()
+        self.groups_K: list[str] = [group_of(int(count)) for count in self.counts_K]
+        self.priors = other_priors(recipe, data)
+        self.even_K, self.train_K = even_prior(len(self.counts_K)), self.priors["train"]
+        self.offset_K = lean_offset(fitted.lean, network.temperature.item(), self.train_K)
+        seen_K = np.bincount(data.train.labels.cpu().numpy(), minlength=len(self.counts_K))
+        held_prior_K = logit_prior(recipe, seen_K)
+        raw_prior_K = held_prior_K if before_refit is None else logit_prior(recipe, self.counts_K)
+        trained = TrainedLogits(network, kept)
+        self.test = self._part(network, data.test.labels, trained.test(data), raw_prior_K)
+        # Held-out figures need a network that has not seen those images.
+        unseen = trained if before_refit is None else TrainedLogits(before_refit.eval(), kept)
+        self.held = self._part(unseen.network, data.holdout.labels, unseen.holdout(data), held_prior_K)
+        self.held_scalar = unseen.network.scalar
+        self.probabilities = {step: metrics.softmax(z.numpy()) for step, z in self.test.logits.items()}
+        self.even_N = prior_weights(self.test.labels_N, self.even_K)
+        self.train_N = prior_weights(self.test.labels_N, self.train_K)
+
+    def _part(self, network: LongTailClassifier, labels: Tensor, trained_NK: Tensor, raw_prior_K: Floats) -> _Part:
+        logits = _steps(network, trained_NK, raw_prior_K, self.offset_K)
+        return _Part(labels, logits, raw_prior_K, rescaled=self.recipe.calibrate.rescale != "off")
+
+    def report(self) -> Report:
+        """All sections together."""
+        under_train = self.under_train_prior
+        return Report(
+            recipe=self.recipe.name,
+            seed=self.recipe.seed,
+            settings=self.recipe.shown(),
+            made_with=made_with(self.network.mean.device),
+            data=self._data(),
+            test={step: self._figures(p, self.even_N) for step, p in self.probabilities.items()},
+            test_under_train_prior={step: self._figures(p, self.train_N) for step, p in under_train.items()},
+            by_chance=self._by_chance(),
+            temperature_only={
+                "scalar": self._temperature_only("scalar"),
+                "adjusted": self._temperature_only("adjusted"),
+            },
+            rank_groups=self._rank_groups(),
+            by_predicted_group={
+                "trained": self._by_predicted_group("trained"),
+                "calibrated": self._by_predicted_group("calibrated"),
+            },
+            reliability={
+                step: metrics.top_label_reliability(p, self.test.labels_N, self.even_N)
+                for step, p in self.probabilities.items()
+            },
+            reliability_under_train_prior={
+                step: metrics.top_label_reliability(p, self.test.labels_N, self.train_N)
+                for step, p in under_train.items()
+            },
+            per_class=self._per_class(),
+            worst_classes=self._worst_classes(),
+            test_under_given_prior=self._under_given_prior(),
+            scalar_curve=self._scalar_curve() if isinstance(self.network.head, WeightNormHead) else None,
+            calibration=self.fitted,
+            epochs=self.recipe.fit.epochs,
         )
-    return report
+
+    def _figures(self, probabilities_NK: Floats, weights_N: Floats) -> Figures:
+        return metrics.figures(probabilities_NK, self.test.labels_N, self.groups_K, weights_N)
+
+    def _data(self) -> DataSummary:
+        data = self.data
+        return DataSummary(
+            classes=len(data.classes),
+            train=len(data.train),
+            holdout=len(data.holdout),
+            test=len(data.test),
+            largest_class=int(self.counts_K.max()),
+            smallest_class=int(self.counts_K.min()),
+            groups={group: self.groups_K.count(group) for group in GROUPS},
+        )
+
+    def _calibrated_for(self, prior: str) -> Floats:
+        """Calibrated probabilities for another prior than the balanced one, with a temperature of their own."""
+        logits_NK = (self.test.logits["marc"] + self.offset_K) / self.fitted.prior_temperatures[prior]
+        return shift_prior(metrics.softmax(logits_NK.numpy()), self.priors[prior])
+
+    @cached_property
+    def under_train_prior(self) -> dict[PriorStep, Floats]:
+        """Probabilities for the training prior, N×K."""
+
+        def shifted(step: Step) -> Floats:
+            return shift_prior(self.probabilities[step], self.train_K / self.test.prior_of[step])
+
+        return {
+            "trained": shifted("trained"),
+            "scalar": shifted("scalar"),
+            "calibrated": self._calibrated_for("train"),
+        }
+
+    def _under_given_prior(self) -> dict[Literal["calibrated"], Figures] | None:
+        if "given" not in self.priors:
+            return None
+        given_N = prior_weights(self.test.labels_N, self.priors["given"])
+        return {"calibrated": self._figures(self._calibrated_for("given"), given_N)}
+
+    def _by_chance(self) -> Chance:
+        return Chance(
+            samples=float(self.even_N.sum() ** 2 / (self.even_N**2).sum()),
+            ece=metrics.chance_calibration_error(self.probabilities["calibrated"], self.even_N),
+        )
+
+    def _temperature_only(self, step: Step) -> TemperatureOnly:
+        """What a temperature alone makes of a step, without MARC.
+
+        Fitted as after MARC, by class-balanced likelihood on the held-out part, and once more for the training prior.
+        """
+        held_NK, logits_NK, spread = self.held.logits[step], self.test.logits[step], self.recipe.calibrate.spread
+        balanced = fit_temperature(held_NK, self.held.labels, self.even_K, spread)
+        shifted = fit_temperature(held_NK, self.held.labels, self.train_K, spread, self.held.prior_of[step])
+        shifted_NK = metrics.softmax((logits_NK / shifted).numpy())
+        return TemperatureOnly(
+            temperature=balanced,
+            test=self._figures(metrics.softmax((logits_NK / balanced).numpy()), self.even_N),
+            test_under_train_prior=self._figures(
+                shift_prior(shifted_NK, self.train_K / self.test.prior_of[step]), self.train_N
+            ),
+        )
+
+    def _accuracy_of_each(self, step: Step) -> Floats:
+        return metrics.per_class_accuracy(self.probabilities[step], self.test.labels_N)
+
+    def _rank_groups(self) -> RankGroups:
+        ranks_K = metrics.rank_groups(self.counts_K)
+        return RankGroups(
+            sizes={group: ranks_K.count(group) for group in metrics.RANK_GROUPS},
+            test={
+                step: metrics.group_accuracy(self._accuracy_of_each(step), ranks_K, metrics.RANK_GROUPS)
+                for step in self.probabilities
+            },
+        )
+
+    def _by_predicted_group(self, step: Step) -> dict[str, GroupCalibration | None]:
+        return by_predicted_group(self.probabilities[step], self.test.labels_N, self.counts_K, self.even_N)
+
+    def _margins(self, step: Step) -> tuple[Floats, Floats]:
+        """Mean and spread over each class's samples of their margin for it, d_y = z_y/‖W_y‖ (MARC, 2112.07225)."""
+        labels_N, norms_K = self.test.labels_N, self.network.weight_norms().detach().cpu()
+        margins_NK = (self.test.logits[step] / norms_K).double().numpy()
+        return metrics.per_class_spread(margins_NK[np.arange(len(labels_N)), labels_N], labels_N, len(norms_K))
+
+    def _per_class(self) -> list[ClassFigures]:
+        columns: dict[str, Floats] = {}
+        margins: tuple[tuple[Step, Step], ...] = (("trained", "scalar"), ("calibrated", "marc"))
+        for name, step in margins:
+            mean_K, spread_K = self._margins(step)
+            accuracy_K = self._accuracy_of_each(name)
+            columns |= {f"accuracy_{name}": accuracy_K, f"margin_{name}": mean_K, f"margin_spread_{name}": spread_K}
+        tested_K = np.bincount(self.test.labels_N, minlength=len(self.counts_K))
+        return [
+            ClassFigures(
+                name=name,
+                train_count=int(self.counts_K[k]),
+                test_count=int(tested_K[k]),
+                group=self.groups_K[k],
+                **{column: None if np.isnan(v[k]) else round(float(v[k]), 4) for column, v in columns.items()},
+            )
+            for k, name in enumerate(self.data.classes)
+        ]
+
+    def _worst_classes(self) -> list[WorstClass]:
+        labels_N, classes = self.test.labels_N, self.data.classes
+        predicted_N = self.probabilities["calibrated"].argmax(axis=1)
+        accuracy_K = self._accuracy_of_each("calibrated")
+        order = [int(k) for k in np.argsort(accuracy_K, kind="stable") if accuracy_K[k] < 1]
+        return [
+            WorstClass(
+                name=classes[k],
+                accuracy=round(float(accuracy_K[k]), 4),
+                taken_for=[
+                    Confusion(name=classes[other], share=round(share, 4))
+                    for other, share in metrics.taken_for(predicted_N, labels_N, k)
+                ],
+            )
+            for k in order[:WORST]
+        ]
+
+    def _scalar_curve(self) -> list[CurvePoint]:
+        """`scalar_curve` of the test part and of the held-out part, both class-balanced."""
+        scalars = scalars_around(float(self.network.scalar))
+        curves = []
+        for part, scalar in ((self.test, self.network.scalar), (self.held, self.held_scalar)):
+            cosines_NK = (part.logits["scalar"] / scalar).double().numpy()
+            weights_N = prior_weights(part.labels_N, self.even_K)
+            curves.append(scalar_curve(cosines_NK, part.labels_N, weights_N, part.raw_prior_K, scalars))
+        return [
+            CurvePoint(**test, **{f"holdout_{name}": value for name, value in held.items() if name != "scalar"})
+            for test, held in zip(*curves, strict=True)
+        ]
 
 
 def _steps(
-    network: LongTailClassifier,
-    trained_NK: Tensor,
-    raw_prior_K: metrics.Floats,
-    offset_K: Tensor,
-) -> dict[str, Tensor]:
+    network: LongTailClassifier, trained_NK: Tensor, raw_prior_K: Floats, offset_K: Tensor
+) -> dict[Step, Tensor]:
     """The logits after each step of a network's calibration, N×K.
 
     Args:
@@ -164,130 +312,12 @@ def _steps(
     }
 
 
-def _margins(
-    network: LongTailClassifier, logits: dict[str, Tensor], labels_N: NDArray[np.int64]
-) -> dict[str, tuple[metrics.Floats, metrics.Floats]]:
-    """Mean and spread over each class's samples of their margin for it, d_y = z_y/‖W_y‖ (MARC, arXiv 2112.07225)."""
-    norms_K = network.weight_norms().detach().cpu()
-    result = {}
-    for name, step in (("trained", "scalar"), ("calibrated", "marc")):
-        margins_NK = (logits[step] / norms_K).double().numpy()
-        own_N = margins_NK[np.arange(len(labels_N)), labels_N]
-        result[name] = metrics.per_class_spread(own_N, labels_N, len(norms_K))
-    return result
-
-
-def _temperature_only(
-    data: Dataset,
-    held_NK: Tensor,
-    logits_NK: Tensor,
-    raw_priors_K: tuple[metrics.Floats, metrics.Floats],
-    prior_K: metrics.Floats,
-    spread: float,
-    groups_K: list[str],
-) -> dict[str, Any]:
-    """What a temperature makes of held-out and test logits, each for a class prior q of their own, without MARC.
-
-    Fitted as after MARC, by class-balanced likelihood on the held-out part, and once more for the training prior π.
-    """
-    labels_N, held_labels = data.test.labels.numpy(), data.holdout.labels
-    even_K = even_prior(len(prior_K))
-    balanced = fit_temperature(held_NK, held_labels, even_K, spread)
-    shifted = fit_temperature(held_NK, held_labels, prior_K, spread, raw_priors_K[0])
-    shifted_NK = shift_prior(metrics.softmax((logits_NK / shifted).numpy()), prior_K / raw_priors_K[1])
-    return {
-        "temperature": balanced,
-        "test": metrics.figures(
-            metrics.softmax((logits_NK / balanced).numpy()), labels_N, groups_K, prior_weights(labels_N, even_K)
-        ),
-        "test_under_train_prior": metrics.figures(shifted_NK, labels_N, groups_K, prior_weights(labels_N, prior_K)),
-    }
-
-
-def _rank_groups(
-    counts_K: NDArray[np.int64], probabilities: dict[str, metrics.Floats], labels_N: NDArray[np.int64]
-) -> dict[str, Any]:
-    ranks_K = metrics.rank_groups(counts_K)
-    return {
-        "sizes": {group: ranks_K.count(group) for group in metrics.RANK_GROUPS},
-        "test": {
-            step: metrics.group_accuracy(metrics.per_class_accuracy(p, labels_N), ranks_K, metrics.RANK_GROUPS)
-            for step, p in probabilities.items()
-        },
-    }
-
-
 def by_predicted_group(
-    probabilities_NK: metrics.Floats,
-    labels_N: NDArray[np.int64],
-    counts_K: NDArray[np.int64],
-    weights_N: metrics.Floats,
-) -> dict[str, metrics.GroupCalibration | None]:
+    probabilities_NK: Floats, labels_N: NDArray[np.int64], counts_K: NDArray[np.int64], weights_N: Floats
+) -> dict[str, GroupCalibration | None]:
     """`metrics.calibration_by_group`, with groups by count and by rank."""
     by_count: list[str] = [group_of(int(count)) for count in counts_K]
     by_rank = metrics.rank_groups(counts_K)
     return metrics.calibration_by_group(probabilities_NK, labels_N, by_count, weights_N) | metrics.calibration_by_group(
         probabilities_NK, labels_N, by_rank, weights_N, metrics.RANK_GROUPS
     )
-
-
-def _scalar_curve(
-    data: Dataset,
-    cosines_NK: Tensor,
-    held_cosines_NK: Tensor,
-    raw_priors_K: tuple[metrics.Floats, metrics.Floats],
-    scalars: Sequence[float],
-) -> list[dict[str, float]]:
-    """`scalar_curve` of the test part, and of the held-out part under the names `holdout_…`, class-balanced both."""
-    even_K = even_prior(len(data.classes))
-    curves = []
-    parts = (data.test, cosines_NK), (data.holdout, held_cosines_NK)
-    for (part, c_NK), raw_prior_K in zip(parts, raw_priors_K, strict=True):
-        labels_N = part.labels.numpy()
-        weights_N = prior_weights(labels_N, even_K)
-        curves.append(scalar_curve(c_NK.double().numpy(), labels_N, weights_N, raw_prior_K, scalars))
-    return [
-        test | {f"holdout_{name}": value for name, value in held.items() if name != "scalar"}
-        for test, held in zip(*curves, strict=True)
-    ]
-
-
-def _per_class(
-    data: Dataset,
-    counts_K: NDArray[np.int64],
-    tested_K: NDArray[np.int64],
-    probabilities: dict[str, metrics.Floats],
-    margins: dict[str, tuple[metrics.Floats, metrics.Floats]],
-) -> list[dict[str, Any]]:
-    columns: dict[str, metrics.Floats] = {}
-    for step, (mean_K, spread_K) in margins.items():
-        columns[f"accuracy_{step}"] = metrics.per_class_accuracy(probabilities[step], data.test.labels.numpy())
-        columns |= {f"margin_{step}": mean_K, f"margin_spread_{step}": spread_K}
-    return [
-        {
-            "class": name,
-            "train_count": int(counts_K[k]),
-            "test_count": int(tested_K[k]),
-            "group": group_of(int(counts_K[k])),
-        }
-        | {column: None if np.isnan(v[k]) else round(float(v[k]), 4) for column, v in columns.items()}
-        for k, name in enumerate(data.classes)
-    ]
-
-
-def _worst_classes(data: Dataset, probabilities_NK: metrics.Floats) -> list[dict[str, Any]]:
-    """The classes with the lowest accuracy, and what they are most often taken for."""
-    labels_N, predicted_N = data.test.labels.numpy(), probabilities_NK.argmax(axis=1)
-    accuracy_K = metrics.per_class_accuracy(probabilities_NK, labels_N)
-    order = [int(k) for k in np.argsort(accuracy_K, kind="stable") if accuracy_K[k] < 1]
-    return [
-        {
-            "class": data.classes[k],
-            "accuracy": round(float(accuracy_K[k]), 4),
-            "taken_for": [
-                {"class": data.classes[c["label"]], "share": round(c["share"], 4)}
-                for c in metrics.taken_for(predicted_N, labels_N, k)
-            ],
-        }
-        for k in order[:WORST]
-    ]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from camcal.training.metrics import ReliabilityBin
+from camcal.models.report import ReliabilityBin
 
 WIDTH, HEIGHT = 440, 290
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 18, 44
@@ -162,18 +162,16 @@ def reliability(label: str, bins: Sequence[ReliabilityBin], style: str) -> str:
         x, y = at(tick / 100, tick / 100)
         parts += [_line("grid", left, y, left + size, y), _text("tick right", left - 6, y + 4, f"{tick}")]
         parts.append(_text("tick", x, top + size + low + 14, f"{tick}"))
-    biggest = max(b["share"] for b in bins)
+    biggest = max(b.share for b in bins)
     for b in bins:
-        (x, _), (end, _) = at(b["low"], 0), at(b["high"], 0)
-        height = low * b["share"] / biggest
+        (x, _), (end, _) = at(b.low, 0), at(b.high, 0)
+        height = low * b.share / biggest
         parts.append(_rect("share", x + 0.5, top + size + low - height, end - x - 1, height))
-        accuracy, confidence = b["accuracy"], b["confidence"]
+        accuracy, confidence = b.accuracy, b.confidence
         if accuracy is None or confidence is None:
             continue
         (_, y), (_, wanted), (_, floor) = at(0, accuracy), at(0, confidence), at(0, 0)
-        tip = (
-            f"confidence {100 * confidence:.1f} %, accuracy {100 * accuracy:.1f} %, {100 * b['share']:.1f} % of images"
-        )
+        tip = f"confidence {100 * confidence:.1f} %, accuracy {100 * accuracy:.1f} %, {100 * b.share:.1f} % of images"
         parts.append(_rect(f"bar {style}", x + 0.5, y, end - x - 1, floor - y, tip))
         parts.append(_rect("gap", x + 0.5, min(y, wanted), end - x - 1, abs(y - wanted), tip))
     parts.append(_line("diagonal", *at(0, 0), *at(1, 1)))

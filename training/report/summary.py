@@ -2,93 +2,99 @@
 
 from __future__ import annotations
 
-import itertools
+import copy
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from camcal.models.bundle import GROUPS
-from camcal.training.metrics import GroupCalibration
+from camcal.models.report import Figures, GroupCalibration, PriorStep, Report, Step
+from camcal.training.recipe import Recipe, parse_recipe
 
 _RESCALED = {"off": "+ scalar", "tau": "+ τ-norm", "lws": "+ weight scaling"}
 NAMED = 12
 """How many classes a sentence names at most."""
 
 
-def steps_taken(report: dict[str, Any]) -> dict[str, str]:
+def recipe_in(report: Report) -> Recipe:
+    """The recipe in a report, which does not say where the data lies."""
+    return parse_recipe(copy.deepcopy(report.settings), "report.json", ["data.root=."])
+
+
+def steps_taken(report: Report) -> dict[Step, str]:
     """The steps from the trained network to the served probabilities, each with the name that tables give it.
 
     One that changed nothing is left out, such as the scalar of a linear head. Without MARC, its place is that of the
     prior taken out.
     """
-    settings = report["settings"]["calibrate"]
-    names = {
+    settings = recipe_in(report).calibrate
+    names: dict[Step, str] = {
         "trained": "as trained",
-        "scalar": _RESCALED[settings["rescale"]],
-        "marc": "+ MARC" if settings["marc"] else "− log prior",
-        "calibrated": "+ lean, temperature" if settings.get("lean") else "+ temperature",
+        "scalar": _RESCALED[settings.rescale],
+        "marc": "+ MARC" if settings.marc else "− log prior",
+        "calibrated": "+ lean, temperature" if settings.lean else "+ temperature",
     }
-    nll = {step: report["test"][step]["nll"] for step in names}
-    same = {
-        after
-        for before, after in itertools.pairwise(["trained", "scalar", "marc"])
-        if math.isclose(nll[before], nll[after], rel_tol=1e-6)
-    }
+    nll = {step: report.test[step].nll for step in names}
+    pairs: tuple[tuple[Step, Step], ...] = (("trained", "scalar"), ("scalar", "marc"))
+    same = {after for before, after in pairs if math.isclose(nll[before], nll[after], rel_tol=1e-6)}
     return {step: name for step, name in names.items() if step not in same}
 
 
-def steps_for_prior(report: dict[str, Any]) -> dict[str, str]:
+def steps_for_prior(report: Report) -> dict[PriorStep, str]:
     """The same for another prior than the balanced one, where all of calibration is one step."""
     names = steps_taken(report)
-    if names.pop("marc", "") == "+ MARC":
-        names["calibrated"] = f"+ MARC, {names['calibrated'].removeprefix('+ ')}"
-    return names
+    last = names["calibrated"]
+    if names.get("marc") == "+ MARC":
+        last = f"+ MARC, {last.removeprefix('+ ')}"
+    found: dict[PriorStep, str] = {"trained": names["trained"]}
+    if "scalar" in names:
+        found["scalar"] = names["scalar"]
+    return found | {"calibrated": last}
 
 
-def print_report(report: dict[str, Any], console: Console) -> None:
+def print_report(report: Report, console: Console) -> None:
     """The report's main figures as tables; all but NLL and Brier score are in percent."""
-    d = report["data"]
+    d, settings = report.data, recipe_in(report).calibrate
     console.print(
-        f"{report['recipe']}: {d['classes']} classes, {d['train'] + d['holdout']} training images "
-        f"({d['largest_class']} to {d['smallest_class']} a class), {d['holdout']} of them held out"
-        f"{' at first' if report['settings']['calibrate']['refit'] else ''}, {d['test']} for the test"
+        f"{report.recipe}: {d.classes} classes, {d.train + d.holdout} training images "
+        f"({d.largest_class} to {d.smallest_class} a class), {d.holdout} of them held out"
+        f"{' at first' if settings.refit else ''}, {d.test} for the test"
     )
-    balanced = {name: report["test"][step] for step, name in steps_taken(report).items()}
-    if report["settings"]["calibrate"]["marc"]:
-        balanced["− log prior alone"] = report["test"]["adjusted"]
-    console.print(figures_table("test weighted evenly over the classes, balanced prior", d["groups"], balanced))
+    balanced = {name: report.test[step] for step, name in steps_taken(report).items()}
+    if settings.marc:
+        balanced["− log prior alone"] = report.test["adjusted"]
+    console.print(figures_table("test weighted evenly over the classes, balanced prior", d.groups, balanced))
     for words in reservations(report):
         console.print(words)
-    by_group = report["by_predicted_group"]
+    by_group = report.by_predicted_group
     console.print(group_table(report, {"as trained": by_group["trained"], "calibrated": by_group["calibrated"]}))
     names = steps_for_prior(report)
-    under_train = {name: report["test_under_train_prior"][step] for step, name in names.items()}
-    console.print(figures_table("test weighted to the training frequencies, training prior", d["groups"], under_train))
-    if given := report.get("test_under_given_prior"):
+    under_train = {name: report.test_under_train_prior[step] for step, name in names.items()}
+    console.print(figures_table("test weighted to the training frequencies, training prior", d.groups, under_train))
+    if given := report.test_under_given_prior:
         under_given = {names[step]: figures for step, figures in given.items()}
-        console.print(figures_table("test weighted to the given prior, probabilities for it", d["groups"], under_given))
+        console.print(figures_table("test weighted to the given prior, probabilities for it", d.groups, under_given))
 
 
-def reservations(report: dict[str, Any]) -> list[str]:
+def reservations(report: Report) -> list[str]:
     """Sentences about what the test part is too small to show; none where it is large enough."""
     found = []
-    untested = [row["class"] for row in report["per_class"] if row["accuracy_trained"] is None]
+    untested = [row.name for row in report.per_class if row.accuracy_trained is None]
     if untested:
         shown = ", ".join(untested[:NAMED]) + (", …" if len(untested) > NAMED else "")
         found.append(f"No figure counts the classes without a test image ({len(untested)}): {shown}.")
-    chance = report.get("by_chance")  # absent from older reports
-    if chance and chance["ece"] > report["test"]["calibrated"]["ece"] / 2:
+    chance = report.by_chance
+    if chance and chance.ece > report.test["calibrated"].ece / 2:
         found.append(
-            f"The test images tell as much as {chance['samples']:.0f} of equal weight would: perfect probabilities "
-            f"would show an ECE of {100 * chance['ece']:.1f} % on them by chance."
+            f"The test images tell as much as {chance.samples:.0f} of equal weight would: perfect probabilities "
+            f"would show an ECE of {100 * chance.ece:.1f} % on them by chance."
         )
     return found
 
 
-def figures_table(title: str, groups: dict[str, int], rows: dict[str, dict[str, Any]]) -> Table:
+def figures_table(title: str, groups: dict[str, int], rows: Mapping[str, Figures]) -> Table:
     """Figures by row; all but NLL and Brier score are in percent. `groups` says how many classes each has."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column()
@@ -99,14 +105,13 @@ def figures_table(title: str, groups: dict[str, int], rows: dict[str, dict[str, 
     return table
 
 
-def groups_shown(report: dict[str, Any]) -> dict[str, int]:
+def groups_shown(report: Report) -> dict[str, int]:
     """The groups by count and how many classes each has, or those by rank where one of the former has none."""
-    by_count: dict[str, int] = report["data"]["groups"]
-    by_rank: dict[str, int] = report["rank_groups"]["sizes"]
-    return by_count if all(by_count.values()) else by_rank
+    by_count = report.data.groups
+    return by_count if all(by_count.values()) else report.rank_groups.sizes
 
 
-def group_table(report: dict[str, Any], steps: Mapping[str, Mapping[str, GroupCalibration | None]]) -> Table:
+def group_table(report: Report, steps: Mapping[str, Mapping[str, GroupCalibration | None]]) -> Table:
     """Of each step, how the predictions of each group's classes do, in percent."""
     title = "predictions by the group of the class they name: mean confidence → accuracy (ECE)"
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
@@ -122,12 +127,12 @@ def group_table(report: dict[str, Any], steps: Mapping[str, Mapping[str, GroupCa
 def _believed(f: GroupCalibration | None) -> str:
     if f is None:
         return "none"
-    return f"{100 * f['confidence']:.1f} → {100 * f['accuracy']:.1f} ({100 * f['ece']:.1f})"
+    return f"{100 * f.confidence:.1f} → {100 * f.accuracy:.1f} ({100 * f.ece:.1f})"
 
 
-def _row(f: dict[str, Any]) -> list[str]:
+def _row(f: Figures) -> list[str]:
     def percent(value: float | None) -> str:
         return "n/a" if value is None else f"{100 * value:.1f}"
 
-    parts = [percent(f["accuracy"]), *(percent(f["groups"][group]) for group in GROUPS)]
-    return [*parts, percent(f["ece"]), f"{100 * f['classwise_ece']:.2f}", f"{f['nll']:.3f}", f"{f['brier']:.3f}"]
+    parts = [percent(f.accuracy), *(percent(f.groups[group]) for group in GROUPS)]
+    return [*parts, percent(f.ece), f"{100 * f.classwise_ece:.2f}", f"{f.nll:.3f}", f"{f.brier:.3f}"]

@@ -44,6 +44,5 @@ def describe(bundle: Bundle) -> dict[str, object]:
         "preprocessing": manifest.preprocessing.model_dump(),
         "grid": manifest.grid,
         "figures": manifest.figures,
-        "reliability": bundle.report.get("reliability"),
-        "by_predicted_group": bundle.report.get("by_predicted_group"),
+        **bundle.report.model_dump(),
     }

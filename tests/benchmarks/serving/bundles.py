@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from camcal.models.bundle import MANIFEST_FILE, MODEL_FILE, Bundle, sha256
+from camcal.models.report import Figures, FittedCalibration, Report
 from camcal.training.export.bundle import export_bundle
 from camcal.training.export.graph import write_graph
 from camcal.training.export.precision import halve
@@ -31,10 +32,7 @@ def random_weights(folder: Path, backbone: str = "resnet50", precision: Literal[
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     network = build_network(recipe, CLASSES)
-    report: dict[str, Any] = {
-        "test": {"trained": {}, "calibrated": {}},
-        "calibration": {"prior_temperatures": {"train": 1.0}},
-    }
+    report = _nothing_measured()
     export_bundle(network, recipe, [f"class {k}" for k in range(CLASSES)], [100] * CLASSES, report, folder)
     if precision == "fp16":  # the export itself would judge it by held-out images, and there are none
         manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
@@ -44,3 +42,11 @@ def random_weights(folder: Path, backbone: str = "resnet50", precision: Literal[
         (folder / MANIFEST_FILE).write_text(json.dumps(manifest | {"precision": precision}))
     Bundle.load(folder)
     return folder
+
+
+def _nothing_measured() -> Report:
+    nothing: dict[str, Any] = {}
+    figures = Figures.model_construct(**nothing)
+    calibration = FittedCalibration.model_construct(**nothing | {"prior_temperatures": {"train": 1.0}})
+    known = {"test": {"trained": figures, "calibrated": figures}, "calibration": calibration}
+    return Report.model_construct(**nothing | known)

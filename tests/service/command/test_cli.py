@@ -229,7 +229,7 @@ def test_inspect(bundle: Bundle) -> None:
     assert result.exit_code == 0
     assert result.stdout.startswith(f"{bundle.manifest.name} {bundle.manifest.version}")
     assert "all checksums right" in result.stdout
-    few = bundle.report["by_predicted_group"]["calibrated"]["few"]
+    few = json.loads((bundle.path / "report.json").read_text())["by_predicted_group"]["calibrated"]["few"]
     assert f"few                {few['confidence']:.1%} sure, {few['accuracy']:.1%} right" in result.stdout
     as_json = run("inspect", bundle.path, "--json")
     assert json.loads(as_json.stdout) == json.loads(bundle.manifest.model_dump_json())

@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from camcal.models.classifier import LongTailClassifier
+from camcal.models.report import FittedCalibration
 from camcal.training.calibration import calibrate as calibrate_module
 from camcal.training.calibration.calibrate import (
     PENALTIES,
     TAUS,
     CalibrationError,
-    Fitted,
     calibrate,
 )
 from camcal.training.calibration.logits import TrainedLogits, predict_logits
@@ -40,7 +40,7 @@ def digits(digits_recipe: Recipe) -> Dataset:
     return load_dataset(digits_recipe.data, digits_recipe.seed)
 
 
-def _calibrated(digits_run: Run, digits: Dataset, *overrides: str) -> tuple[LongTailClassifier, Fitted]:
+def _calibrated(digits_run: Run, digits: Dataset, *overrides: str) -> tuple[LongTailClassifier, FittedCalibration]:
     """The trained network of the session's run, calibrated anew with other settings."""
     network, _, _ = load_network(digits_run.checkpoint)
     return network, calibrate(network, digits, load_recipe("digits", ["calibrate.iterations=300", *overrides]))
@@ -225,12 +225,12 @@ def test_a_linear_head_may_be_rescaled(digits: Dataset, digits_recipe: Recipe, r
         assert fitted.tau is None and scale_K.min() > 0 and network.rescale.shift.abs().max() == 0
         assert scale_K[:5].mean() < scale_K[5:].mean() < 0.1  # rows of length 30 to 3 are far too sure of themselves
         return
-    assert [p["tau"] for p in fitted.tau_curve] == list(TAUS)
-    best = min(fitted.tau_curve, key=lambda p: p["nll"])
+    assert [p.tau for p in fitted.tau_curve] == list(TAUS)
+    best = min(fitted.tau_curve, key=lambda p: p.nll)
     labels = digits.holdout.labels.numpy()
     each = -predict_logits(network, digits.holdout).double().log_softmax(dim=1).numpy()[np.arange(len(labels)), labels]
     balanced = np.mean([each[labels == k].mean() for k in range(10)])  # every class alike, however many are held out
-    assert fitted.tau == best["tau"] and best["nll"] == pytest.approx(balanced, rel=1e-4)
+    assert fitted.tau == best.tau and best.nll == pytest.approx(balanced, rel=1e-4)
     # Each τ's scale is the mode under its prior, beside logits about as large as the trained ones.
     factor = float(network.rescale.scale.mean())
     at_one = predict_logits(network, digits.holdout).double().numpy() / factor

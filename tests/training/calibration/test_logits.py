@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from rich.console import Console
 
 from camcal.models.classifier import LongTailClassifier
+from camcal.models.report import Report
 from camcal.training import pipeline
 from camcal.training.calibration import logits as logits_module
 from camcal.training.calibration.logits import TrainedLogits, predict_logits
@@ -133,11 +133,11 @@ def test_a_second_calibration_and_its_report_compute_no_logits(
 ) -> None:
     run = Run(tmp_path / "run")
     shutil.copytree(digits_run.path, run.path)
-    before = json.loads(run.report.read_text())
+    before = Report.read(run.report)
     monkeypatch.setattr(logits_module, "predict_logits", None)
     console = Console(file=io.StringIO(), width=200)
     pipeline.calibrate_run(run, None, digits, console)
     after = pipeline.evaluate_run(run, digits, console)
     assert "s on kept logits: scalar" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert after["test"] == before["test"] and after["scalar_curve"] == before["scalar_curve"]
-    assert after["calibration"]["logits_s"] == 0 < before["calibration"]["logits_s"]
+    assert after.test == before.test and after.scalar_curve == before.scalar_curve
+    assert after.calibration.logits_s == 0 < before.calibration.logits_s

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from camcal.models.report import Report
 from camcal.training.experiments.results import (
     FOLDER,
     ResultsError,
@@ -38,77 +39,72 @@ ASKED_FOR = {
 
 
 @pytest.fixture
-def report(digits_run: Run) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(digits_run.report.read_text())
-    return value
+def report(digits_run: Run) -> Report:
+    return Report.read(digits_run.report)
 
 
 def _row(method: str, accuracy: float, **more: Any) -> Row:
     return {"method": method, "accuracy": accuracy} | more
 
 
-def test_one_run_gives_the_row_as_trained_and_those_calibrated_afterwards(
-    report: dict[str, Any], tmp_path: Path
-) -> None:
+def test_one_run_gives_the_row_as_trained_and_those_calibrated_afterwards(report: Report, tmp_path: Path) -> None:
     save_json(tmp_path / "x.json", result_of(report, "cosine"))
     plain, adjusted, marc = load_results(tmp_path)
     assert ASKED_FOR <= plain.keys() and plain.keys() == adjusted.keys() == marc.keys()
     methods = [row["method"] for row in (plain, adjusted, marc)]
     assert methods == ["cosine", "cosine + logit adjustment", "cosine + MARC"]
-    test = report["test"]
-    assert plain["accuracy"] == pytest.approx(test["trained"]["accuracy"], abs=1e-5)
-    assert plain["ece"] == pytest.approx(test["trained"]["ece"], abs=1e-5)
-    alone = report["temperature_only"]
-    assert plain["ece_calibrated"] == pytest.approx(alone["scalar"]["test"]["ece"], abs=1e-5)
-    assert adjusted["accuracy"] == pytest.approx(test["adjusted"]["accuracy"], abs=1e-5)
-    assert adjusted["ece_calibrated"] == pytest.approx(alone["adjusted"]["test"]["ece"], abs=1e-5)
-    assert marc["accuracy"] == pytest.approx(test["calibrated"]["accuracy"], abs=1e-5)
-    assert marc["ece"] == pytest.approx(test["marc"]["ece"], abs=1e-5)
-    assert marc["ece_calibrated"] == pytest.approx(test["calibrated"]["ece"], abs=1e-5)
+    test, alone = report.test, report.temperature_only
+    assert plain["accuracy"] == pytest.approx(test["trained"].accuracy, abs=1e-5)
+    assert plain["ece"] == pytest.approx(test["trained"].ece, abs=1e-5)
+    assert plain["ece_calibrated"] == pytest.approx(alone["scalar"].test.ece, abs=1e-5)
+    assert adjusted["accuracy"] == pytest.approx(test["adjusted"].accuracy, abs=1e-5)
+    assert adjusted["ece_calibrated"] == pytest.approx(alone["adjusted"].test.ece, abs=1e-5)
+    assert marc["accuracy"] == pytest.approx(test["calibrated"].accuracy, abs=1e-5)
+    assert marc["ece"] == pytest.approx(test["marc"].ece, abs=1e-5)
+    assert marc["ece_calibrated"] == pytest.approx(test["calibrated"].ece, abs=1e-5)
     assert (plain["dataset"], plain["imbalance"], plain["epochs"], plain["seed"]) == ("digits", 10, 12, 0)
     assert plain["augmentation"] == "shift 3"
     assert [made["commit"] for made in plain["trained_with"]] == [plain["commit"]]
 
 
-def test_a_result_names_the_hardware_of_the_training(report: dict[str, Any]) -> None:
-    assert result_of(report, "a")["trained_with"] == report["trained_with"]
-    report["trained_with"] += [report["made_with"] | {"hardware": "a GPU"}]
-    assert result_of(report, "a")["hardware"] == "a GPU"
-    del report["trained_with"]  # as of older checkpoints
-    assert result_of(report, "a")["hardware"] == report["made_with"]["hardware"]
+def test_a_result_names_the_hardware_of_the_training(report: Report) -> None:
+    assert result_of(report, "a")["trained_with"] == [made.model_dump() for made in report.trained_with]
+    report.trained_with.append(report.made_with.model_copy(update={"hardware": "a GPU"}))
+    assert result_of(report, "a")["hardware"] == "a GPU" != report.made_with.hardware
 
 
-def test_rows_can_be_named_and_left_out(report: dict[str, Any]) -> None:
+def test_rows_can_be_named_and_left_out(report: Report) -> None:
     assert [r["method"] for r in result_of(report, "a", "b", plain=False)["rows"]] == ["b"]
-    calibrate = report["settings"]["calibrate"]
+    calibrate = report.settings["calibrate"]
     calibrate["lean"] = True
     assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + MARC, lean"]
     calibrate["marc_on"] = "both"
     assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + MARC, held-out too, lean"]
     calibrate["marc"] = False
     assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + logit adjustment, lean"]
-    del calibrate["lean"]  # as of older reports
+    calibrate["lean"] = False
     assert [r["method"] for r in result_of(report, "a")["rows"]] == ["a", "a + logit adjustment"]
-    report["calibration"]["logit_prior"] = [0.1] * 10
+    report.calibration = report.calibration.model_copy(update={"logit_prior": [0.1] * 10})
     assert [r["method"] for r in result_of(report, "a")["rows"]] == ["a"]
     calibrate["lean"] = True
     assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + lean"]
 
 
-def test_a_rescaled_head_is_judged_as_rescaled(report: dict[str, Any]) -> None:
-    report["settings"]["calibrate"] |= {"marc": False, "rescale": "tau"}
-    report["test"]["scalar"]["ece"], report["test"]["trained"]["ece"] = 0.125, 0.5
+def test_a_rescaled_head_is_judged_as_rescaled(report: Report) -> None:
+    report.settings["model"]["head"] = "linear"
+    report.settings["calibrate"] |= {"marc": False, "rescale": "tau"}
+    report.test["scalar"].ece, report.test["trained"].ece = 0.125, 0.5
     (row,) = result_of(report, "tau-norm")["rows"]
     assert (row["method"], row["ece"]) == ("tau-norm", 0.125)
 
 
-def test_a_result_is_small_and_names_no_folder(report: dict[str, Any], tmp_path: Path) -> None:
+def test_a_result_is_small_and_names_no_folder(report: Report, tmp_path: Path) -> None:
     save_json(tmp_path / "x.json", result_of(report, "cosine"))
     text = (tmp_path / "x.json").read_text()
     assert len(text) < 10_000 and "root" not in text and str(Path.home()) not in text
 
 
-def test_a_result_is_a_recipe(report: dict[str, Any], tmp_path: Path) -> None:
+def test_a_result_is_a_recipe(report: Report, tmp_path: Path) -> None:
     save_json(tmp_path / "x.json", result_of(report, "cosine"))
     assert load_recipe(tmp_path / "x.json") == load_recipe("digits")
     assert load_recipe(tmp_path / "x.json", ["fit.lr=0.5"]).fit.lr == 0.5
@@ -138,8 +134,8 @@ def test_a_binary_file_is_not_a_recipe(tmp_path: Path) -> None:
 
 
 def test_augmentation_names_what_changes_anything() -> None:
-    assert describe_augmentation(AugmentConfig().model_dump(mode="json")) == "none"
-    augment = AugmentConfig(flip=True, shift=4, area=(0.35, 1.1), fill="random").model_dump(mode="json")
+    assert describe_augmentation(AugmentConfig()) == "none"
+    augment = AugmentConfig(flip=True, shift=4, area=(0.35, 1.1), fill="random")
     assert describe_augmentation(augment) == "flip, shift 4, area 0.35–1.1, fill random"
 
 
@@ -164,7 +160,7 @@ def test_a_foreign_file_among_results_is_named(tmp_path: Path, content: str) -> 
     ],
 )
 def test_a_value_of_another_kind_is_named(
-    report: dict[str, Any], tmp_path: Path, where: tuple[Any, ...], value: object, message: str
+    report: Report, tmp_path: Path, where: tuple[Any, ...], value: object, message: str
 ) -> None:
     result = result_of(report, "cosine")
     *path, last = where
@@ -207,9 +203,9 @@ def test_marc_stands_below_the_training_it_was_made_from() -> None:
     assert [name for name, _ in methods(rows)] == ["c", "b", "b + MARC", "a", "a + MARC"]
 
 
-def test_rows_are_compared_within_one_setting_only(report: dict[str, Any], tmp_path: Path) -> None:
+def test_rows_are_compared_within_one_setting_only(report: Report, tmp_path: Path) -> None:
     save_json(tmp_path / "a.json", result_of(report, "cosine"))
-    save_json(tmp_path / "b.json", result_of(report | {"epochs": 3}, "cosine"))
+    save_json(tmp_path / "b.json", result_of(report.model_copy(update={"epochs": 3}), "cosine"))
     titles = [title for title, _ in settings(load_results(tmp_path))]
     assert titles == [f"digits, imbalance 10, resnet8, {e} epochs, augmentation: shift 3" for e in (3, 12)]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from camcal.models.report import Report
 from camcal.training import pipeline
 from camcal.training.experiments.results import result_of
 from camcal.training.experiments.sweep import load_table, run_table
@@ -73,7 +74,7 @@ def test_a_row_repeats_and_a_finished_table_is_left_alone(tmp_path: Path, digits
     assert len(lines) == 3 and lines[-1].startswith("3/3  ")
     results = _results(tmp_path / "out")
     again = results["digits-if10_camc_small_s0"]
-    first = result_of(json.loads(digits_run.report.read_text()), "CAMC")
+    first = result_of(Report.read(digits_run.report), "CAMC")
     assert again["rows"] == first["rows"] and again["recipe"] == first["recipe"]
     (gentler,) = results["digits-if10_camc-marc-gentler_small_s0"]["rows"]
     assert gentler["method"] == "CAMC + MARC, gentler" and gentler["accuracy"] != again["rows"][-1]["accuracy"]

@@ -1,11 +1,10 @@
 import io
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
+from camcal.models.report import Report
 from camcal.training.experiments.results import FOLDER, Row, load_results, result_of
 from camcal.training.experiments.tables import markdown, print_results
 from camcal.training.run import Run, save_json
@@ -14,10 +13,10 @@ from camcal.training.run import Run, save_json
 @pytest.fixture
 def rows(digits_run: Run, tmp_path: Path) -> list[Row]:
     """Two seeds of one method, the second made up from the first."""
-    report: dict[str, Any] = json.loads(digits_run.report.read_text())
+    report = Report.read(digits_run.report)
     save_json(tmp_path / "s0.json", result_of(report, "cosine"))
-    report["seed"] = 1
-    report["test"]["calibrated"]["accuracy"] += 0.02
+    report.seed = 1
+    report.test["calibrated"].accuracy += 0.02
     save_json(tmp_path / "s1.json", result_of(report, "cosine"))
     return load_results(tmp_path)
 

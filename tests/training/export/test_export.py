@@ -10,6 +10,7 @@ import torch
 
 from camcal.models.bundle import INPUTS, OUTPUTS, Bundle
 from camcal.models.classifier import ServedClassifier
+from camcal.models.report import Report
 from camcal.training.data import load_dataset
 from camcal.training.export.bundle import export_bundle
 from camcal.training.export.graph import ExportError, check_parity, export_onnx
@@ -112,7 +113,7 @@ def test_branches_are_folded_into_the_bundle(digits_recipe: Recipe, digits_run: 
         network.eval().marc.beta.uniform_(-1, 1)
         expected = ServedClassifier(network)(images, torch.tensor(10))
     _, _, meta = load_network(digits_run.network)
-    report = json.loads(digits_run.report.read_text())
+    report = Report.read(digits_run.report)
     bundle = export_bundle(network, recipe, meta["classes"], meta["train_counts"], report, tmp_path / "bundle")
     model = onnx.load(bundle.model_path)
     assert not [node for node in model.graph.node if node.op_type == "Stack"]
@@ -130,7 +131,7 @@ def test_branches_are_folded_into_the_bundle(digits_recipe: Recipe, digits_run: 
 
 def test_a_given_prior_is_in_the_manifest_and_no_other_is(digits_run: Run, tmp_path: Path) -> None:
     network, recipe, meta = load_network(digits_run.network)
-    report = json.loads(digits_run.report.read_text())
+    report = Report.read(digits_run.report)
     given = recipe.model_copy(update={"calibrate": recipe.calibrate.model_copy(update={"prior": [1.0] * 9 + [11.0]})})
     bundle = export_bundle(network, given, meta["classes"], meta["train_counts"], report, tmp_path / "bundle")
     assert bundle.manifest.prior == pytest.approx([0.05] * 9 + [0.55])
@@ -185,14 +186,14 @@ def test_a_folder_with_something_else_in_it_is_left_alone(digits_run: Run, tmp_p
     network, recipe, meta = load_network(digits_run.network)
     said = f"holds {'thesis.txt' if 'thesis.txt' in others else 'model.onnx'}, which is no part of a bundle of ours"
     with pytest.raises(ExportError, match=said):
-        export_bundle(network, recipe, meta["classes"], meta["train_counts"], {}, tmp_path)
+        export_bundle(network, recipe, meta["classes"], meta["train_counts"], Report.read(digits_run.report), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 
 def test_a_file_beside_a_bundle_is_not_deleted_with_it(digits_run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(digits_run.bundle, folder)
-    report = json.loads(digits_run.report.read_text())
+    report = Report.read(digits_run.report)
     network, recipe, meta = load_network(digits_run.network)
     export_bundle(network, recipe, meta["classes"], meta["train_counts"], report, folder)
     (folder / "notes.txt").write_text("years of work")

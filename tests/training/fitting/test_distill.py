@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from camcal.models.report import TeacherFacts
 from camcal.training import pipeline
 from camcal.training.data import Dataset, load_dataset
 from camcal.training.fitting.descent import Descent
@@ -206,10 +207,10 @@ def _saved(path: Path, settings: object) -> Path:
 
 def test_the_report_names_each_of_several_teachers(taught: Run) -> None:
     one = load_tensors(taught.checkpoint)[1]["recipe"]
-    report = {"teachers": [{"weights": "aa", "recipe": one}, {"weights": "bb", "recipe": one}]}
-    said = report_module._teachers(report)
+    teachers = [TeacherFacts(weights=weights, recipe=one) for weights in ("aa", "bb")]
+    said = report_module._teachers(teachers)
     assert list(said) == ["teacher 1", "teacher 2"] and said["teacher 2"].endswith("weights bb")
-    assert list(report_module._teachers({"teacher": report["teachers"][0]})) == ["teacher"]  # older reports
+    assert list(report_module._teachers(teachers[:1])) == ["teacher"]
 
 
 def test_a_student_starts_elsewhere_than_its_teacher(taught: Run) -> None:

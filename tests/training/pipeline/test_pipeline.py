@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import shutil
@@ -15,8 +14,9 @@ import torch
 from rich.console import Console
 
 from camcal.models.bundle import Bundle
+from camcal.models.report import Report
 from camcal.training import pipeline
-from camcal.training.calibration.calibrate import Fitted, calibrate
+from camcal.training.calibration.calibrate import calibrate
 from camcal.training.calibration.logits import predict_logits
 from camcal.training.data import load_dataset
 from camcal.training.export import precision
@@ -84,8 +84,8 @@ def test_the_second_network_serves_the_lean_of_the_first(runs: tuple[Run, Run, s
     _, again, _ = runs
     served, _, meta = load_network(again.network)
     plain, _, _ = load_network(again.refit.checkpoint)
-    data, fitted = load_dataset(recipe.data, recipe.seed), Fitted(**report(again)["calibration"])
-    calibrate(plain, data.whole(), recipe, dataclasses.replace(fitted, lean=0.0), again.refit.logits)
+    data, fitted = load_dataset(recipe.data, recipe.seed), Report.read(again.report).calibration
+    calibrate(plain, data.whole(), recipe, fitted.model_copy(update={"lean": 0.0}), again.refit.logits)
     prior = torch.tensor(meta["train_counts"]) / sum(meta["train_counts"])
     with torch.no_grad():
         moved = (served.marc.beta - plain.marc.beta) * served.weight_norms() / served.temperature
@@ -95,7 +95,7 @@ def test_the_second_network_serves_the_lean_of_the_first(runs: tuple[Run, Run, s
 def test_the_bundle_is_of_the_second_network(runs: tuple[Run, Run, str]) -> None:
     _, again, _ = runs
     bundle = Bundle.load(again.bundle)
-    assert bundle.report["test"] == report(again)["test"]
+    assert json.loads((bundle.path / "report.json").read_text()) == report(again)
     assert bundle.manifest.calibration.temperature == pytest.approx(report(again)["calibration"]["temperature"])
 
 
@@ -141,7 +141,8 @@ def test_a_report_of_another_calibration_is_not_exported(
     with pytest.raises(RunError, match=r"report.json is of another calibration: run `camcal evaluate"):
         pipeline.export_run(run, tmp_path / "bundle", console)
     pipeline.evaluate_run(run, None, console)
-    assert pipeline.export_run(run, tmp_path / "bundle", console).report["calibration"]["train_accuracy"] is None
+    bundle = pipeline.export_run(run, tmp_path / "bundle", console)
+    assert Report.read(bundle.path / "report.json").calibration.train_accuracy is None
 
 
 def test_all_images_are_the_two_parts_one_after_the_other(recipe: Recipe) -> None:

@@ -26,7 +26,7 @@ def test_the_curve_against_direct_figures() -> None:
         for name, odds in (("", plain), ("adjusted_", adjusted)):
             figures = metrics.figures(odds / odds.sum(axis=1, keepdims=True), labels, ["many"] * 4, weights)
             found = [point[name + key] for key in ("accuracy", "ece", "nll")]
-            np.testing.assert_allclose(found, [figures["accuracy"], figures["ece"], figures["nll"]], rtol=1e-9)
+            np.testing.assert_allclose(found, [figures.accuracy, figures.ece, figures.nll], rtol=1e-9)
 
 
 def test_the_scalar_moves_accuracy_through_the_prior_alone() -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy.optimize import minimize_scalar
 
+from camcal.models.report import FittedCalibration, Report, Step
 from camcal.training.calibration.calibrate import calibrate
 from camcal.training.calibration.logits import predict_logits
 from camcal.training.data import load_dataset
@@ -20,6 +21,12 @@ from camcal.training.report.evaluate import evaluate
 from camcal.training.report.page import page
 from camcal.training.report.summary import print_report, steps_for_prior, steps_taken
 from camcal.training.run import Run, build_network, load_network
+
+
+def _fitted(meta: dict[str, Any], **temperatures: float) -> FittedCalibration:
+    """The calibration of a run, with other temperatures if given."""
+    fitted = FittedCalibration.model_validate(meta["calibration"])
+    return fitted.model_copy(update={"prior_temperatures": temperatures}) if temperatures else fitted
 
 
 def test_the_report_of_a_real_run(digits_run: Run) -> None:
@@ -151,47 +158,48 @@ def test_the_report_has_the_curve_of_the_scalar(digits_run: Run) -> None:
 
 
 def test_the_lean_comes_after_the_margins(digits_run: Run, digits_recipe: Recipe) -> None:
-    network, recipe, meta = load_network(digits_run.network)
+    network, recipe, _ = load_network(digits_run.network)
     leaning = parse_recipe(recipe.model_dump(mode="json"), "x", ["calibrate.lean=true"])
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     fitted = calibrate(network, data, leaning)
-    report = evaluate(network, data, leaning, fitted.prior_temperatures, fitted.lean)
-    before = json.loads(digits_run.report.read_text())
-    for step in ("scalar", "adjusted", "marc"):
-        assert report["test"][step]["nll"] == pytest.approx(before["test"][step]["nll"], rel=1e-3), step
+    report = evaluate(network, data, leaning, fitted)
+    before = Report.read(digits_run.report)
+    steps: tuple[Step, ...] = ("scalar", "adjusted", "marc")
+    for step in steps:
+        assert report.test[step].nll == pytest.approx(before.test[step].nll, rel=1e-3), step
     with torch.no_grad():
         served = network.calibrate(predict_logits(network, data.test)).double()
     log_p = (served / fitted.temperature).log_softmax(dim=1)[torch.arange(len(served)), data.test.labels]
     balanced = np.mean([-log_p[data.test.labels == k].mean() for k in range(10)])
-    assert report["test"]["calibrated"]["nll"] == pytest.approx(balanced, rel=1e-4)
+    assert report.test["calibrated"].nll == pytest.approx(balanced, rel=1e-4)
     log_prior = torch.from_numpy(data.train_counts()).double().log()
     shifted = (served / fitted.prior_temperatures["train"] + log_prior).softmax(dim=1).argmax(dim=1)
     right = (shifted == data.test.labels).double()
     counts = data.train_counts()
     expected = sum(counts[k] * right[data.test.labels == k].mean() for k in range(10)) / counts.sum()
-    assert report["test_under_train_prior"]["calibrated"]["accuracy"] == pytest.approx(float(expected))
+    assert report.test_under_train_prior["calibrated"].accuracy == pytest.approx(float(expected))
     assert list(steps_taken(report).values())[-2:] == ["+ MARC", "+ lean, temperature"]
     assert list(steps_for_prior(report).values())[-1] == "+ MARC, lean, temperature"
-    words = page(report | {"calibration": meta["calibration"] | {"lean": -0.2}, "epochs": meta["epoch"]})
+    report.calibration = fitted.model_copy(update={"lean": -0.2})
+    words = page(report)
     assert "<dt>lean</dt><dd>-0.20 of the logarithm of the training prior</dd>" in words
     assert "<dt>lean</dt>" not in digits_run.page.read_text()
 
 
 def test_a_class_with_more_test_images_weighs_no_more(digits_run: Run, digits_recipe: Recipe) -> None:
-    network, recipe, _ = load_network(digits_run.network)
+    network, recipe, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     index = np.arange(len(data.test))
     threes = np.flatnonzero(data.test.labels.numpy() == 3)
     longer = replace(data, test=data.test.subset(np.concatenate([index, threes, threes])))
-    even, uneven = (evaluate(network, part, recipe, {"train": 2.0}) for part in (data, longer))
+    even, uneven = (evaluate(network, part, recipe, _fitted(meta)) for part in (data, longer))
 
-    def flat(report: dict[str, Any]) -> list[float]:
-        found = [*report["test"].values(), *report["test_under_train_prior"].values()]
-        found += [
-            alone[test] for alone in report["temperature_only"].values() for test in ("test", "test_under_train_prior")
-        ]
-        bins = [b for diagram in report["reliability"].values() for b in diagram]
-        return [v for figures in found for k, v in figures.items() if k != "groups"] + [b["share"] for b in bins]
+    def flat(report: Report) -> list[float]:
+        found = [*report.test.values(), *report.test_under_train_prior.values()]
+        for alone in report.temperature_only.values():
+            found += [alone.test, alone.test_under_train_prior]
+        bins = [b for diagram in report.reliability.values() for b in diagram]
+        return [v for figures in found for k, v in figures if k != "groups"] + [b.share for b in bins]
 
     assert flat(uneven) == pytest.approx(flat(even))
 
@@ -207,11 +215,11 @@ def _nll(logits: Floats, shift: Floats, labels: NDArray[np.int64], prior: Floats
 def test_each_prior_is_judged_with_its_own_shift_temperature_and_weights(
     digits_run: Run, digits_recipe: Recipe
 ) -> None:
-    network, recipe, _ = load_network(digits_run.network)
+    network, recipe, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     given = np.array([0.02, 0.02, 0.02, 0.02, 0.02, 0.1, 0.2, 0.2, 0.2, 0.2])
     asked = parse_recipe(recipe.model_dump(mode="json"), "x", [f"calibrate.prior={(5 * given).tolist()}"])
-    report = evaluate(network, data, asked, {"train": 2.0, "given": 1.3})
+    report = evaluate(network, data, asked, _fitted(meta, train=2.0, given=1.3)).to_json()
     with torch.no_grad():
         z = network.calibrate(predict_logits(network, data.test)).double().numpy()
     prior = data.train_counts() / data.train_counts().sum()
@@ -252,10 +260,10 @@ def test_rescaled_logits_count_as_balanced(digits_recipe: Recipe, rescale: str) 
     with torch.no_grad():
         network.head.weight.mul_(torch.linspace(30, 3, 10)[:, None])
     fitted = calibrate(network, data, recipe)
-    report = evaluate(network, data, recipe, fitted.prior_temperatures)
+    report = evaluate(network, data, recipe, fitted)
     z, labels = predict_logits(network, data.test).double().numpy(), data.test.labels.numpy()
     prior = data.train_counts() / data.train_counts().sum()
-    assert report["test_under_train_prior"]["scalar"]["nll"] == pytest.approx(_nll(z, prior, labels, prior), rel=1e-4)
+    assert report.test_under_train_prior["scalar"].nll == pytest.approx(_nll(z, prior, labels, prior), rel=1e-4)
 
 
 def test_the_curve_of_held_out_images_counts_each_class_alike(digits_run: Run, digits_recipe: Recipe) -> None:
@@ -279,14 +287,12 @@ def test_a_given_prior_is_judged_as_the_training_prior_is(digits_run: Run, digit
     counts = [float(n) for n in meta["train_counts"]]
     by_name = dict(zip(meta["classes"], counts, strict=True))
     given = recipe.model_copy(update={"calibrate": recipe.calibrate.model_copy(update={"prior": by_name})})
-    report = evaluate(network, data, given, {"train": 2.0, "given": 2.0})
-    assert report["test_under_given_prior"]["calibrated"] == report["test_under_train_prior"]["calibrated"]
+    report = evaluate(network, data, given, _fitted(meta, train=2.0, given=2.0))
+    assert report.test_under_given_prior == {"calibrated": report.test_under_train_prior["calibrated"]}
     assert "test_under_given_prior" not in json.loads(digits_run.report.read_text())
     output = io.StringIO()
     print_report(report, Console(file=output, width=140))
-    assert "given prior" in output.getvalue() and "prior that the recipe gives" in page(
-        report | {"calibration": meta["calibration"], "epochs": meta["epoch"]}
-    )
+    assert "given prior" in output.getvalue() and "prior that the recipe gives" in page(report)
 
 
 def test_raw_probabilities_of_balanced_training_are_shifted_to_the_training_prior(
@@ -295,14 +301,13 @@ def test_raw_probabilities_of_balanced_training_are_shifted_to_the_training_prio
     network, recipe, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     balanced = recipe.model_copy(update={"loss": LossConfig(name="balanced_softmax")})
-    temperatures = meta["calibration"]["prior_temperatures"]
-    plain, shifted = (evaluate(network, data, changed, temperatures) for changed in (recipe, balanced))
-    assert plain["test"]["trained"] == shifted["test"]["trained"]
-    assert shifted["test"]["adjusted"]["accuracy"] == shifted["test"]["scalar"]["accuracy"]
+    plain, shifted = (evaluate(network, data, changed, _fitted(meta)) for changed in (recipe, balanced))
+    assert plain.test["trained"] == shifted.test["trained"]
+    assert shifted.test["adjusted"].accuracy == shifted.test["scalar"].accuracy
     z, y = predict_logits(network, data.test, trained=True).double().numpy(), data.test.labels.numpy()
     all_K = data.train_counts().astype(np.float64)
     seen_K = data.train.labels.bincount(minlength=10).numpy()
     # Cross-entropy's are for the frequencies of what was trained on, those without the held-out images.
     for report, ratio_K in ((plain, all_K / seen_K), (shifted, all_K)):
         nll = _nll(z, ratio_K, y, all_K)
-        assert report["test_under_train_prior"]["trained"]["nll"] == pytest.approx(nll, rel=1e-4)
+        assert report.test_under_train_prior["trained"].nll == pytest.approx(nll, rel=1e-4)

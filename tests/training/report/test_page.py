@@ -1,12 +1,11 @@
-import json
 import re
 import tomllib
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
-from typing import Any
 
 import pytest
 
+from camcal.models.report import ClassFigures, CurvePoint, Made, Report, Step, WorstClass
 from camcal.training.recipe import parse_recipe
 from camcal.training.report.page import page
 from camcal.training.run import Run
@@ -46,104 +45,100 @@ def _read(html: str) -> _Reader:
 
 
 @pytest.fixture
-def report(digits_run: Run) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(digits_run.report.read_text())
-    return value
+def report(digits_run: Run) -> Report:
+    return Report.read(digits_run.report)
 
 
-def test_the_run_has_the_page_of_its_report_and_the_bundle_has_not(digits_run: Run, report: dict[str, Any]) -> None:
+def test_the_run_has_the_page_of_its_report_and_the_bundle_has_not(digits_run: Run, report: Report) -> None:
     assert digits_run.page.read_text(encoding="utf-8") == page(report)
     names = ["canary.json", "manifest.json", "model.onnx", "report.json"]
     assert sorted(p.name for p in digits_run.bundle.iterdir()) == names
 
 
-def test_the_page_is_well_formed_and_loads_nothing(report: dict[str, Any]) -> None:
+def test_the_page_is_well_formed_and_loads_nothing(report: Report) -> None:
     reader = _read(page(report))
     loading = [(name, value) for name, value in reader.attributes if name in ("src", "href", "srcset", "action")]
     assert loading == []
     assert "url(" not in page(report) and "@import" not in page(report) and "<script" not in page(report)
 
 
-def test_every_plot_is_an_svg_with_a_description(report: dict[str, Any]) -> None:
+def test_every_plot_is_an_svg_with_a_description(report: Report) -> None:
     plots = re.findall(r"<svg.*?</svg>", page(report))
     assert len(plots) == 12
     labels = [ET.fromstring(plot).attrib["aria-label"] for plot in plots]
     assert len(set(labels)) == len(labels) and all(labels)
 
 
-def test_the_page_shows_the_reports_figures(report: dict[str, Any]) -> None:
+def test_the_page_shows_the_reports_figures(report: Report) -> None:
     text = " ".join(" ".join(_read(page(report)).words).split())
-    for step in ("trained", "scalar", "marc", "calibrated"):
-        figures = report["test"][step]
-        assert f"{100 * figures['accuracy']:.1f}" in text and f"{figures['nll']:.3f}" in text
-        assert f"balanced prior, ECE {100 * figures['ece']:.1f} %" in text
-    assert f"{report['test']['adjusted']['nll']:.3f}" in text
-    for word in ("Step by step", "Margins", "Hardest classes", report["made_with"]["hardware"], "[fit]", "epochs = 12"):
+    steps: tuple[Step, ...] = ("trained", "scalar", "marc", "calibrated")
+    for step in steps:
+        figures = report.test[step]
+        assert f"{100 * figures.accuracy:.1f}" in text and f"{figures.nll:.3f}" in text
+        assert f"balanced prior, ECE {100 * figures.ece:.1f} %" in text
+    assert f"{report.test['adjusted'].nll:.3f}" in text
+    for word in ("Step by step", "Margins", "Hardest classes", report.made_with.hardware, "[fit]", "epochs = 12"):
         assert word in text
 
 
-def test_the_page_says_how_far_each_group_is_to_be_believed(report: dict[str, Any]) -> None:
+def test_the_page_says_how_far_each_group_is_to_be_believed(report: Report) -> None:
     assert "<tr><th></th><th>of all</th><th>confidence</th><th>right</th><th>ECE</th></tr>" in page(report)
-    for step, name in (("trained", "as trained"), ("calibrated", "calibrated")):
-        row = page(report).split(f'<th scope="row">few (2), {name}</th>')[1].split("</tr>")[0]
-        few = report["by_predicted_group"][step]["few"]
+    names = {"trained": "as trained", "calibrated": "calibrated"}
+    for step, groups in report.by_predicted_group.items():
+        row = page(report).split(f'<th scope="row">few (2), {names[step]}</th>')[1].split("</tr>")[0]
+        few = groups["few"]
+        assert few is not None
         assert re.findall(r"<td>(.*?)</td>", row) == [
-            f"{100 * few[figure]:.1f}" for figure in ("share", "confidence", "accuracy", "ece")
+            f"{100 * figure:.1f}" for figure in (few.share, few.confidence, few.accuracy, few.ece)
         ]
-    del report["by_predicted_group"]  # as in older reports
-    assert "few (2)" not in page(report).split("Can the probabilities be believed?")[1]
 
 
-def test_the_page_says_where_it_was_trained(report: dict[str, Any]) -> None:
-    report["trained_with"].append({"date": "2026-01-02", "commit": "abc", "hardware": "a GPU"})
+def test_the_page_says_where_it_was_trained(report: Report) -> None:
     words = "; from 2026-01-02 at abc on a GPU"
-    assert words in page(report)
-    del report["trained_with"]
     assert words not in page(report)
+    report.trained_with.append(Made(version="1", date="2026-01-02", commit="abc", hardware="a GPU"))
+    assert words in page(report)
 
 
-def test_each_class_has_its_dots(report: dict[str, Any]) -> None:
+def test_each_class_has_its_dots(report: Report) -> None:
     scatter = page(report).split("Accuracy of each class")[1].split("</svg>")[0]
     assert scatter.count('class="dot trained"') == scatter.count('class="dot calibrated"') == 10
     assert "nine: " in scatter and "13 training images" in scatter
 
 
-def test_without_a_few_shot_group_the_rarest_by_rank_are_shown(report: dict[str, Any]) -> None:
-    report["data"]["groups"]["few"] = 0
-    alone = [one["test"] for one in report["temperature_only"].values()]
-    for figures in [
-        *report["test"].values(),
-        *alone,
-        *report["test_under_train_prior"].values(),
-    ]:
-        figures["groups"]["few"] = None
+def test_without_a_few_shot_group_the_rarest_by_rank_are_shown(report: Report) -> None:
+    report.data.groups["few"] = 0
+    alone = [one.test for one in report.temperature_only.values()]
+    for figures in [*report.test.values(), *alone, *report.test_under_train_prior.values()]:
+        figures.groups["few"] = None
     html = page(report)
     assert "The 3 rarest classes, %" in html and "n/a" in html
 
 
-def test_names_from_the_data_are_escaped(report: dict[str, Any]) -> None:
-    for row in [*report["per_class"], *report["worst_classes"]]:
-        row["class"] = f'<script>{row["class"]}("x")</script>'
-    report["worst_classes"][0]["taken_for"][0]["class"] = "<b>"
+def test_names_from_the_data_are_escaped(report: Report) -> None:
+    rows: list[ClassFigures | WorstClass] = [*report.per_class, *report.worst_classes]
+    for row in rows:
+        row.name = f'<script>{row.name}("x")</script>'
+    report.worst_classes[0].taken_for[0].name = "<b>"
     assert "<script" not in page(report) and "<b> " not in page(report)
 
 
-def test_a_class_without_test_images_and_a_perfect_network_are_drawn(report: dict[str, Any]) -> None:
+def test_a_class_without_test_images_and_a_perfect_network_are_drawn(report: Report) -> None:
     for column in ("accuracy_trained", "accuracy_calibrated", "margin_trained", "margin_calibrated"):
-        report["per_class"][3][column] = None
-    report["worst_classes"] = []
+        setattr(report.per_class[3], column, None)
+    report.worst_classes = []
     html = page(report)
     assert "every test image is recognised" in html
     _read(html)
 
 
-def test_the_curve_of_the_scalar_is_drawn_where_there_is_one(report: dict[str, Any]) -> None:
-    names = [prefix + name for prefix in ("", "adjusted_", "holdout_adjusted_") for name in ("accuracy", "ece", "nll")]
-    curve = [{"scalar": s} | dict.fromkeys(names, 1 / s) for s in (1.0, 4.0, 16.0)]
-    report["scalar_curve"] = curve
+def test_the_curve_of_the_scalar_is_drawn_where_there_is_one(report: Report) -> None:
+    names = CurvePoint.model_fields.keys() - {"scalar"}
+    curve = [CurvePoint(scalar=s, **dict.fromkeys(names, 1 / s)) for s in (1.0, 4.0, 16.0)]
+    report.scalar_curve = curve
     assert "as it is: test (hollow)" not in page(report)  # nothing to take out: the two would be one
     for point in curve:
-        point["nll"] += 1
+        point.nll += 1
     html = page(report)
     assert "as it is: test (hollow)" in html
     assert "<h2>The scalar</h2>" in html and "scalar 16: 6.2 %" in html
@@ -152,24 +147,22 @@ def test_the_curve_of_the_scalar_is_drawn_where_there_is_one(report: dict[str, A
         for name in ("Accuracy", "Calibration error")
     )
     assert (accuracy.count("<circle"), error.count("<circle")) == (6, 9)
-    del report["scalar_curve"]
+    report.scalar_curve = None
     assert "<h2>The scalar</h2>" not in page(report)
 
 
-def test_a_report_without_marc_does_not_speak_of_it(report: dict[str, Any]) -> None:
+def test_a_report_without_marc_does_not_speak_of_it(report: Report) -> None:
     assert "MARC" in page(report) and "Before calibration" in page(report)
-    report["settings"]["calibrate"]["marc"] = False
+    report.settings["calibrate"]["marc"] = False
     recipe = page(report).index("<h3>Recipe</h3>")
     assert "MARC" not in page(report)[:recipe] and "After calibration" in page(report)
-    report["test"]["marc"] = report["test"]["scalar"]
+    report.test["marc"] = report.test["scalar"]
     assert "After calibration" not in page(report)
-    del report["scalar_curve"]
+    report.scalar_curve = None
     assert "<dt>scalar</dt>" not in page(report)
 
 
-def test_the_recipe_on_the_page_is_a_recipe(report: dict[str, Any]) -> None:
-    calibrate = report["settings"]["calibrate"] | {"prior": {'the "few"': 1.5, "rest": 2e-7}}
-    settings = report["settings"] | {"calibrate": calibrate}
-    words = _read(page(report | {"settings": settings})).words
-    (shown,) = [text for text in words if "[calibrate]" in text]
-    assert parse_recipe(tomllib.loads(shown), "page") == parse_recipe(settings, "report")
+def test_the_recipe_on_the_page_is_a_recipe(report: Report) -> None:
+    report.settings["calibrate"]["prior"] = {'the "few"': 1.5, "rest": 2e-7}
+    (shown,) = [text for text in _read(page(report)).words if "[calibrate]" in text]
+    assert parse_recipe(tomllib.loads(shown), "page") == parse_recipe(report.settings, "report")

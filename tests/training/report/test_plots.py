@@ -4,6 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from camcal.models.report import ReliabilityBin
 from camcal.training.report import plots
 from camcal.training.report.plots import Point, Series, linear_axis, log_axis, percent_axis
 
@@ -60,8 +61,8 @@ def test_a_reliability_diagram_shows_the_gap_of_each_bin_and_skips_empty_ones() 
     svg = plots.reliability(
         "",
         [
-            {"low": 0.0, "high": 0.5, "share": 0.0, "confidence": None, "accuracy": None},
-            {"low": 0.5, "high": 1.0, "share": 1.0, "confidence": 0.9, "accuracy": 0.6},
+            ReliabilityBin(low=0.0, high=0.5, share=0.0, confidence=None, accuracy=None),
+            ReliabilityBin(low=0.5, high=1.0, share=1.0, confidence=0.9, accuracy=0.6),
         ],
         "trained",
     )

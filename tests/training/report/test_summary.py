@@ -1,5 +1,4 @@
 import io
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from camcal.models.report import FittedCalibration, Report
 from camcal.training.data import load_dataset
 from camcal.training.recipe import Recipe
 from camcal.training.report.evaluate import evaluate
@@ -15,7 +15,11 @@ from camcal.training.report.summary import print_report, reservations, steps_for
 from camcal.training.run import Run, load_network
 
 
-def _printed(report: dict[str, Any], width: int = 140) -> str:
+def _fitted(meta: dict[str, Any]) -> FittedCalibration:
+    return FittedCalibration.model_validate(meta["calibration"])
+
+
+def _printed(report: Report, width: int = 140) -> str:
     console = Console(file=io.StringIO(), width=width)
     print_report(report, console)
     assert isinstance(console.file, io.StringIO)
@@ -23,54 +27,56 @@ def _printed(report: dict[str, Any], width: int = 140) -> str:
 
 
 def test_the_printed_report_has_groups_and_calibration_before_and_after(digits_run: Run) -> None:
-    report = json.loads(digits_run.report.read_text())
+    report = Report.read(digits_run.report)
     text = _printed(report, width=80)
     for word in ("many (1)", "medium (7)", "few (2)", "ECE", "as trained", "+ MARC", "training prior"):
         assert word in text
-    assert f"{100 * report['test']['calibrated']['ece']:.1f}" in text
+    assert f"{100 * report.test['calibrated'].ece:.1f}" in text
 
 
 def test_the_printed_report_says_how_far_each_group_is_to_be_believed(digits_run: Run) -> None:
-    report = json.loads(digits_run.report.read_text())
-    few = report["by_predicted_group"]["calibrated"]["few"]
-    shown = f"{100 * few['confidence']:.1f} → {100 * few['accuracy']:.1f} ({100 * few['ece']:.1f})"
+    report = Report.read(digits_run.report)
+    few = report.by_predicted_group["calibrated"]["few"]
+    assert few is not None
+    shown = f"{100 * few.confidence:.1f} → {100 * few.accuracy:.1f} ({100 * few.ece:.1f})"
     assert shown in _printed(report, width=100)
-    report["by_predicted_group"]["trained"]["few"] = None
+    report.by_predicted_group["trained"]["few"] = None
     assert "none" in _printed(report)
-    report["data"]["groups"]["few"] = 0
+    report.data.groups["few"] = 0
     assert "middle (4)" in _printed(report)
 
 
 def test_an_empty_group_is_not_zero(digits_run: Run) -> None:
     console = Console(file=io.StringIO(), width=80)
-    report = json.loads(digits_run.report.read_text())
-    report["test"]["trained"]["groups"]["few"] = None
+    report = Report.read(digits_run.report)
+    report.test["trained"].groups["few"] = None
     print_report(report, console)
     assert isinstance(console.file, io.StringIO)
     assert "n/a" in console.file.getvalue()
 
 
 def test_a_step_that_changed_nothing_has_no_name(digits_run: Run) -> None:
-    report = json.loads(digits_run.report.read_text())
+    report = Report.read(digits_run.report)
     assert list(steps_taken(report).values()) == ["as trained", "+ scalar", "+ MARC", "+ temperature"]
     assert list(steps_for_prior(report).values()) == ["as trained", "+ scalar", "+ MARC, temperature"]
-    report["test"]["scalar"] = report["test"]["trained"]  # as of a linear head
+    report.test["scalar"] = report.test["trained"]  # as of a linear head
     assert list(steps_taken(report).values()) == ["as trained", "+ MARC", "+ temperature"]
-    report["settings"]["calibrate"]["marc"] = False
+    report.settings["calibrate"]["marc"] = False
     assert list(steps_taken(report).values()) == ["as trained", "− log prior", "+ temperature"]
     assert list(steps_for_prior(report).values()) == ["as trained", "+ temperature"]
     assert "MARC" not in _printed(report)
-    report["test"]["marc"] = report["test"]["scalar"]  # as after a balanced loss
+    report.test["marc"] = report.test["scalar"]  # as after a balanced loss
     assert list(steps_taken(report).values()) == ["as trained", "+ temperature"]
-    report["settings"]["calibrate"]["rescale"] = "tau"
-    report["test"]["scalar"] = report["test"]["calibrated"]
+    report.settings["model"]["head"] = "linear"
+    report.settings["calibrate"]["rescale"] = "tau"
+    report.test["scalar"] = report.test["calibrated"]
     assert list(steps_taken(report).values())[1] == "+ τ-norm"
 
 
 def test_training_images_are_counted_with_those_held_out(digits_run: Run) -> None:
-    report = json.loads(digits_run.report.read_text())
-    total = sum(row["train_count"] for row in report["per_class"])
-    held = report["data"]["holdout"]
+    report = Report.read(digits_run.report)
+    total = sum(row.train_count for row in report.per_class)
+    held = report.data.holdout
     assert f"{total} training images" in _printed(report) and f"{held} of them held out" in _printed(report)
 
 
@@ -78,28 +84,29 @@ def test_classes_without_a_test_image_are_named(digits_run: Run, digits_recipe: 
     network, recipe, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     index = np.flatnonzero(~np.isin(data.test.labels.numpy(), [2, 7]))
-    report = evaluate(network, replace(data, test=data.test.subset(index)), recipe, {"train": 2.0})
-    assert [row["class"] for row in report["per_class"] if not row["test_count"]] == [data.classes[2], data.classes[7]]
+    report = evaluate(network, replace(data, test=data.test.subset(index)), recipe, _fitted(meta))
+    assert [row.name for row in report.per_class if not row.test_count] == [data.classes[2], data.classes[7]]
     console, words = Console(file=io.StringIO(), width=140), f"test image (2): {data.classes[2]}, {data.classes[7]}."
     print_report(report, console)
     assert isinstance(console.file, io.StringIO)
     assert words in console.file.getvalue()
-    assert words in page(report | {"calibration": meta["calibration"], "epochs": meta["epoch"]})
+    assert words in page(report)
     assert "without a test image" not in digits_run.page.read_text()
 
 
 def test_an_error_that_few_images_show_by_chance_is_said(digits_run: Run, digits_recipe: Recipe) -> None:
-    network, recipe, _ = load_network(digits_run.network)
+    network, recipe, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     labels = data.test.labels.numpy()
     index = np.concatenate([np.flatnonzero(labels == k)[: 1 if k else 40] for k in range(10)])
     few, many = (
-        evaluate(network, part, recipe, {"train": 2.0}) for part in (replace(data, test=data.test.subset(index)), data)
+        evaluate(network, part, recipe, _fitted(meta)) for part in (replace(data, test=data.test.subset(index)), data)
     )
-    assert few["by_chance"]["samples"] == pytest.approx(1 / (9 / 100 + 1 / 4000))
-    assert many["by_chance"]["samples"] == pytest.approx(400)
-    assert few["by_chance"]["ece"] > 0.1 > many["by_chance"]["ece"] > 0
+    assert few.by_chance is not None and many.by_chance is not None
+    assert few.by_chance.samples == pytest.approx(1 / (9 / 100 + 1 / 4000))
+    assert many.by_chance.samples == pytest.approx(400)
+    assert few.by_chance.ece > 0.1 > many.by_chance.ece > 0
     assert reservations(few) == [
         "The test images tell as much as 11 of equal weight would: perfect probabilities would show an ECE of "
-        f"{100 * few['by_chance']['ece']:.1f} % on them by chance."
+        f"{100 * few.by_chance.ece:.1f} % on them by chance."
     ]

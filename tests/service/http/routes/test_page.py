@@ -306,11 +306,12 @@ def test_card_of_the_model(tab: Tab, url: str, bundle: Bundle) -> None:
         figures = bundle.manifest.figures[step]
         assert f"{_tenths(100 * figures['groups']['few'])}\u00a0%" in text
         assert f"ECE {_tenths(100 * figures['ece'])}\u00a0%" in text
-    few = bundle.report["by_predicted_group"]["calibrated"]["few"]
+    report = json.loads((bundle.path / "report.json").read_text())
+    few = report["by_predicted_group"]["calibrated"]["few"]
     rows = "[...document.querySelectorAll('tr')].map((row) => row.innerText)"
     row = tab.run(f"{rows}.find((words) => words.startsWith('few\\t'))")
     assert re.findall(r"[\d.]+", row) == [str(_tenths(100 * few[name])) for name in ("share", "confidence", "accuracy")]
-    bins = [sum(b["accuracy"] is not None for b in bundle.report["reliability"][s]) for s in ("trained", "calibrated")]
+    bins = [sum(b["accuracy"] is not None for b in report["reliability"][s]) for s in ("trained", "calibrated")]
     assert tab.run("document.querySelectorAll('svg.chart rect.gap').length") == sum(bins)
     tab.click("summary")
     tab.wait("document.querySelectorAll('details tbody tr').length == 10")
