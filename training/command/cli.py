@@ -27,7 +27,7 @@ app = typer.Typer()
 console = Console(highlight=False)
 
 _GOES_ON = "interrupted; the same command continues after the last finished epoch"
-_EXTRA = {"torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "sklearn"}
+_EXTRA = {"torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "sklearn", "jinja2"}
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder that `camcal train --out` made.")]
 Overrides = Annotated[

@@ -79,17 +79,17 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def reservations(report: Report) -> list[str]:
-    """Sentences about what the test part is too small to show; none where it is large enough."""
+    """Warnings that the test part is too small for a figure; empty if it is large enough."""
     found = []
     untested = [row.name for row in report.per_class if row.accuracy_trained is None]
     if untested:
         shown = ", ".join(untested[:NAMED]) + (", …" if len(untested) > NAMED else "")
-        found.append(f"No figure counts the classes without a test image ({len(untested)}): {shown}.")
+        found.append(f"Classes without a test image, which no figure includes ({len(untested)}): {shown}.")
     chance = report.by_chance
     if chance and chance.ece > report.test["calibrated"].ece / 2:
         found.append(
-            f"The test images tell as much as {chance.samples:.0f} of equal weight would: perfect probabilities "
-            f"would show an ECE of {100 * chance.ece:.1f} % on them by chance."
+            f"Effective test size: {chance.samples:.0f}. Perfect probabilities would show an ECE of "
+            f"{100 * chance.ece:.1f} % on so few images by chance."
         )
     return found
 

@@ -82,7 +82,7 @@ def test_the_page_shows_the_reports_figures(report: Report) -> None:
 
 
 def test_the_page_says_how_far_each_group_is_to_be_believed(report: Report) -> None:
-    assert "<tr><th></th><th>of all</th><th>confidence</th><th>right</th><th>ECE</th></tr>" in page(report)
+    assert "<tr><th></th><th>share</th><th>confidence</th><th>accuracy</th><th>ECE</th></tr>" in page(report)
     names = {"trained": "as trained", "calibrated": "calibrated"}
     for step, groups in report.by_predicted_group.items():
         row = page(report).split(f'<th scope="row">few (2), {names[step]}</th>')[1].split("</tr>")[0]
@@ -128,7 +128,7 @@ def test_a_class_without_test_images_and_a_perfect_network_are_drawn(report: Rep
         setattr(report.per_class[3], column, None)
     report.worst_classes = []
     html = page(report)
-    assert "every test image is recognised" in html
+    assert "every test image is classified correctly" in html
     _read(html)
 
 
@@ -136,11 +136,11 @@ def test_the_curve_of_the_scalar_is_drawn_where_there_is_one(report: Report) -> 
     names = CurvePoint.model_fields.keys() - {"scalar"}
     curve = [CurvePoint(scalar=s, **dict.fromkeys(names, 1 / s)) for s in (1.0, 4.0, 16.0)]
     report.scalar_curve = curve
-    assert "as it is: test (hollow)" not in page(report)  # nothing to take out: the two would be one
+    assert "with the prior: test (hollow)" not in page(report)  # nothing to take out: the two would be one
     for point in curve:
         point.nll += 1
     html = page(report)
-    assert "as it is: test (hollow)" in html
+    assert "with the prior: test (hollow)" in html
     assert "<h2>The scalar</h2>" in html and "scalar 16: 6.2 %" in html
     accuracy, error = (
         html.split(f'aria-label="{name} against the scalar"')[1].split("</svg>")[0]

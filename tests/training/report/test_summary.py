@@ -86,7 +86,10 @@ def test_classes_without_a_test_image_are_named(digits_run: Run, digits_recipe: 
     index = np.flatnonzero(~np.isin(data.test.labels.numpy(), [2, 7]))
     report = evaluate(network, replace(data, test=data.test.subset(index)), recipe, _fitted(meta))
     assert [row.name for row in report.per_class if not row.test_count] == [data.classes[2], data.classes[7]]
-    console, words = Console(file=io.StringIO(), width=140), f"test image (2): {data.classes[2]}, {data.classes[7]}."
+    console, words = (
+        Console(file=io.StringIO(), width=140),
+        f"no figure includes (2): {data.classes[2]}, {data.classes[7]}.",
+    )
     print_report(report, console)
     assert isinstance(console.file, io.StringIO)
     assert words in console.file.getvalue()
@@ -107,6 +110,6 @@ def test_an_error_that_few_images_show_by_chance_is_said(digits_run: Run, digits
     assert many.by_chance.samples == pytest.approx(400)
     assert few.by_chance.ece > 0.1 > many.by_chance.ece > 0
     assert reservations(few) == [
-        "The test images tell as much as 11 of equal weight would: perfect probabilities would show an ECE of "
-        f"{100 * few.by_chance.ece:.1f} % on them by chance."
+        "Effective test size: 11. Perfect probabilities would show an ECE of "
+        f"{100 * few.by_chance.ece:.1f} % on so few images by chance."
     ]
