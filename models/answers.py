@@ -16,7 +16,7 @@ from camcal.models.canary import TOP_K, Canary, canary_count, canary_images
 from camcal.models.untrusted import BundleError
 
 Answers = Mapping[str, NDArray[Any]]  # an array for each of OUTPUTS
-Run = Callable[[NDArray[np.uint8], int], Answers]  # images and top_k
+RunGraph = Callable[[NDArray[np.uint8], int], Answers]  # images and top_k
 
 EXACT = 1e-4  # what holds within one answer: maps and their logits, logits and calibrated ones; relative above one
 SUM = 1e-3  # of probabilities
@@ -65,7 +65,7 @@ def check(answers: Answers, manifest: Manifest) -> None:
     _equal("calibrated_logits, by the manifest's calibration,", calibrated_NK, expected_NK, EXACT)
 
 
-def prove(run: Run, manifest: Manifest, canary: Canary | None) -> None:
+def prove(run: RunGraph, manifest: Manifest, canary: Canary | None) -> None:
     """Run the images that need no file, and check the answers; also against those of `canary`, if there is one.
 
     Raises:
@@ -93,7 +93,7 @@ def prove(run: Run, manifest: Manifest, canary: Canary | None) -> None:
     _recorded("maps", differ_N[same_N], allowed)
 
 
-def record(run: Run, manifest: Manifest) -> Canary:
+def record(run: RunGraph, manifest: Manifest) -> Canary:
     """The answers to hold a bundle to from now on. Raises BundleError if they are no answers, see `check`."""
     answers = _answer(run, manifest, canary_count(len(manifest.classes)))
     check(answers, manifest)
@@ -106,7 +106,7 @@ def record(run: Run, manifest: Manifest) -> Canary:
     )
 
 
-def _answer(run: Run, manifest: Manifest, count: int) -> Answers:
+def _answer(run: RunGraph, manifest: Manifest, count: int) -> Answers:
     images = canary_images(manifest.preprocessing.input_size, count)
     top_k = min(TOP_K, len(manifest.classes))
     each = [run(image[None], top_k) for image in images]  # a service may run one at a time only

@@ -49,7 +49,7 @@ def group_of(train_count: int) -> Group:
 
 
 Side = Annotated[int, Field(ge=1, le=4096)]
-Fitted = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Finite = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Positive = Annotated[float, Field(ge=SMALLEST, le=LARGEST)]
 
 
@@ -87,9 +87,9 @@ class Calibration(_Strict):
     """
 
     scalar: Positive
-    omega: list[Fitted]
-    beta: list[Fitted]
-    weight_norms: list[Fitted]
+    omega: list[Finite]
+    beta: list[Finite]
+    weight_norms: list[Finite]
     temperature: Positive
     prior_temperatures: dict[Prior, Positive] = {}
 

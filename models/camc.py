@@ -8,6 +8,7 @@ B batch, C channels, H W positions, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -24,8 +25,8 @@ class CAMC(nn.Module):
     For an image with expected class distribution p (the softmax of the logits of the plain map F):
 
     - E_k, the evidence of class k: the classifier's weights, or the class's prototype, or the sum of both. Each is a
-      unit vector from which the mean over classes was taken (`contrast`): features after a ReLU share one large common
-      direction, and what all classes share tells nothing of where one of them is.
+      unit vector minus the mean over classes (`centred_rows`): features after a ReLU share one large direction, and
+      what all classes share does not tell where one of them is.
     - e = Σ_k p_k·E_k, the expected evidence, over all classes or over the `top` most probable ones.
     - r_u = ⟨F_u/‖F_u‖, e/‖e‖⟩, its correlation with each position u, standardised over the positions of the image.
     - A_u = sigmoid(α·r_u), or exp(α·r_u) over its maximum, which is a softmax over positions whose peak is 1; α is a
@@ -42,6 +43,9 @@ class CAMC(nn.Module):
         attention: how correlation becomes A.
         top: of how many classes the expected evidence is made; 0 for all of them.
         momentum: of the prototypes' moving average, per batch that holds the class.
+
+    Attributes:
+        gather: sums what a batch tells of all classes over the processes that train together; by default there is one.
 
     Raises:
         ValueError: if the momentum is not in [0, 1), or `top` not in 0..K.
@@ -65,6 +69,7 @@ class CAMC(nn.Module):
         self.form = attention
         self.top = top
         self.momentum = momentum
+        self.gather: Callable[[Tensor], Tensor] = _alone
         self.alpha = nn.Parameter(torch.ones(()))
         self.register_buffer("prototypes", torch.zeros(classes, width))
         self.prototypes: Tensor
@@ -72,10 +77,10 @@ class CAMC(nn.Module):
     def class_evidence(self, weight_KC: Tensor) -> Tensor:
         """E, K×C: unit rows; zero for a class whose prototype has not been seen yet."""
         if self.evidence == "weights":
-            return contrast(weight_KC)
+            return centred_rows(weight_KC)
         if self.evidence == "prototypes":
-            return contrast(self.prototypes)
-        return functional.normalize(contrast(weight_KC) + contrast(self.prototypes), dim=1)
+            return centred_rows(self.prototypes)
+        return functional.normalize(centred_rows(weight_KC) + centred_rows(self.prototypes), dim=1)
 
     def attention(self, features_BCHW: Tensor, expected_BK: Tensor, weight_KC: Tensor) -> Tensor:
         """A, B×H×W in [0, 1], for features, the expected class distribution and the classifier's weights."""
@@ -112,10 +117,6 @@ class CAMC(nn.Module):
         keep_K1 = torch.where(fresh_K1, 0.0, self.momentum)
         moved_KC = keep_K1 * self.prototypes + (1 - keep_K1) * functional.normalize(sums_KC, dim=1)
         self.prototypes.copy_(torch.where(present_K1, moved_KC, self.prototypes))
-
-    def gather(self, evidence: Tensor) -> Tensor:
-        """What a batch tells of all classes; its sum over the processes where several train together."""
-        return evidence
 
 
 class TaughtAttention(nn.Module):
@@ -190,7 +191,11 @@ class TaughtAttention(nn.Module):
         self.lesson = functional.kl_div(log_BHW.flatten(1), target_BU, reduction="batchmean")
 
 
-def contrast(rows_KC: Tensor) -> Tensor:
+def _alone(evidence: Tensor) -> Tensor:
+    return evidence
+
+
+def centred_rows(rows_KC: Tensor) -> Tensor:
     """Unit rows less their mean, made unit again; rows of zeros do not count in the mean and stay zero."""
     unit_KC = functional.normalize(rows_KC, dim=1)
     known_K1 = (rows_KC.abs().sum(dim=1, keepdim=True) > 0).to(rows_KC.dtype)

@@ -15,7 +15,7 @@ from camcal.models import cam
 from camcal.models.backbones import build_backbone
 from camcal.models.camc import CAMC, Attention, TaughtAttention
 from camcal.models.marc import MARC
-from camcal.models.normalized import LinearHead, Rescale, build_head
+from camcal.models.normalized import Head, LinearHead, Rescale, build_head
 from camcal.models.preprocessing import Preprocessing
 from camcal.models.reslt import BRANCHES, NormBranches, build_branches, fold
 
@@ -90,7 +90,7 @@ class LongTailClassifier(nn.Module):
             self.camc = TaughtAttention(width, classes)
         elif camc != "off":
             self.camc = CAMC(width, classes, camc, camc_attention, camc_top)
-        self.head = build_head(head, width, classes, scalar, learn_scalar)
+        self.head: Head = build_head(head, width, classes, scalar, learn_scalar)
         self.rescale = Rescale(classes)
         self.marc = MARC(classes)
         self.register_buffer("temperature", torch.ones(()))
@@ -214,8 +214,8 @@ def fold_branches(network: LongTailClassifier) -> LongTailClassifier:
     folded = copy.deepcopy(network).eval()
     weight_KC, bias_K = fold(network.branches, network.head.effective_weight(), network.head.effective_bias())
     folded.branches = None
-    folded.head = LinearHead(weight_KC.shape[1], weight_KC.shape[0]).to(weight_KC.device)
-    scalar = network.head.scalar.detach()
+    head, scalar = LinearHead(weight_KC.shape[1], weight_KC.shape[0]), network.head.scalar.detach()
+    folded.head = head.to(weight_KC.device)
     folded.head.scalar.copy_(scalar)
     folded.head.weight.copy_(weight_KC / scalar)
     folded.head.bias.copy_(bias_K / scalar)

@@ -9,18 +9,26 @@ B batch, R branches, C channels, K classes; `…` stands for any leading dimensi
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 
-class LinearHead(nn.Module):
-    """The plain classifier: z = W·g + b.
+class Head(nn.Module, ABC):
+    """A classifier, z = W·(gain(g)⊙g) + b.
 
-    Every head computes `z = W·(gain(g)⊙g) + b` with its own `effective_weight` W (K×C), `gain` (…×1 or …×C) and
-    `effective_bias` b (K).
+    W (K×C) is `effective_weight`, b (K) `effective_bias`, and `gain` gives …×1 or …×C.
+
+    Attributes:
+        weight: K×C, before the head's own normalisation.
+        bias: K.
+        scalar: s, which multiplies all logits.
     """
+
+    bias: Tensor
+    scalar: Tensor
 
     has_gain = False
     """Whether `gain` depends on the feature; without, the head is one linear layer."""
@@ -28,14 +36,11 @@ class LinearHead(nn.Module):
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(classes, width))
-        self.bias = nn.Parameter(torch.zeros(classes))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        self.scalar: Tensor
-        self.register_buffer("scalar", torch.ones(()))
 
+    @abstractmethod
     def effective_weight(self) -> Tensor:
         """W, K×C, with the scalar s multiplied in."""
-        return self.scalar * self.weight
 
     def effective_bias(self) -> Tensor:
         """The bias, K."""
@@ -55,7 +60,19 @@ class LinearHead(nn.Module):
         return functional.linear(self.gain(pooled_BC) * pooled_BC, self.effective_weight(), self.effective_bias())
 
 
-class WeightNormHead(LinearHead):
+class LinearHead(Head):
+    """The plain classifier: z = W·g + b. Its scalar stays 1 unless it is folded from another head."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__(width, classes)
+        self.bias = nn.Parameter(torch.zeros(classes))
+        self.register_buffer("scalar", torch.ones(()))
+
+    def effective_weight(self) -> Tensor:
+        return self.scalar * self.weight
+
+
+class WeightNormHead(Head):
     """Weights normalised, features not: z_k = s·⟨g, W_k/‖W_k‖⟩. No class can win by a longer weight vector.
 
     Args:
@@ -72,7 +89,6 @@ class WeightNormHead(LinearHead):
         super().__init__(width, classes)
         if scalar <= 0:
             raise ValueError(f"scalar must be positive, got {scalar}")
-        del self.scalar, self.bias
         if learn_scalar:
             self.scalar = nn.Parameter(torch.tensor(float(scalar)))
         else:
@@ -149,7 +165,7 @@ _NORMALIZED: dict[str, type[WeightNormHead]] = {
 HEADS = ("linear", *_NORMALIZED)
 
 
-def build_head(name: str, width: int, classes: int, scalar: float, learn_scalar: bool) -> LinearHead:
+def build_head(name: str, width: int, classes: int, scalar: float, learn_scalar: bool) -> Head:
     """The head called `name`, one of `HEADS`; `linear` has no scalar.
 
     Raises:

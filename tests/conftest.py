@@ -10,7 +10,7 @@ from rich.console import Console
 
 from camcal.training import pipeline
 from camcal.training.recipe import Recipe, load_recipe
-from camcal.training.run import Run
+from camcal.training.run import RunFolder
 
 
 @pytest.fixture(scope="session")
@@ -20,14 +20,14 @@ def digits_recipe() -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def digits_run(tmp_path_factory: pytest.TempPathFactory, digits_recipe: Recipe) -> Run:
+def digits_run(tmp_path_factory: pytest.TempPathFactory, digits_recipe: Recipe) -> RunFolder:
     """A finished run: trained, calibrated, evaluated and exported."""
-    run = Run(tmp_path_factory.mktemp("digits") / "run")
+    run = RunFolder(tmp_path_factory.mktemp("digits") / "run")
     pipeline.train(digits_recipe, run, Console(file=io.StringIO()))
     return run
 
 
 @pytest.fixture(scope="session")
-def digits_bundle(digits_run: Run) -> Path:
+def digits_bundle(digits_run: RunFolder) -> Path:
     """The bundle of that run: 10 classes, 32×32 images, an 8×8 grid."""
     return digits_run.bundle

@@ -20,9 +20,10 @@ import torch
 from PIL import Image
 
 from camcal.models.bundle import Bundle
+from camcal.training.checkpoints import load_network
 from camcal.training.data import load_dataset
 from camcal.training.recipe import load_recipe
-from camcal.training.run import Run, load_network
+from camcal.training.run import RunFolder
 
 CAMCAL = [sys.executable, "-c", "from camcal.__main__ import main; main()"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("CAMCAL_")}
@@ -53,7 +54,7 @@ def _server(bundle: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run of `camcal train` in a separate process."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     command = [*CAMCAL, "train", "digits", "--out", str(folder), "--set", "fit.epochs=5"]
@@ -61,10 +62,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     assert result.returncode == 0, result.stderr
     for text in ("trained in", "calibrated in", "few (2)", "ECE", "bundle digits"):
         assert text in result.stdout
-    return Run(folder)
+    return RunFolder(folder)
 
 
-def test_train_serve_and_predict_over_http(run: Run) -> None:
+def test_train_serve_and_predict_over_http(run: RunFolder) -> None:
     calibration = Bundle.load(run.bundle).manifest.calibration
     recipe = load_recipe("digits", ["fit.epochs=5"])
     images = load_dataset(recipe.data, recipe.seed).test.images[:8]
@@ -103,7 +104,7 @@ def test_train_serve_and_predict_over_http(run: Run) -> None:
     assert 'camcal_requests_total{code="200",route="/predict"} 8.0' in metrics
 
 
-def test_command_line_equals_http(run: Run, tmp_path: Path) -> None:
+def test_command_line_equals_http(run: RunFolder, tmp_path: Path) -> None:
     recipe = load_recipe("digits", ["fit.epochs=5"])
     pictures = tmp_path / "pictures"
     pictures.mkdir()

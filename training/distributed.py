@@ -16,8 +16,8 @@ from camcal.models.camc import CAMC
 
 
 @dataclass(frozen=True)
-class Group:
-    """The processes of a run, seen from one of them: its rank and their number; by default it is alone."""
+class Processes:
+    """The processes that train a run together, seen from one of them: its rank and their number. Default: one alone."""
 
     rank: int = 0
     size: int = 1
@@ -38,29 +38,36 @@ class Group:
         return values
 
     def wait(self, device: torch.device) -> None:
-        """Until all processes have come here."""
+        """Block until all processes have called this."""
         self.total(torch.zeros(1, device=device)).item()  # read, since on a GPU the sum itself is not waited for
 
     def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
         """The network for training: gradients, batch statistics and prototypes are those of all processes together.
 
-        Gradients are averaged: a process's loss must be `size` times its share of the batch's. The network itself is
-        changed only in that batch normalisations and CAMC become synchronised ones of the same parameters and names.
+        Gradients are averaged: a process's loss must be `size` times its share of the batch's. The network itself
+        changes only in that its batch normalisations become synchronised ones of the same parameters and names.
         """
         if self.size == 1:
             return network
         for module in network.modules():
-            if type(module) is CAMC:
-                module.__class__ = SyncedCAMC
+            if isinstance(module, CAMC):
+                module.gather = self.total
         if device.type == "cuda":
             return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(network), device_ids=[device])
-        for module in network.modules():
-            if type(module) is nn.BatchNorm2d:
-                module.__class__ = SyncedBatchNorm2d
+        _synchronise(network)
         return DistributedDataParallel(network)
 
 
-ALONE = Group()
+ALONE = Processes()
+
+
+def _synchronise(network: nn.Module) -> None:
+    """Replace each batch normalisation inside a network by a `SyncedBatchNorm2d`."""
+    for name, module in network.named_children():
+        if type(module) is nn.BatchNorm2d:
+            setattr(network, name, SyncedBatchNorm2d.of(module))
+        else:
+            _synchronise(module)
 
 
 class _Total(torch.autograd.Function):
@@ -83,7 +90,16 @@ def _total(values: Tensor) -> Tensor:
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation by the statistics over all processes; torch's own SyncBatchNorm works on GPUs alone."""
+    """Batch normalisation by the statistics over all processes; torch's own SyncBatchNorm works on GPUs only."""
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm2d) -> SyncedBatchNorm2d:
+        """One that shares the parameters and buffers of `norm`."""
+        synced = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        synced.weight, synced.bias = norm.weight, norm.bias
+        synced.running_mean, synced.running_var = norm.running_mean, norm.running_var
+        synced.num_batches_tracked = norm.num_batches_tracked
+        return synced.train(norm.training)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         if not self.training:
@@ -108,29 +124,21 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
 
 
-class SyncedCAMC(CAMC):
-    """CAMC whose prototypes gather evidence from the parts of all processes."""
-
-    def gather(self, evidence: Tensor) -> Tensor:
-        distributed.all_reduce(evidence)
-        return evidence
-
-
 @contextmanager
-def process_group(device: torch.device) -> Iterator[tuple[Group, torch.device]]:
-    """The group that `torchrun` has started this process in, and its own device of that kind; or it alone.
+def process_group(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
+    """The processes that `torchrun` has started this one with, and its own device of that kind; or this one alone.
 
     NCCL connects GPUs, gloo CPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Group(), device
+        yield ALONE, device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Group(distributed.get_rank(), size), device
+        yield Processes(distributed.get_rank(), size), device
     finally:
         distributed.destroy_process_group()

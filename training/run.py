@@ -1,26 +1,22 @@
-"""A run's folder: what each step leaves there for the next."""
+"""One run: what every step from training to export needs, and the files that each step leaves for the next."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from rich.console import Console
 
-from camcal.models.classifier import LongTailClassifier
-from camcal.models.preprocessing import Preprocessing
-from camcal.training.data import Dataset
-from camcal.training.data.sources import preprocessing_of
-from camcal.training.recipe import Recipe, RecipeError, parse_recipe
+from camcal.training.data import Dataset, load_dataset
+from camcal.training.distributed import ALONE, Processes
+from camcal.training.priors import given_prior
+from camcal.training.recipe import Recipe
 
 if sys.platform != "win32":
     import fcntl
@@ -31,7 +27,7 @@ class RunError(ValueError):
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """The files under one `--out` folder."""
 
     path: Path
@@ -57,18 +53,18 @@ class Run:
         return self.path / "logits.safetensors"
 
     @property
-    def refit(self) -> Run:
+    def refit(self) -> RunFolder:
         """The folder of the second training."""
-        return Run(self.path / "refit")
+        return RunFolder(self.path / "refit")
 
     @property
-    def head(self) -> Run:
+    def head(self) -> RunFolder:
         """The folder of the first part of a training that learns the head before the whole network."""
-        return Run(self.path / "head")
+        return RunFolder(self.path / "head")
 
-    def teachers(self, count: int = 1) -> list[Run]:
+    def teachers(self, count: int = 1) -> list[RunFolder]:
         """The folders of the networks that were trained first, for this run to learn from."""
-        return [Run(self.path / ("teacher" if i == 1 else f"teacher-{i}")) for i in range(1, count + 1)]
+        return [RunFolder(self.path / ("teacher" if i == 1 else f"teacher-{i}")) for i in range(1, count + 1)]
 
     @property
     def report(self) -> Path:
@@ -113,114 +109,38 @@ class Run:
             os.close(folder)
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write tensors with JSON metadata; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, partial, metadata={"camcal": json.dumps(meta)})
-    os.replace(partial, path)
+def default_device() -> torch.device:
+    """CUDA if available."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote.
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the steps of one run share.
 
-    Raises:
-        RunError: if the file is missing or is not one of ours.
+    given: the images, where they have been loaded already; otherwise `data` loads them when a step first needs them.
+    processes: those that train together; the other steps run in one.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {})["camcal"])
-            return {name: file.get_tensor(name) for name in file.keys()}, meta
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing: has `camcal train` finished in {path.parent}?") from None
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise RunError(
-            f"{path} is not a camcal checkpoint, or is damaged ({error}): delete it and train again, or name another "
-            "folder"
-        ) from None
 
+    recipe: Recipe
+    folder: RunFolder
+    console: Console
+    device: torch.device
+    processes: Processes = ALONE
+    given: Dataset | None = None
 
-def save_json(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON; the file appears whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)
+    @cached_property
+    def data(self) -> Dataset:
+        """The images. A prior in the recipe that does not fit their classes is refused here, before any work.
 
-
-def build_network(recipe: Recipe, classes: int, preprocessing: Preprocessing | None = None) -> LongTailClassifier:
-    """The untrained network of a recipe, seeded by it.
-
-    Raises:
-        ValueError: if a part refuses its setting.
-    """
-    torch.manual_seed(recipe.training_seed)
-    return LongTailClassifier(classes, preprocessing or preprocessing_of(recipe.data), **recipe.model.model_dump())
-
-
-def network_tensors(network: LongTailClassifier) -> dict[str, Tensor]:
-    """The state of a network under the names it has in a file."""
-    return {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-
-
-def load_network(path: Path) -> tuple[LongTailClassifier, Recipe, dict[str, Any]]:
-    """A network from `checkpoint.safetensors` or `network.safetensors`, its recipe, and the rest of the metadata.
-
-    Raises:
-        RunError: if the file is missing, damaged, or was written by another layout of the network.
-    """
-    tensors, meta = load_tensors(path)
-    try:
-        recipe = parse_recipe(meta["recipe"], path.name)
-        # What was trained replaces the pretrained weights, which need not be fetched again.
-        blank = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
-        network = build_network(blank, len(meta["classes"]))
-        restore(network, tensors)
-    except (KeyError, RuntimeError, RecipeError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(f"{path} does not fit this version of camcal: {reason}") from None
-    return network.eval(), recipe, meta
-
-
-def load_finished(run: Run) -> tuple[LongTailClassifier, Recipe, dict[str, Any]]:
-    """Network, recipe and metadata of a run's training, before calibration. Raises RunError if it is not finished."""
-    network, recipe, meta = load_network(run.checkpoint)
-    if meta["epoch"] < recipe.fit.epochs:
-        raise RunError(
-            f"{run.path} has {meta['epoch']} of {recipe.fit.epochs} epochs: finish it with `camcal train` first"
-        )
-    return network, recipe, meta
-
-
-def is_trained(run: Run, recipe: Recipe) -> bool:
-    """Whether the folder holds a network that has had all the epochs of a recipe."""
-    return run.checkpoint.is_file() and bool(load_tensors(run.checkpoint)[1]["epoch"] >= recipe.fit.epochs)
-
-
-def restore(network: LongTailClassifier, tensors: dict[str, Tensor]) -> None:
-    """Copy `network.*` tensors into a network."""
-    names = [name for name in tensors if name.startswith("network.")]
-    network.load_state_dict({name.removeprefix("network."): tensors[name] for name in names})
-
-
-def data_meta(data: Dataset) -> dict[str, Any]:
-    """What a checkpoint says of the data it was trained on."""
-    return {
-        "classes": data.classes,
-        "train_counts": data.train_counts().tolist(),
-        "data": data.digest,
-        "pixels": data.pixels,
-    }
-
-
-def check_data(run: Run, meta: dict[str, Any], data: Dataset) -> None:
-    """Raises RunError unless `data` is what the run with this metadata was trained on.
-
-    Held-out and test images are drawn from what there is: with other images they would be others, and some of them
-    would have been trained on.
-    """
-    if any(meta.get(name, value) != value for name, value in data_meta(data).items()):
-        raise RunError(
-            f"{run.path} was trained on other images than the data has now; put them back, or train anew with another "
-            "--out"
-        )
+        Raises:
+            DataError: if the images cannot be read or do not fit the recipe.
+            ValueError: if `calibrate.prior` does not fit the classes.
+        """
+        data = self.given
+        if data is None:
+            with self.console.status("reading images"):
+                data = load_dataset(self.recipe.data, self.recipe.seed)
+        if self.recipe.calibrate.prior is not None:
+            given_prior(self.recipe.calibrate.prior, data.classes)
+        return data

@@ -11,8 +11,9 @@ from PIL import Image
 
 from camcal.models.classifier import LongTailClassifier
 from camcal.models.preprocessing import Preprocessing
+from camcal.training.checkpoints import load_network
 from camcal.training.data import DataError, load_dataset
-from camcal.training.run import Run, load_network
+from camcal.training.run import RunFolder
 from tests.benchmarks.heatmaps import (
     comparison,
     faithfulness,
@@ -245,7 +246,7 @@ def test_an_archive_is_unpacked_once(boxed: Path, tmp_path: Path) -> None:
     assert unpack(archive, tmp_path / "work") == root and not (root / "boxes.csv").exists()
 
 
-def test_our_maps_sum_to_the_logits_and_calibration_keeps_their_order(digits_run: Run) -> None:
+def test_our_maps_sum_to_the_logits_and_calibration_keeps_their_order(digits_run: RunFolder) -> None:
     network, _, _ = load_network(digits_run.network)
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     found = maps.answer(network, images)
@@ -259,7 +260,7 @@ def test_our_maps_sum_to_the_logits_and_calibration_keeps_their_order(digits_run
     assert np.abs(maps.scaled(off.maps[:, 4], 32) - plain).max() > 0.01
 
 
-def test_a_map_leans_to_its_class_by_a_part_that_sums_to_zero(digits_run: Run) -> None:
+def test_a_map_leans_to_its_class_by_a_part_that_sums_to_zero(digits_run: RunFolder) -> None:
     network = maps.without_camc(load_network(digits_run.network)[0])
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     labels, every = np.array([1, 7, 7]), np.arange(3)
@@ -294,7 +295,7 @@ def test_mosaics_are_of_four_classes_that_are_recognised() -> None:
         mosaics.choose(found, np.zeros(30, dtype=np.int64), 5, seed=0)
 
 
-def test_our_maps_know_which_of_four_digits_is_asked_for(digits_run: Run) -> None:
+def test_our_maps_know_which_of_four_digits_is_asked_for(digits_run: RunFolder) -> None:
     network, recipe, _ = load_network(digits_run.network)
     test = load_dataset(recipe.data, recipe.seed).test
     labels = test.labels.numpy()
@@ -375,7 +376,7 @@ def test_a_peer_draws_one_map_for_each_class() -> None:
     assert asked == [(3, [0, 1, 2])] * speed.TURNS
 
 
-def test_the_whole_benchmark_on_a_small_network(digits_run: Run, boxed: Path) -> None:
+def test_the_whole_benchmark_on_a_small_network(digits_run: RunFolder, boxed: Path) -> None:
     def corner(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> localisation.Maps:
         return np.repeat(peaked(0, 0, 32), len(labels), axis=0)
 
@@ -423,7 +424,7 @@ def test_the_gallery_is_chosen_by_lot() -> None:
     assert len(np.unique(chosen)) == 12
 
 
-def test_the_gallery_shows_four_pictures_a_photograph(digits_run: Run) -> None:
+def test_the_gallery_shows_four_pictures_a_photograph(digits_run: RunFolder) -> None:
     network, _, _ = load_network(digits_run.network)
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 
@@ -436,7 +437,7 @@ def test_the_gallery_shows_four_pictures_a_photograph(digits_run: Run) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # pytorch-grad-cam's dependencies
 @pytest.mark.parametrize("name", report.PEERS)
-def test_peers_draw_the_network(digits_run: Run, name: str) -> None:
+def test_peers_draw_the_network(digits_run: RunFolder, name: str) -> None:
     pytest.importorskip("pytorch_grad_cam", reason="only in the benchmark's own environment")
     from tests.benchmarks.heatmaps.peers import ChannelsFirst, Peer
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,15 +31,14 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
 from camcal.models.classifier import LongTailClassifier
+from camcal.training.checkpoints import build_network
 from camcal.training.data.dataset import Dataset, LabelledImages, long_tail_counts
 from camcal.training.data.operations import FILL
 from camcal.training.data.sources import preprocessing_of
-from camcal.training.fitting.descent import Descent
-from camcal.training.fitting.fit import _epoch, compiled
-from camcal.training.fitting.losses import Criterion
+from camcal.training.fitting.training import Training, compiled
 from camcal.training.provenance import COMMIT, hardware
 from camcal.training.recipe import Recipe, parse_recipe
-from camcal.training.run import build_network
+from camcal.training.run import Run, RunFolder
 
 SIZE = 32
 IMAGES = 12_406
@@ -157,16 +157,15 @@ def camcal_loop(part: LabelledImages, settings: Recipe, device: torch.device) ->
     data = Dataset(
         classes=names, preprocessing=preprocessing_of(settings.data), train=part.to(device), holdout=part, test=part
     )
-    network = build_network(settings, 10)
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
-    network.marc.requires_grad_(False)
-    descent = Descent(network, settings.fit, device)
-    criterion = Criterion(settings.loss, data.train_counts(), network.head.scalar, device)
-    model = compiled(network, device) if settings.fit.compile else network
+    # Nothing is written: an epoch is all that is asked for.
+    run = Run(recipe=settings, folder=RunFolder(Path("nowhere")), console=Console(), device=device, given=data)
+    training = Training(run, build_network(settings, 10))
+    if settings.fit.compile:
+        training.model = compiled(training.network, device)
 
     def epoch(number: int) -> None:
         total = torch.zeros((), device=device)
-        for loss, _, _ in _epoch(model, descent, criterion, settings, data, number, device):
+        for loss, _, _ in training.epoch(number):
             total += loss
         assert np.isfinite(total.item())
 

@@ -18,7 +18,7 @@ def bundle(digits_bundle: Path) -> Bundle:
     return Bundle.load(digits_bundle)
 
 
-def runner(bundle: Bundle, **changes: NDArray[np.float32] | float) -> answers.Run:
+def runner(bundle: Bundle, **changes: NDArray[np.float32] | float) -> answers.RunGraph:
     """Runs the graph; `changes` are added to its outputs."""
     session = onnxruntime.InferenceSession(str(bundle.model_path), providers=["CPUExecutionProvider"])
 

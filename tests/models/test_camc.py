@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from camcal.models.camc import CAMC, Attention, Evidence, TaughtAttention, contrast
+from camcal.models.camc import CAMC, Attention, Evidence, TaughtAttention, centred_rows
 
 
 def _inputs(classes: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -49,15 +49,15 @@ def test_attention_against_numpy(evidence: Evidence, attention: Attention, top: 
         np.testing.assert_allclose(found[b].reshape(30), a, rtol=1e-3, atol=1e-5)
 
 
-def test_contrast_takes_out_what_all_classes_share() -> None:
+def test_centred_rows_lose_what_all_classes_share() -> None:
     rows = torch.tensor([[1.0, 0.0, 5.0], [0.0, 1.0, 5.0], [0.0, 0.0, 0.0]])
-    found = contrast(rows)
+    found = centred_rows(rows)
     half = 0.5**0.5
     torch.testing.assert_close(found, torch.tensor([[half, -half, 0.0], [-half, half, 0.0], [0.0, 0.0, 0.0]]))
 
 
 def test_a_single_known_class_has_nothing_to_be_told_from() -> None:
-    assert contrast(torch.tensor([[0.6, 0.8], [0.0, 0.0]])).abs().max() == 0
+    assert centred_rows(torch.tensor([[0.6, 0.8], [0.0, 0.0]])).abs().max() == 0
 
 
 @pytest.mark.parametrize("attention", ["sigmoid", "softmax"])

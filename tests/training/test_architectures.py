@@ -14,7 +14,7 @@ from camcal.service.settings import Settings
 from camcal.training import pipeline
 from camcal.training.data import load_dataset
 from camcal.training.recipe import load_recipe
-from camcal.training.run import Run
+from camcal.training.run import RunFolder
 
 with warnings.catch_warnings():
     # Starlette asks for another client library than httpx from its next major version on.
@@ -39,7 +39,7 @@ def test_from_random_weights_to_an_explained_prediction(
     few = ["fit.epochs=1", "calibrate.iterations=20", "calibrate.passes=1", "data.imbalance=10", "fit.lr=0.01"]
     off = [] if any("camc" in setting for setting in settings) else ["model.camc=off"]
     recipe = load_recipe("digits", [*few, *off, f"model.backbone=timm/{name}", *settings])
-    bundle = pipeline.train(recipe, Run(tmp_path), Console(file=io.StringIO()))
+    bundle = pipeline.train(recipe, RunFolder(tmp_path), Console(file=io.StringIO()))
     assert bundle is not None
     file = io.BytesIO()
     Image.fromarray(load_dataset(recipe.data, 0).test.images[0].numpy()).save(file, "PNG")

@@ -1,34 +1,35 @@
 """Several processes against one: the same gradients, the same statistics, one set of files."""
 
-import io
 import json
 import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional
 
+from camcal.training.checkpoints import load_tensors
 from camcal.training.data import Dataset, LabelledImages
 from camcal.training.data.sources import preprocessing_of
-from camcal.training.distributed import ALONE, Group, process_group
+from camcal.training.distributed import ALONE, Processes, process_group
 from camcal.training.fitting.distill import Teacher
 from camcal.training.fitting.fit import fit
-from camcal.training.recipe import Recipe, load_recipe
-from camcal.training.run import Run, load_tensors
+from camcal.training.recipe import load_recipe
+from camcal.training.run import Run, RunFolder
+from tests.training.runs import make_run
 
 CPU = torch.device("cpu")
 # One batch of all images, which two processes cannot share evenly; nothing random but the initial weights.
 ONE_STEP = ["augment.shift=0", "fit.epochs=1", "fit.batch_size=99", "fit.warmup_epochs=0"]
 
 
-def _noise(overrides: list[str]) -> tuple[Recipe, Dataset]:
+def _noise(folder: Path, overrides: list[str]) -> Run:
     recipe = load_recipe("digits", [*ONE_STEP, *overrides])
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (33, 32, 32, 3), dtype=torch.uint8, generator=generator)
@@ -36,7 +37,9 @@ def _noise(overrides: list[str]) -> tuple[Recipe, Dataset]:
     labels[:10] = torch.arange(10)
     part = LabelledImages(images=images, labels=labels)
     preprocessing = preprocessing_of(recipe.data)
-    return recipe, Dataset(classes=list("0123456789"), preprocessing=preprocessing, train=part, holdout=part, test=part)
+    classes = list("0123456789")
+    data = Dataset(classes=classes, preprocessing=preprocessing, train=part, holdout=part, test=part)
+    return make_run(recipe, folder, data)
 
 
 def _smooth(patch: pytest.MonkeyPatch) -> None:
@@ -48,13 +51,16 @@ def _smooth(patch: pytest.MonkeyPatch) -> None:
 def _fit_as_one_of_two(rank: int, port: int, folder: str, overrides: list[str]) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
     torch.set_num_threads(1)
-    (recipe, data), run = _noise(overrides), Run(Path(folder))
-    with pytest.MonkeyPatch.context() as patch, process_group(CPU) as (group, device):
+    with pytest.MonkeyPatch.context() as patch, process_group(CPU) as (processes, device):
         _smooth(patch)
-        assert (group.rank, group.size, device) == (rank, 2, CPU)
-        teacher = Teacher(recipe, data, device) if recipe.distill.weight else None
-        network = fit(recipe, data, run, Console(file=io.StringIO()), device, group, teacher)
-    torch.save(network.state_dict(), run.path / f"weights-{rank}.pt")
+        assert (processes.rank, processes.size, device) == (rank, 2, CPU)
+        run = replace(_noise(Path(folder), overrides), processes=processes)
+        network = fit(run, _teacher(run))
+    torch.save(network.state_dict(), run.folder.path / f"weights-{rank}.pt")
+
+
+def _teacher(run: Run) -> Teacher | None:
+    return Teacher(run) if run.recipe.distill.weight else None
 
 
 def _free_port() -> int:
@@ -80,16 +86,15 @@ def test_two_processes_give_the_gradients_and_statistics_of_one(
 ) -> None:
     _smooth(monkeypatch)
     if "distill.weight=0.7" in overrides:
-        fit(*_noise(["model.camc=off"]), Run(tmp_path / "teacher"), Console(file=io.StringIO()), CPU)
+        fit(_noise(tmp_path / "teacher", ["model.camc=off"]))
         overrides = [*overrides, f"distill.teacher={tmp_path / 'teacher'}"]
-    recipe, data = _noise(overrides)
+    run = _noise(tmp_path / "one", overrides)
     (tmp_path / "two").mkdir()
-    teacher = Teacher(recipe, data, CPU) if recipe.distill.weight else None
-    fit(recipe, data, Run(tmp_path / "one"), Console(file=io.StringIO()), CPU, teacher=teacher)
+    fit(run, _teacher(run))
     arguments = (_free_port(), str(tmp_path / "two"), overrides)
     start_processes(_fit_as_one_of_two, arguments, nprocs=2, start_method="spawn")
-    one, _ = load_tensors(Run(tmp_path / "one").checkpoint)
-    two, _ = load_tensors(Run(tmp_path / "two").checkpoint)
+    one, _ = load_tensors(RunFolder(tmp_path / "one").checkpoint)
+    two, _ = load_tensors(RunFolder(tmp_path / "two").checkpoint)
     # After a step from rest, a momentum is the gradient plus the decay of the initial weight.
     assert one.keys() == two.keys() and len([name for name in one if name.startswith("momentum")]) > 20
     for name, tensor in one.items():
@@ -122,11 +127,11 @@ def test_torchrun_trains_together_and_the_leader_alone_writes_and_speaks(tmp_pat
 def test_parts_make_up_the_batch(batch: int) -> None:
     images = torch.arange(batch)
     for size in (1, 2):
-        assert torch.cat([Group(rank, size).part(images) for rank in range(size)]).sort().values.equal(images)
+        assert torch.cat([Processes(rank, size).part(images) for rank in range(size)]).sort().values.equal(images)
 
 
 def test_a_process_that_is_alone_changes_nothing() -> None:
     network = nn.Conv2d(3, 3, 3)
     assert ALONE.leads and ALONE.wrap(network, CPU) is network
-    with process_group(CPU) as (group, device):
-        assert group == ALONE and device == CPU
+    with process_group(CPU) as (processes, device):
+        assert processes == ALONE and device == CPU

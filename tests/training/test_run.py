@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from camcal.training.run import Run, RunError, load_network, load_tensors, save_tensors
+from camcal.training.checkpoints import load_network, load_tensors, save_tensors
+from camcal.training.run import RunError, RunFolder
 
 
 def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
@@ -17,7 +18,7 @@ def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
 
 def test_a_missing_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="checkpoint.safetensors is missing: has `camcal train` finished in"):
-        load_network(Run(tmp_path).checkpoint)
+        load_network(RunFolder(tmp_path).checkpoint)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02}q\x00."])
@@ -27,7 +28,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
         load_tensors(tmp_path / "x.safetensors")
 
 
-def test_a_checkpoint_of_another_network_is_refused(digits_run: Run, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_network_is_refused(digits_run: RunFolder, tmp_path: Path) -> None:
     tensors, meta = load_tensors(digits_run.network)
     del tensors["network.head.weight"]
     save_tensors(tmp_path / "x.safetensors", tensors, meta)
@@ -36,12 +37,12 @@ def test_a_checkpoint_of_another_network_is_refused(digits_run: Run, tmp_path: P
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
-    with Run(tmp_path).claimed():
-        with pytest.raises(RunError, match=f"{tmp_path} is in use by another training"), Run(tmp_path).claimed():
+    with RunFolder(tmp_path).claimed():
+        with pytest.raises(RunError, match=f"{tmp_path} is in use by another training"), RunFolder(tmp_path).claimed():
             pass
-        with Run(tmp_path.parent).claimed():  # another folder
+        with RunFolder(tmp_path.parent).claimed():  # another folder
             pass
-    with Run(tmp_path).claimed():
+    with RunFolder(tmp_path).claimed():
         assert list(tmp_path.iterdir()) == []
 
 
@@ -49,6 +50,6 @@ def test_a_file_in_the_way_of_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(RunError, match="cannot be a folder: a file has that name, or one above it"):
-            Run(path).make()
-    Run(tmp_path / "run").make()
-    Run(tmp_path / "run").make()
+            RunFolder(path).make()
+    RunFolder(tmp_path / "run").make()
+    RunFolder(tmp_path / "run").make()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +23,7 @@ from camcal.training.data import Dataset
 from camcal.training.fitting.learned_prior import balanced_twice, is_balanced, logit_prior
 from camcal.training.priors import Floats, even_prior, given_prior, prior_weights
 from camcal.training.recipe import Recipe
+from camcal.training.run import Run
 
 TAUS = tuple(t / 10 for t in range(21))
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
@@ -44,23 +43,27 @@ class _Cache:
         self.counts_K = data.train.labels.bincount(minlength=self.classes).numpy()
         self.held_labels = data.holdout.labels
         self.held_NK = logits.holdout(data)
+        self._train_NK: Tensor | None = None
 
-    @cached_property
+    @property
     def train_NK(self) -> Tensor:
-        """One block of rows a pass; see `train_labels`."""
-        return self.logits.train(self.data, self.recipe)
+        """One block of rows a pass, computed when first needed; see `train_labels`."""
+        if self._train_NK is None:
+            self._train_NK = self.logits.train(self.data, self.recipe)
+        return self._train_NK
 
     @property
     def train_labels(self) -> Tensor:
         return self.data.train.labels.repeat(self.recipe.calibrate.passes)
 
     def train_accuracy(self) -> float | None:
-        if "train_NK" not in self.__dict__:
+        """Of the training logits; None if nothing needed them."""
+        if self._train_NK is None:
             return None
-        return float((self.train_NK.argmax(dim=1) == self.train_labels).double().mean())
+        return float((self._train_NK.argmax(dim=1) == self.train_labels).double().mean())
 
     def samples(self, held: Tensor) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
-        """What margins are fitted on, with these held-out positions: logits, labels, and images a class."""
+        """What margins are fitted on, with these held-out positions: logits, labels, and images per class."""
         on = self.recipe.calibrate.marc_on
         held_NK, held_labels = self.held_NK[held], self.held_labels[held]
         if on == "train":
@@ -73,91 +76,123 @@ class _Cache:
         return logits_NK, torch.cat([self.train_labels, held_labels.repeat(passes)]), counts_K + self.counts_K
 
 
-def calibrate(
-    network: LongTailClassifier,
-    data: Dataset,
-    recipe: Recipe,
-    like: FittedCalibration | None = None,
-    kept: Path | None = None,
-) -> FittedCalibration:
+def calibrate(run: Run, network: LongTailClassifier) -> FittedCalibration:
     """Rescale, fit margins, lean and temperature, in this order, and store them. The test part is not looked at.
 
     The scalar is selected by the likelihood of held-out images under the class prior that the logits are trained for;
     lean and temperature by class-balanced likelihood, since calibrated probabilities are for the balanced prior, and
-    the temperature again for each prior that they may be shifted to: under it, other classes decide how sure one may
-    be. MARC is fitted on cached logits of augmented training images, the frozen network in evaluation mode, or on the
-    held-out part as well: then lean and temperatures are fitted on held-out logits that were calibrated by margins
-    which never saw them. The lean is stored as a part of MARC's β.
+    the temperature again for each prior that they may be shifted to, since under it other classes determine the right
+    confidence. MARC is fitted on cached logits of augmented training images, with the frozen network in evaluation
+    mode, or on the held-out part as well: then lean and temperatures are fitted on held-out logits that were calibrated
+    by margins fitted without them. The lean is stored as a part of MARC's β.
 
     Args:
-        like: what was found for a network of the same recipe: scalar, lean and temperatures are taken from it. For a
-            network that was trained on all images, so that none is held out.
-        kept: a file for the trained logits, see `TrainedLogits`.
+        run: its recipe says what to fit, and trained logits are kept in its folder.
+        network: as trained; what an earlier calibration stored in it is replaced.
 
     Raises:
-        CalibrationError: if the logits or what was fitted to them is not finite, or margins are to be fitted on too few
+        CalibrationError: if the logits or the fitted values are not finite, or margins are to be fitted on too few
             held-out images.
     """
-    began = time.perf_counter()
-    network.eval()
-    map_shift = measure_shift(network, data.train, recipe.seed)
-    network.map_shift.fill_(map_shift)
-    network.rescale.load_state_dict(Rescale(len(data.classes)).state_dict())
-    logits = TrainedLogits(network, kept)
-    cache = _Cache(logits, data, recipe)
-    prior_K = logit_prior(recipe, cache.counts_K)
-    even_K = even_prior(cache.classes)
-    weights_N = torch.from_numpy(prior_weights(cache.held_labels.numpy(), even_K))
-    tau_curve: list[TauPoint] = []
-    tau = None
-    if isinstance(network.head, WeightNormHead):
-        if recipe.calibrate.scalar == "select" and like is not None:
-            network.rescale.factor.fill_(like.scalar / network.head.scalar.item())
-        elif recipe.calibrate.scalar == "select":
-            under_prior_N = torch.from_numpy(prior_weights(cache.held_labels.numpy(), prior_K))
-            network.rescale.factor.fill_(
-                fit_scale(cache.held_NK, cache.held_labels, under_prior_N, recipe.calibrate.spread)
-            )
-    elif recipe.calibrate.rescale == "tau":
-        tau, tau_curve = _fit_tau(network, cache, weights_N)
-    elif recipe.calibrate.rescale == "lws":
-        scale_K = fit_lws(cache.train_NK, cache.train_labels, cache.counts_K, recipe.calibrate, recipe.seed)
-        network.rescale.scale.copy_(scale_K)
-    margins_NK, penalty = _fit_margins(network, cache, prior_K, weights_N)
-    spread, priors = recipe.calibrate.spread, other_priors(recipe, data)
-    if like is not None:
-        lean, temperature = like.lean, like.temperature
-    elif recipe.calibrate.lean:
-        lean, temperature = fit_lean(margins_NK, cache.held_labels, priors["train"], spread)
-    else:
-        lean, temperature = 0.0, fit_temperature(margins_NK, cache.held_labels, even_K, spread)
-    offset_K = lean_offset(lean, temperature, priors["train"])
-    network.marc.beta.data += offset_K.to(network.mean.device) / network.weight_norms()
-    network.temperature.fill_(temperature)
-    _check_finite(network, margins_NK)
-    calibrated_NK = margins_NK + offset_K
-    prior_temperatures = (
-        {name: fit_temperature(calibrated_NK, cache.held_labels, wanted_K, spread) for name, wanted_K in priors.items()}
-        if like is None
-        else like.prior_temperatures
-    )
-    return FittedCalibration(
-        trained_scalar=network.head.scalar.item(),
-        scalar=network.scalar,
-        lean=lean,
-        tau=tau,
-        tau_curve=tau_curve,
-        temperature=float(network.temperature),
-        prior_temperatures=prior_temperatures,
-        logit_prior=prior_K.tolist(),
-        penalty=penalty,
-        omega_at_bound=int((network.marc.omega <= 1.01 * MIN_OMEGA).sum()),
-        map_shift=map_shift,
-        train_accuracy=cache.train_accuracy(),
-        logits_s=round(logits.seconds, 2),
-        fits_s=round(time.perf_counter() - began - logits.seconds, 2),
-        warnings=like.warnings if like else _warnings(recipe, prior_K, cache.counts_K, len(cache.held_labels)),
-    )
+    return _Calibration(run, network).fit()
+
+
+def calibrate_retrained(run: Run, network: LongTailClassifier, first: FittedCalibration) -> FittedCalibration:
+    """Calibrate a network that was trained again on all images, so that none is held out.
+
+    Only margins are fitted. Scalar, lean and temperatures are those of `first`, which were found for the first network
+    of the same recipe. Raises as `calibrate` does.
+    """
+    return _Calibration(run, network).take_over(first)
+
+
+class _Calibration:
+    """A network while it is calibrated."""
+
+    def __init__(self, run: Run, network: LongTailClassifier) -> None:
+        self.began = time.perf_counter()
+        self.recipe, self.network = run.recipe, network.eval()
+        self.map_shift = measure_shift(network, run.data.train, run.recipe.seed)
+        network.map_shift.fill_(self.map_shift)
+        network.rescale.load_state_dict(Rescale(len(run.data.classes)).state_dict())
+        self.logits = TrainedLogits(network, run.folder.logits)
+        self.cache = _Cache(self.logits, run.data, run.recipe)
+        self.learned_K = logit_prior(run.recipe, self.cache.counts_K)
+        self.priors = other_priors(run.recipe, run.data)
+        self.even_K = even_prior(self.cache.classes)
+        self.weights_N = self._held_weights(self.even_K)
+        self.tau: float | None = None
+        self.tau_curve: list[TauPoint] = []
+
+    def fit(self) -> FittedCalibration:
+        settings, held_labels = self.recipe.calibrate, self.cache.held_labels
+        self._rescale()
+        margins_NK, penalty = _fit_margins(self.network, self.cache, self.learned_K, self.weights_N)
+        if settings.lean:
+            lean, temperature = fit_lean(margins_NK, held_labels, self.priors["train"], settings.spread)
+        else:
+            lean, temperature = 0.0, fit_temperature(margins_NK, held_labels, self.even_K, settings.spread)
+        calibrated_NK = self._store(margins_NK, lean, temperature)
+        temperatures = {
+            name: fit_temperature(calibrated_NK, held_labels, wanted_K, settings.spread)
+            for name, wanted_K in self.priors.items()
+        }
+        warnings = _warnings(self.recipe, self.learned_K, self.cache.counts_K, len(held_labels))
+        return self._found(penalty, lean, temperatures, warnings)
+
+    def take_over(self, first: FittedCalibration) -> FittedCalibration:
+        if isinstance(self.network.head, WeightNormHead) and self.recipe.calibrate.scalar == "select":
+            self.network.rescale.factor.fill_(first.scalar / self.network.head.scalar.item())
+        margins_NK, penalty = _fit_margins(self.network, self.cache, self.learned_K, self.weights_N)
+        self._store(margins_NK, first.lean, first.temperature)
+        return self._found(penalty, first.lean, first.prior_temperatures, first.warnings)
+
+    def _held_weights(self, prior_K: Floats) -> Tensor:
+        """Weights under which the held-out images have these class frequencies."""
+        return torch.from_numpy(prior_weights(self.cache.held_labels.numpy(), prior_K))
+
+    def _rescale(self) -> None:
+        """Select the scalar, or scale the rows of a linear head, as the recipe says."""
+        settings, cache, rescale = self.recipe.calibrate, self.cache, self.network.rescale
+        if isinstance(self.network.head, WeightNormHead):
+            if settings.scalar == "select":
+                weights_N = self._held_weights(self.learned_K)
+                rescale.factor.fill_(fit_scale(cache.held_NK, cache.held_labels, weights_N, settings.spread))
+        elif settings.rescale == "tau":
+            self.tau, self.tau_curve = _fit_tau(self.network, cache, self.weights_N)
+        elif settings.rescale == "lws":
+            scale_K = fit_lws(cache.train_NK, cache.train_labels, cache.counts_K, settings, self.recipe.seed)
+            rescale.scale.copy_(scale_K)
+
+    def _store(self, margins_NK: Tensor, lean: float, temperature: float) -> Tensor:
+        """Store lean and temperature in the network; returns the held-out logits with the lean taken out."""
+        network, offset_K = self.network, lean_offset(lean, temperature, self.priors["train"])
+        network.marc.beta.data += offset_K.to(network.mean.device) / network.weight_norms()
+        network.temperature.fill_(temperature)
+        _check_finite(network, margins_NK)
+        return margins_NK + offset_K
+
+    def _found(
+        self, penalty: float, lean: float, prior_temperatures: dict[str, float], warnings: list[str]
+    ) -> FittedCalibration:
+        network = self.network
+        return FittedCalibration(
+            trained_scalar=network.head.scalar.item(),
+            scalar=network.scalar,
+            lean=lean,
+            tau=self.tau,
+            tau_curve=self.tau_curve,
+            temperature=float(network.temperature),
+            prior_temperatures=prior_temperatures,
+            logit_prior=self.learned_K.tolist(),
+            penalty=penalty,
+            omega_at_bound=int((network.marc.omega <= 1.01 * MIN_OMEGA).sum()),
+            map_shift=self.map_shift,
+            train_accuracy=self.cache.train_accuracy(),
+            logits_s=round(self.logits.seconds, 2),
+            fits_s=round(time.perf_counter() - self.began - self.logits.seconds, 2),
+            warnings=warnings,
+        )
 
 
 def _check_finite(network: LongTailClassifier, logits_NK: Tensor) -> None:

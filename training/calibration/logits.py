@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from camcal.models.classifier import LongTailClassifier
+from camcal.training.checkpoints import load_tensors, save_tensors
 from camcal.training.data import Dataset, Images, LabelledImages
 from camcal.training.data.augment import Augment
 from camcal.training.data.features import LabelledMaps
 from camcal.training.provenance import code_digest
 from camcal.training.recipe import Recipe
-from camcal.training.run import RunError, load_tensors, save_tensors
+from camcal.training.run import RunError
 
 PIXELS = 256 * 224**2  # at most, that a network looks at in one go
 KEPT = 2**26  # values at most in a file, 256 MiB

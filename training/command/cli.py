@@ -19,8 +19,6 @@ from rich.console import Console
 from camcal.terminal import exit_on_user_error, fail
 
 if TYPE_CHECKING:
-    from camcal.training.data import Dataset
-    from camcal.training.recipe import Recipe
     from camcal.training.run import Run
 
 app = typer.Typer()
@@ -29,7 +27,7 @@ console = Console(highlight=False)
 _GOES_ON = "interrupted; the same command continues after the last finished epoch"
 _EXTRA = {"torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "sklearn", "jinja2"}
 
-RunFolder = Annotated[Path, typer.Argument(help="The folder that `camcal train --out` made.")]
+RunArgument = Annotated[Path, typer.Argument(help="The folder that `camcal train --out` made.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -78,23 +76,17 @@ def _said_of(error: RuntimeError) -> str | None:
     return None
 
 
-def _changed(run: Run, overrides: list[str] | None, *sections: str) -> Recipe:
-    """The recipe of a run with what may still change in it: where its data lies, and the sections named."""
+def _opened(folder: Path, overrides: list[str] | None, *sections: str) -> Run:
+    """A trained run, with what may still change in its recipe: where its data lies, and the sections named."""
     from camcal.training import pipeline
     from camcal.training.recipe import RecipeError
+    from camcal.training.run import RunFolder
 
     accepted = ("data.root=", *(f"{section}." for section in sections))
     if wrong := [o for o in overrides or () if not o.strip().startswith(accepted)]:
         may = " and ".join([*(f"{section}.…" for section in sections), "data.root"])
         raise RecipeError(f"--set {wrong[0]}: only {may} can change here, after training")
-    return pipeline.recipe_of(run, overrides or ())
-
-
-def _data_of(run: Run, overrides: list[str] | None) -> Dataset | None:
-    """The data of a run at the place that was given; None where none was."""
-    from camcal.training import pipeline
-
-    return pipeline.load(_changed(run, overrides), console) if overrides else None
+    return pipeline.open_run(RunFolder(folder), console, overrides or ())
 
 
 @app.command()
@@ -117,16 +109,16 @@ def train(
         for taught_by, changes in zip(settings.teaching(), settings.distill.changes(), strict=True):
             refuse_idle(taught_by, changes)
         from camcal.training import pipeline
-        from camcal.training.run import Run
+        from camcal.training.run import RunFolder
 
-        if (bundle := pipeline.train(settings, Run(out), console)) is None:
+        if (bundle := pipeline.train(settings, RunFolder(out), console)) is None:
             return
         console.print(f"serve it:  camcal serve --bundle {bundle.path}")
 
 
 @app.command()
 def calibrate(
-    run: RunFolder,
+    run: RunArgument,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -141,26 +133,24 @@ def calibrate(
     with _spoken_errors():
         from camcal.training import pipeline
         from camcal.training.recipe import refuse_idle
-        from camcal.training.run import Run
 
-        recipe = _changed(Run(run), overrides, "calibrate")
-        refuse_idle(recipe, overrides or ())
-        pipeline.calibrate_run(Run(run), recipe, None, console)
+        opened = _opened(run, overrides, "calibrate")
+        refuse_idle(opened.recipe, overrides or ())
+        pipeline.calibrate_run(opened)
 
 
 @app.command()
-def evaluate(run: RunFolder, overrides: Moved = None) -> None:
+def evaluate(run: RunArgument, overrides: Moved = None) -> None:
     """Judge a calibrated run on its test part, and write and print the report."""
     with _spoken_errors():
         from camcal.training import pipeline
-        from camcal.training.run import Run
 
-        pipeline.evaluate_run(Run(run), _data_of(Run(run), overrides), console)
+        pipeline.evaluate_run(_opened(run, overrides))
 
 
 @app.command()
 def export(
-    run: RunFolder,
+    run: RunArgument,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the bundle; by default bundle or bundle-PRECISION in the run's.")
     ] = None,
@@ -173,11 +163,10 @@ def export(
     with _spoken_errors():
         from camcal.training import pipeline
         from camcal.training.export.precision import parse_precision
-        from camcal.training.run import Run
 
-        chosen = parse_precision(precision)
-        own = Run(run).bundle if chosen == "fp32" else Run(run).path / f"bundle-{chosen}"
-        pipeline.export_run(Run(run), out or own, console, chosen, _data_of(Run(run), overrides))
+        chosen, opened = parse_precision(precision), _opened(run, overrides)
+        own = opened.folder.bundle if chosen == "fp32" else run / f"bundle-{chosen}"
+        pipeline.export_run(opened, out or own, chosen)
 
 
 @app.command()
@@ -188,12 +177,14 @@ def verify(
     """Judge a bundle by its graph alone, on the test part of its data, and compare that with what it says of itself."""
     with _spoken_errors():
         from camcal.models.bundle import Bundle
-        from camcal.training import pipeline
+        from camcal.training.data import load_dataset
         from camcal.training.export import verify as verification
 
         loaded = Bundle.load(bundle)
         recipe = verification.recipe_of(loaded, overrides or ())
-        verification.verify(loaded, pipeline.load(recipe, console), console)
+        with console.status("reading images"):
+            data = load_dataset(recipe.data, recipe.seed)
+        verification.verify(loaded, data, console)
         console.print("accuracy and ECE are as the report says")
 
 
@@ -238,11 +229,11 @@ def bench_table(
 ) -> None:
     """Train, calibrate and evaluate every row of a table; finished ones are skipped, interrupted ones continue."""
     with _spoken_errors(_GOES_ON):
-        from camcal.training import pipeline
         from camcal.training.experiments.sweep import load_table, run_table
+        from camcal.training.run import default_device
 
         wanted = load_table(table, data or (), only, overrides or ())
-        gpu = pipeline.default_device().type == "cuda"
+        gpu = default_device().type == "cuda"
         processes = jobs or (min(8, max(1, (os.cpu_count() or 1) // 2)) if gpu else 1)
         if failed := run_table(wanted, out, processes, console):
             fail(f"{failed} of {len(wanted)} rows failed; the same command tries them again")

@@ -24,11 +24,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
 from camcal.training import pipeline
+from camcal.training.checkpoints import save_json
 from camcal.training.data import Dataset, load_dataset
 from camcal.training.experiments.results import Row, result_of
 from camcal.training.fitting.distill import load_teachers, weights_digest
 from camcal.training.recipe import MADE_TAILED, Recipe, RecipeError, load_recipe, parse_recipe, refuse_idle
-from camcal.training.run import Run, save_json
+from camcal.training.run import Run, RunFolder, default_device
 
 
 class _Strict(BaseModel):
@@ -65,10 +66,6 @@ class TableFile(_Strict):
     row: list[TableRow] = Field(min_length=1)
 
 
-_HEAD = (("fit", "head_epochs", 8), ("fit", "head_lr", 0.03), ("fit", "trunk_lr", 1.0))
-_LATER = (("data", "interpolation", "bilinear"), ("model", "neck", 0), ("fit", "mode", "all"), *_HEAD)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One row with one seed."""
@@ -81,10 +78,6 @@ class Job:
     def training(self) -> str:
         """A folder's name for what is trained: equal for jobs that differ in their calibration alone."""
         fields = {key: value for key, value in self.recipe.deciding().items() if key not in ("name", "calibrate")}
-        # A key that came later and is not used moves no folder.
-        fields["distill"] = {key: value for key, value in fields["distill"].items() if value is not None}
-        for section, key, unused in _LATER:
-            fields[section] = {k: v for k, v in fields[section].items() if (k, v) != (key, unused)}
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
         return f"{self.recipe.name}-s{self.recipe.seed}-{digest[:12]}"
 
@@ -191,7 +184,7 @@ def run_table(jobs: Sequence[Job], out: Path, processes: int, console: Console) 
     left = [job for job in jobs if not _finished(job, out)]
     if done := len(jobs) - len(left):
         console.print(f"{done} of {len(jobs)} rows are there already")
-    Run(out).make()
+    RunFolder(out).make()
     groups: dict[str, list[Job]] = {}
     for job in left:
         groups.setdefault(job.training, []).append(job)
@@ -215,7 +208,7 @@ def _finished(job: Job, out: Path) -> bool:
             return False
         if job.recipe.distill.teacher is None:
             return True
-        wanted = [weights_digest(network) for _, network, _, _ in load_teachers(job.recipe)]
+        wanted = [weights_digest(network) for _, (network, _, _) in load_teachers(job.recipe)]
         return [teacher["weights"] for teacher in found["teachers"]] == wanted
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -272,15 +265,16 @@ def _figures(row: Row) -> str:
 
 
 def _run(job: Job, out: Path) -> Row:
-    run = Run(out / "runs" / job.training)
-    run.make()
-    with run.claimed(), (run.path / "log.txt").open("a", encoding="utf-8") as log:
+    folder = RunFolder(out / "runs" / job.training)
+    folder.make()
+    with folder.claimed(), (folder.path / "log.txt").open("a", encoding="utf-8") as log:
         console = Console(file=log, width=120)
         console.print(job.name)
-        data = _load(job.recipe)
-        pipeline.fit_run(run, job.recipe, data, console, pipeline.default_device())
-        pipeline.calibrate_run(run, job.recipe, data, console)
-        report = pipeline.evaluate_run(run, data, console)
+        data, device = _load(job.recipe), default_device()
+        run = Run(recipe=job.recipe, folder=folder, console=console, device=device, given=data)
+        pipeline.fit_run(run)
+        pipeline.calibrate_run(run)
+        report = pipeline.evaluate_run(run)
     result = result_of(report, job.row.method, job.row.calibrated, plain=job.row.plain)
     save_json(_result_path(job, out), result)
     return result

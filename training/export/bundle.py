@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -34,25 +35,22 @@ from camcal.models.bundle import (
 )
 from camcal.models.canary import CANARY_FILE, Canary
 from camcal.models.classifier import LongTailClassifier, can_fold, fold_branches
-from camcal.models.report import Report
+from camcal.models.report import FittedCalibration, HeldOut, Report
+from camcal.training.checkpoints import Trained, save_json
 from camcal.training.data import Dataset
 from camcal.training.data.sources import preprocessing_of
 from camcal.training.export.graph import ExportError, export_onnx, strip, write_graph
 from camcal.training.export.precision import PrecisionError, compare, halve, quantize
 from camcal.training.priors import given_prior
-from camcal.training.recipe import Recipe
-from camcal.training.run import save_json
 
 
-def _write_smaller(
-    network: LongTailClassifier, size: int, path: Path, precision: Literal["fp16", "int8"], data: Dataset
-) -> Path:
+def _write_smaller(network: LongTailClassifier, path: Path, smaller: Smaller) -> Path:
     """Replace the fp32 graph of `network` at `path` by a smaller one; return where the fp32 one is then."""
     full = path.replace(path.with_name("full.onnx"))
-    if precision == "fp16":
-        write_graph(halve(network), size, path)
+    if smaller.precision == "fp16":
+        write_graph(halve(network), smaller.data.preprocessing.input_size, path)
     else:
-        quantize(full, path, data.train)
+        quantize(full, path, smaller.data.train)
         model = onnx.load(path)
         strip(model)
         onnx.checker.check_model(model)
@@ -91,25 +89,27 @@ def _folded(network: LongTailClassifier) -> LongTailClassifier:
     return fold_branches(network) if can_fold(network) else network
 
 
+@dataclass(frozen=True, kw_only=True)
+class Smaller:
+    """A precision below fp32, and what its answers are compared on.
+
+    precision: of the trunk; see `camcal.training.export.precision`.
+    data: of the run.
+    judged: the network whose answers on held-out images are compared, where the exported one was trained on them.
+    """
+
+    precision: Literal["fp16", "int8"]
+    data: Dataset
+    judged: LongTailClassifier | None = None
+
+
 @torch.no_grad()
-def export_bundle(
-    network: LongTailClassifier,
-    recipe: Recipe,
-    classes: list[str],
-    train_counts: list[int],
-    report: Report,
-    folder: Path,
-    precision: Precision = "fp32",
-    data: Dataset | None = None,
-    judged: LongTailClassifier | None = None,
-) -> Bundle:
+def export_bundle(trained: Trained, report: Report, folder: Path, smaller: Smaller | None = None) -> Bundle:
     """Write a bundle into `folder`, replacing a bundle that is there, and return it verified.
 
     Args:
-        precision: of the trunk; see `camcal.training.export.precision`.
-        data: of the run, needed for a precision other than fp32.
-        judged: the network by whose answers such a precision is judged, where `network` has seen the held-out images;
-            the report gets the figures.
+        trained: the calibrated network.
+        smaller: the precision, if not fp32; the report in the bundle gets the figures of the comparison.
 
     Raises:
         PrecisionError: if the smaller precision changes the answers too much.
@@ -117,43 +117,63 @@ def export_bundle(
     """
     folder = folder.resolve()
     _check_replaceable(folder)
-    prior_temperatures = report.calibration.prior_temperatures
-    partial = folder.with_name(folder.name + ".partial")
+    network, partial = _folded(trained.network), folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    graph = partial / MODEL_FILE
+    export_onnx(network, trained.recipe.data.input_size, graph)
+    if smaller is not None:
+        try:
+            report = report.model_copy(update={"held_out": _shrink(network, graph, smaller, report.calibration)})
+        except PrecisionError:
+            shutil.rmtree(partial)
+            raise
+    save_json(partial / REPORT_FILE, report.to_json())
+    files = {name: sha256(partial / name) for name in (MODEL_FILE, REPORT_FILE)}
+    manifest = _manifest(trained, network, report, files, "fp32" if smaller is None else smaller.precision)
+    write_bundle(partial, manifest, _record(graph, manifest))
+    Bundle.load(partial)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+    return Bundle.load(folder)
+
+
+def _shrink(
+    network: LongTailClassifier, graph: Path, smaller: Smaller, calibration: FittedCalibration
+) -> dict[str, HeldOut]:
+    """Replace the fp32 graph of a network by a smaller one; returns how both do on held-out images.
+
+    Raises:
+        PrecisionError: if the smaller precision changes the answers too much.
+    """
+    full = _write_smaller(network, graph, smaller)
+    with TemporaryDirectory() as elsewhere:
+        pair = full, graph
+        if smaller.judged is not None:
+            other, judged = Path(elsewhere) / MODEL_FILE, _folded(smaller.judged)
+            export_onnx(judged, smaller.data.preprocessing.input_size, other)
+            pair = _write_smaller(judged, other, smaller), other
+        found = compare(*pair, smaller.precision, smaller.data, calibration.prior_temperatures["train"])
+    full.unlink()
+    return found
+
+
+def _manifest(
+    trained: Trained, network: LongTailClassifier, report: Report, files: dict[str, str], precision: Precision
+) -> Manifest:
+    recipe, classes = trained.recipe, trained.meta["classes"]
     preprocessing = preprocessing_of(recipe.data)
     size = preprocessing.input_size
-    network = _folded(network)
-    graph = partial / MODEL_FILE
-    export_onnx(network, size, graph)
-    if precision != "fp32":
-        assert data is not None
-        full = _write_smaller(network, size, graph, precision, data)
-        with TemporaryDirectory() as elsewhere:
-            pair = full, graph
-            if judged is not None:
-                other = Path(elsewhere) / MODEL_FILE
-                judged = _folded(judged)
-                export_onnx(judged, size, other)
-                pair = _write_smaller(judged, size, other, precision, data), other
-            try:
-                held_out = compare(*pair, precision, data, prior_temperatures["train"])
-                report = report.model_copy(update={"held_out": held_out})
-            except PrecisionError:
-                shutil.rmtree(partial)
-                raise
-        full.unlink()
-    save_json(partial / REPORT_FILE, report.to_json())
-    grid = network.features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[2:]
-    files = {name: sha256(partial / name) for name in (MODEL_FILE, REPORT_FILE)}
-    manifest = Manifest(
+    height, width = network.features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[2:]
+    return Manifest(
         schema_version=1,
         name=recipe.name,
         version=files[MODEL_FILE][:12],
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         classes=[
             ClassInfo(name=name, train_count=count, group=group_of(count))
-            for name, count in zip(classes, train_counts, strict=True)
+            for name, count in zip(classes, trained.meta["train_counts"], strict=True)
         ],
         preprocessing=preprocessing,
         calibration=Calibration(
@@ -162,9 +182,9 @@ def export_bundle(
             beta=network.marc.beta.tolist(),
             weight_norms=network.weight_norms().tolist(),
             temperature=float(network.temperature),
-            prior_temperatures=prior_temperatures,
+            prior_temperatures=report.calibration.prior_temperatures,
         ),
-        grid=(grid[0], grid[1]),
+        grid=(height, width),
         map_shift=round(float(network.map_shift), 2),
         precision=precision,
         figures={step: report.test[step].model_dump() for step in ("trained", "calibrated")},
@@ -172,9 +192,3 @@ def export_bundle(
         prior=None if recipe.calibrate.prior is None else given_prior(recipe.calibrate.prior, classes).tolist(),
         files=files,
     )
-    write_bundle(partial, manifest, _record(graph, manifest))
-    Bundle.load(partial)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
-    return Bundle.load(folder)

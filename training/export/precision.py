@@ -63,7 +63,7 @@ def halve(network: LongTailClassifier) -> LongTailClassifier:
     return network
 
 
-class _Images(CalibrationDataReader):  # type: ignore[misc]
+class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
     """Feeds images one by one, so that every dynamic shape is met at batch 1."""
 
     def __init__(self, images: NDArray[np.uint8]):
@@ -89,7 +89,7 @@ def quantize(source: Path, target: Path, train: Images) -> None:
         quantize_static(
             model,
             target,
-            _Images(images),
+            _CalibrationImages(images),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from camcal.models.classifier import LongTailClassifier
-from camcal.training.data import Dataset
+from camcal.models.report import TeacherFacts
+from camcal.training.checkpoints import Trained, check_data, load_finished
 from camcal.training.fitting.descent import autocast
 from camcal.training.fitting.learned_prior import logit_prior
 from camcal.training.recipe import Recipe, RecipeError
-from camcal.training.run import Run, RunError, check_data, load_finished
+from camcal.training.run import Run, RunError, RunFolder
 
 
 class Teacher:
@@ -26,8 +27,7 @@ class Teacher:
     softmax back to the frequent classes. Of several the mean of the probabilities is heard.
 
     Args:
-        recipe: the student's, which names the teachers.
-        data: what the student's run trains on and holds out.
+        run: the student's, whose recipe names the teachers.
 
     Raises:
         RecipeError: if the recipe names no teacher.
@@ -35,17 +35,18 @@ class Teacher:
             those that scalar and temperature are fitted on.
     """
 
-    def __init__(self, recipe: Recipe, data: Dataset, device: torch.device) -> None:
-        counts_K = data.train.labels.bincount(minlength=len(data.classes)).numpy()
+    def __init__(self, run: Run) -> None:
+        recipe, device = run.recipe, run.device
+        counts_K = run.data.train.labels.bincount(minlength=len(run.data.classes)).numpy()
         self.networks: list[nn.Module] = []
         self.shifts_K: list[Tensor] = []
-        self.meta: list[dict[str, Any]] = []
-        for run, network, taught_by, meta in load_teachers(recipe):
-            check_data(run, meta, data)
+        self.facts: list[TeacherFacts] = []
+        for folder, (network, taught_by, meta) in load_teachers(recipe):
+            check_data(folder, meta, run.data)
             ratio_K = logit_prior(recipe, counts_K) / logit_prior(taught_by, counts_K)
             self.shifts_K.append(torch.from_numpy(ratio_K).log().float().to(device))
             self.networks.append(network.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
-            self.meta.append({"weights": weights_digest(network), "recipe": taught_by.shown()})
+            self.facts.append(TeacherFacts(weights=weights_digest(network), recipe=taught_by.shown()))
         self.temperature = recipe.distill.temperature
         self.precision = recipe.fit.precision
 
@@ -75,8 +76,8 @@ class Teacher:
         return t**2 * divergence
 
 
-def load_teachers(recipe: Recipe) -> list[tuple[Run, LongTailClassifier, Recipe, dict[str, Any]]]:
-    """The runs that a recipe names as its teachers, network, recipe and metadata of each; raises as `Teacher` does."""
+def load_teachers(recipe: Recipe) -> list[tuple[RunFolder, Trained]]:
+    """The runs that a recipe names as its teachers, and the network of each; raises as `Teacher` does."""
     if recipe.distill.teacher is None:
         raise RecipeError(
             f"distill.weight is {recipe.distill.weight:g}, which needs a teacher: pass --set distill.teacher=RUN, or "
@@ -84,10 +85,10 @@ def load_teachers(recipe: Recipe) -> list[tuple[Run, LongTailClassifier, Recipe,
         )
     teachers = []
     for path in recipe.distill.teacher:
-        run = Run(path)
-        network, taught_by, meta = load_finished(run)
-        _check_same_images(run, taught_by, recipe)
-        teachers.append((run, network, taught_by, meta))
+        folder = RunFolder(path)
+        trained = load_finished(folder)
+        _check_same_images(folder, trained.recipe, recipe)
+        teachers.append((folder, trained))
     return teachers
 
 
@@ -97,13 +98,13 @@ def weights_digest(network: LongTailClassifier) -> str:
     return hashlib.sha256(weights).hexdigest()[:16]
 
 
-def _check_same_images(run: Run, taught_by: Recipe, recipe: Recipe) -> None:
+def _check_same_images(folder: RunFolder, taught_by: Recipe, recipe: Recipe) -> None:
     """Of the two recipes, all that decides which images there are, of which size, and which of them are held out."""
     theirs, ours = ({"seed": r.seed} | r.data.model_dump(exclude={"root", "mean", "std"}) for r in (taught_by, recipe))
     for key, value in ours.items():
         if theirs[key] != value:
             name = key if key == "seed" else f"data.{key}"
             raise RunError(
-                f"distill.teacher {run.path} was trained with {name} = {theirs[key]}, this recipe has {value}: it must "
-                "be the same, so that both hold out the same images"
+                f"distill.teacher {folder.path} was trained with {name} = {theirs[key]}, this recipe has {value}: it "
+                "must be the same, so that both hold out the same images"
             )

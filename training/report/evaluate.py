@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -34,35 +33,32 @@ from camcal.training import metrics
 from camcal.training.calibration.calibrate import other_priors
 from camcal.training.calibration.logits import TrainedLogits
 from camcal.training.calibration.temperature import fit_temperature, lean_offset
-from camcal.training.data import Dataset
 from camcal.training.fitting.learned_prior import logit_prior
 from camcal.training.metrics import Floats
 from camcal.training.priors import even_prior, prior_weights, shift_prior
 from camcal.training.provenance import made_with
-from camcal.training.recipe import Recipe
 from camcal.training.report.curves import scalar_curve, scalars_around
+from camcal.training.run import Run
 
 WORST = 12
 """How many of the hardest classes the report names, with what they are mistaken for."""
 
 
 def evaluate(
+    run: Run,
     network: LongTailClassifier,
-    data: Dataset,
-    recipe: Recipe,
     fitted: FittedCalibration,
     before_refit: LongTailClassifier | None = None,
-    kept: Path | None = None,
 ) -> Report:
-    """The whole report. This is the only place where the test part is looked at.
+    """The whole report, except for what trained the network. Only here is the test part looked at.
 
     Args:
+        run: trained logits are kept in its folder.
         fitted: the calibration of the network.
         before_refit: where `network` was trained on held-out images as well, the one that was not; figures of held-out
             images are from it.
-        kept: a file for the trained logits, see `TrainedLogits`.
     """
-    return _Evaluation(network.eval(), data, recipe, fitted, before_refit, kept).report()
+    return _Evaluation(run, network.eval(), fitted, before_refit).report()
 
 
 class _Part:
@@ -91,13 +87,12 @@ class _Evaluation:
 
     def __init__(
         self,
+        run: Run,
         network: LongTailClassifier,
-        data: Dataset,
-        recipe: Recipe,
         fitted: FittedCalibration,
         before_refit: LongTailClassifier | None,
-        kept: Path | None,
     ) -> None:
+        recipe, data, kept = run.recipe, run.data, run.folder.logits
         self.network, self.data, self.recipe, self.fitted = network, data, recipe, fitted
         self.counts_K = data.train_counts()
         self.groups_K: list[str] = [group_of(int(count)) for count in self.counts_K]

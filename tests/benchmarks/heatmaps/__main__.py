@@ -18,10 +18,11 @@ from rich.console import Console
 from camcal.models.bundle import GROUPS, MANIFEST_FILE
 from camcal.models.classifier import LongTailClassifier
 from camcal.training import pipeline
+from camcal.training.checkpoints import load_network
 from camcal.training.data.sources import preprocessing_of
 from camcal.training.provenance import hardware
 from camcal.training.recipe import load_recipe
-from camcal.training.run import Run, load_network
+from camcal.training.run import RunFolder
 from tests.benchmarks.heatmaps import comparison, gallery, mosaics, placement, report, speed
 from tests.benchmarks.heatmaps.boxes import BoxedImages, load_boxes, unpack
 from tests.benchmarks.heatmaps.comparison import Draw
@@ -39,9 +40,9 @@ def say(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
 
 
-def trained(data: Path, out: Path, overrides: list[str]) -> Run:
+def trained(data: Path, out: Path, overrides: list[str]) -> RunFolder:
     """The finished run of the recipe in `out`, trained first where that is still to be done."""
-    run = Run(out)
+    run = RunFolder(out)
     if not (run.bundle / MANIFEST_FILE).is_file():
         pipeline.train(load_recipe(RECIPE, [f"data.root={data}", *overrides]), run, Console())
     return run
@@ -54,8 +55,8 @@ def probes(data: BoxedImages, per_group: int) -> Ints:
 
 
 def measure(
-    run: Run,
-    with_camc: Run | None,
+    run: RunFolder,
+    with_camc: RunFolder | None,
     boxes: Path,
     peers: Mapping[str, Draw],
     *,
@@ -122,12 +123,12 @@ def in_mosaics(network: LongTailClassifier, data: BoxedImages, peers: Mapping[st
 
 
 def timed(
-    run: Run, network: LongTailClassifier, data: BoxedImages, peers: Mapping[str, Draw], rounds: int
+    run: RunFolder, network: LongTailClassifier, data: BoxedImages, peers: Mapping[str, Draw], rounds: int
 ) -> dict[str, Any]:
     """The speed of each method, on photographs of all groups."""
     int8 = run.path / "bundle-int8"
     if not (int8 / MANIFEST_FILE).is_file():
-        pipeline.export_run(run, int8, Console(stderr=True), "int8")
+        pipeline.export_run(pipeline.open_run(run, Console(stderr=True)), int8, "int8")
     contenders: dict[str, speed.Contender] = {
         speed.OURS: speed.served(run.bundle),
         "camcal_int8": speed.served(int8),
@@ -189,8 +190,8 @@ def draw_gallery(
     """Draw image, plain map, calibrated map and Grad-CAM of photographs from each group, chosen by lot."""
     from tests.benchmarks.heatmaps.peers import Peer
 
-    network, recipe, meta = load_network(Run(run).network)
-    test = pipeline.load(recipe, Console(stderr=True)).test
+    network, _, meta = load_network(RunFolder(run).network)
+    test = pipeline.open_run(RunFolder(run), Console(stderr=True)).data.test
     chosen = gallery.choose(test.labels.numpy(), meta["train_counts"], each, SEED)
     images, labels = test.subset(chosen).images.numpy(), test.labels.numpy()[chosen]
     gallery.draw(network, images, labels, meta["classes"], Peer("gradcam", network)).save(out, quality=85)
@@ -203,8 +204,8 @@ def check_placement(
     images: Annotated[int, typer.Option(help="How many photographs.")] = 256,
 ) -> None:
     """Print the run's map_shift beside what gradients say of it, across the image and down it."""
-    network, recipe, _ = load_network(Run(run).network)
-    test = pipeline.load(recipe, Console(stderr=True)).test
+    network, _, _ = load_network(RunFolder(run).network)
+    test = pipeline.open_run(RunFolder(run), Console(stderr=True)).data.test
     chosen = np.random.default_rng(SEED).permutation(len(test))[:images]
     lean = placement.lean(network, test.subset(chosen).images.numpy())
     mean, error = lean.mean(axis=0), lean.std(axis=0, ddof=1) / len(lean) ** 0.5

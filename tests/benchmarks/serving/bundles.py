@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from camcal.models.bundle import MANIFEST_FILE, MODEL_FILE, Bundle, sha256
 from camcal.models.report import Figures, FittedCalibration, Report
+from camcal.training.checkpoints import Trained, build_network
 from camcal.training.export.bundle import export_bundle
 from camcal.training.export.graph import write_graph
 from camcal.training.export.precision import halve
 from camcal.training.recipe import parse_recipe
-from camcal.training.run import build_network
 
 CLASSES = 1000
 
@@ -33,7 +33,8 @@ def random_weights(folder: Path, backbone: str = "resnet50", precision: Literal[
     folder.parent.mkdir(parents=True, exist_ok=True)
     network = build_network(recipe, CLASSES)
     report = _nothing_measured()
-    export_bundle(network, recipe, [f"class {k}" for k in range(CLASSES)], [100] * CLASSES, report, folder)
+    meta = {"classes": [f"class {k}" for k in range(CLASSES)], "train_counts": [100] * CLASSES}
+    export_bundle(Trained(network, recipe, meta), report, folder)
     if precision == "fp16":  # the export itself would judge it by held-out images, and there are none
         manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
         (folder / MANIFEST_FILE).unlink()

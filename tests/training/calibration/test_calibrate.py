@@ -13,18 +13,19 @@ from camcal.training.calibration.calibrate import (
     PENALTIES,
     TAUS,
     CalibrationError,
-    calibrate,
 )
 from camcal.training.calibration.logits import TrainedLogits, predict_logits
 from camcal.training.calibration.temperature import fit_lean
+from camcal.training.checkpoints import build_network, load_network
 from camcal.training.data import Dataset, LabelledImages, load_dataset
 from camcal.training.fitting.learned_prior import logit_prior
 from camcal.training.priors import Floats
 from camcal.training.recipe import AugmentConfig, Recipe, load_recipe, parse_recipe
-from camcal.training.run import Run, build_network, load_network
+from camcal.training.run import RunFolder
+from tests.training.runs import calibrated
 
 
-def test_calibration_of_a_real_run_moves_the_tail_up(digits_run: Run, digits_recipe: Recipe) -> None:
+def test_calibration_of_a_real_run_moves_the_tail_up(digits_run: RunFolder, digits_recipe: Recipe) -> None:
     network, _, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     with torch.no_grad():
@@ -40,10 +41,12 @@ def digits(digits_recipe: Recipe) -> Dataset:
     return load_dataset(digits_recipe.data, digits_recipe.seed)
 
 
-def _calibrated(digits_run: Run, digits: Dataset, *overrides: str) -> tuple[LongTailClassifier, FittedCalibration]:
+def _calibrated(
+    digits_run: RunFolder, digits: Dataset, *overrides: str
+) -> tuple[LongTailClassifier, FittedCalibration]:
     """The trained network of the session's run, calibrated anew with other settings."""
     network, _, _ = load_network(digits_run.checkpoint)
-    return network, calibrate(network, digits, load_recipe("digits", ["calibrate.iterations=300", *overrides]))
+    return network, calibrated(network, digits, load_recipe("digits", ["calibrate.iterations=300", *overrides]))
 
 
 def _mean_nll(scores: Floats, labels: NDArray[np.int64], weights: Floats) -> float:
@@ -63,7 +66,7 @@ def _best_factor(z: Floats, labels: NDArray[np.int64], prior: Floats, offset: Fl
     return float(np.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded", options={"xatol": 1e-8}).x))
 
 
-def test_scalar_and_temperatures_are_each_the_optimum_for_their_prior(digits_run: Run, digits: Dataset) -> None:
+def test_scalar_and_temperatures_are_each_the_optimum_for_their_prior(digits_run: RunFolder, digits: Dataset) -> None:
     network, fitted = _calibrated(digits_run, digits)
     trained, _, _ = load_network(digits_run.checkpoint)
     held = digits.holdout
@@ -83,7 +86,7 @@ def test_scalar_and_temperatures_are_each_the_optimum_for_their_prior(digits_run
     assert fitted.lean == 0
 
 
-def test_the_lean_of_held_out_margins_is_taken_out_of_what_is_served(digits_run: Run, digits: Dataset) -> None:
+def test_the_lean_of_held_out_margins_is_taken_out_of_what_is_served(digits_run: RunFolder, digits: Dataset) -> None:
     (leaning, before), (network, fitted) = (
         _calibrated(digits_run, digits, f"calibrate.lean={lean}") for lean in ("false", "true")
     )
@@ -102,7 +105,9 @@ def test_the_lean_of_held_out_margins_is_taken_out_of_what_is_served(digits_run:
     assert fitted.prior_temperatures["train"] != before.prior_temperatures["train"]
 
 
-def test_a_selected_scalar_changes_logits_by_its_factor_and_nothing_else(digits_run: Run, digits: Dataset) -> None:
+def test_a_selected_scalar_changes_logits_by_its_factor_and_nothing_else(
+    digits_run: RunFolder, digits: Dataset
+) -> None:
     network, fitted = _calibrated(digits_run, digits)
     trained, _, _ = load_network(digits_run.checkpoint)
     part = LabelledImages(images=digits.test.images[:50], labels=digits.test.labels[:50])
@@ -112,36 +117,36 @@ def test_a_selected_scalar_changes_logits_by_its_factor_and_nothing_else(digits_
     torch.testing.assert_close(network.rescale.undo(ours), theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_a_second_calibration_starts_from_the_trained_network(digits_run: Run, digits: Dataset) -> None:
+def test_a_second_calibration_starts_from_the_trained_network(digits_run: RunFolder, digits: Dataset) -> None:
     network, first = _calibrated(digits_run, digits)
-    second = calibrate(network, digits, load_recipe("digits", ["calibrate.iterations=300"]))
+    second = calibrated(network, digits, load_recipe("digits", ["calibrate.iterations=300"]))
     assert second.scalar == pytest.approx(first.scalar, rel=1e-4)
     assert second.temperature == pytest.approx(first.temperature, rel=1e-2)
 
 
-def test_a_scalar_may_be_kept(digits_run: Run, digits: Dataset) -> None:
+def test_a_scalar_may_be_kept(digits_run: RunFolder, digits: Dataset) -> None:
     network, fitted = _calibrated(digits_run, digits, "calibrate.scalar=keep", "calibrate.marc=false")
     assert fitted.scalar == fitted.trained_scalar and network.rescale.factor == 1
     assert fitted.train_accuracy is None
 
 
-def test_a_network_that_says_nothing_finite_is_refused(digits_run: Run, digits: Dataset) -> None:
+def test_a_network_that_says_nothing_finite_is_refused(digits_run: RunFolder, digits: Dataset) -> None:
     network, _, _ = load_network(digits_run.checkpoint)
     with torch.no_grad():
         network.head.weight[3, 0] = torch.nan
     with pytest.raises(CalibrationError, match="or the trained network itself is broken"):
-        calibrate(network, digits, load_recipe("digits", ["calibrate.marc=false"]))
+        calibrated(network, digits, load_recipe("digits", ["calibrate.marc=false"]))
 
 
-def test_margins_from_a_single_held_out_image_are_refused(digits_run: Run, digits: Dataset) -> None:
+def test_margins_from_a_single_held_out_image_are_refused(digits_run: RunFolder, digits: Dataset) -> None:
     network, _, _ = load_network(digits_run.checkpoint)
     few = replace(digits, holdout=digits.holdout.subset(np.array([0])))
     with pytest.raises(CalibrationError, match="needs two held-out images, and there are 1: take 'both', or a larger"):
-        calibrate(network, few, load_recipe("digits", ["calibrate.marc_on=holdout"]))
-    calibrate(network, few, load_recipe("digits", ["calibrate.marc_on=both", "calibrate.penalty=10"]))
+        calibrated(network, few, load_recipe("digits", ["calibrate.marc_on=holdout"]))
+    calibrated(network, few, load_recipe("digits", ["calibrate.marc_on=both", "calibrate.penalty=10"]))
 
 
-def test_without_margins_the_logarithm_of_the_prior_is_taken_out(digits_run: Run, digits: Dataset) -> None:
+def test_without_margins_the_logarithm_of_the_prior_is_taken_out(digits_run: RunFolder, digits: Dataset) -> None:
     network, fitted = _calibrated(digits_run, digits, "calibrate.marc=false")
     logits = predict_logits(network, digits.test)
     q = np.bincount(digits.train.labels.numpy()) / len(digits.train)
@@ -153,7 +158,7 @@ def test_without_margins_the_logarithm_of_the_prior_is_taken_out(digits_run: Run
 
 
 @pytest.mark.parametrize("marc_on", ["holdout", "both"])
-def test_margins_may_be_fitted_on_held_out_images(digits_run: Run, digits: Dataset, marc_on: str) -> None:
+def test_margins_may_be_fitted_on_held_out_images(digits_run: RunFolder, digits: Dataset, marc_on: str) -> None:
     network, fitted = _calibrated(digits_run, digits, f"calibrate.marc_on={marc_on}")
     assert (fitted.train_accuracy is None) == (marc_on == "holdout")
     logits = predict_logits(network, digits.test)
@@ -169,7 +174,7 @@ def test_margins_may_be_fitted_on_held_out_images(digits_run: Run, digits: Datas
     assert (offsets - adjustment).abs().mean() < (offsets - 0).abs().mean()
 
 
-def test_margins_are_fitted_on_logits_that_differ_from_pass_to_pass(digits_run: Run, digits: Dataset) -> None:
+def test_margins_are_fitted_on_logits_that_differ_from_pass_to_pass(digits_run: RunFolder, digits: Dataset) -> None:
     network, recipe, _ = load_network(digits_run.network)
     cache = calibrate_module._Cache(
         TrainedLogits(network), digits, recipe.model_copy(update={"augment": AugmentConfig(shift=3)})
@@ -182,7 +187,7 @@ def test_margins_are_fitted_on_logits_that_differ_from_pass_to_pass(digits_run: 
         assert sum(torch.equal(one, other) for other in passes) == 1
 
 
-def test_temperatures_come_from_margins_that_never_saw_the_image(digits_run: Run, digits: Dataset) -> None:
+def test_temperatures_come_from_margins_that_never_saw_the_image(digits_run: RunFolder, digits: Dataset) -> None:
     network, recipe, _ = load_network(digits_run.network)
     recipe = parse_recipe(recipe.model_dump(mode="json"), "x", ["calibrate.marc_on=holdout", "calibrate.penalty=1"])
     even = np.full(10, 0.1)
@@ -217,7 +222,7 @@ def test_a_linear_head_may_be_rescaled(digits: Dataset, digits_recipe: Recipe, r
         network.head.weight.mul_(torch.linspace(30, 3, 10)[:, None])
         network.head.bias.uniform_(-1, 1)
     trained = predict_logits(network, digits.test)
-    fitted = calibrate(network, digits, recipe)
+    fitted = calibrated(network, digits, recipe)
     found = predict_logits(network, digits.test)
     torch.testing.assert_close(network.rescale.undo(found), trained, rtol=1e-3, atol=1e-3)
     if rescale == "lws":
@@ -248,13 +253,13 @@ def test_tau_norm_drops_the_bias_of_every_branch(digits: Dataset, reslt: str) ->
     network = build_network(recipe, 10).eval()
     with torch.no_grad():
         network.head.bias.copy_(torch.linspace(-3, 3, 10))
-    calibrate(network, digits, recipe)
+    calibrated(network, digits, recipe)
     torch.testing.assert_close(network.rows()[1], torch.zeros(10), rtol=0, atol=1e-5)
 
 
 def test_a_linear_head_has_no_scalar_to_select(digits: Dataset) -> None:
     recipe = load_recipe("digits", ["model.head=linear", "model.camc=off", "calibrate.marc=false"])
-    fitted = calibrate(build_network(recipe, 10), digits, recipe)
+    fitted = calibrated(build_network(recipe, 10), digits, recipe)
     assert fitted.scalar == fitted.trained_scalar == 1
 
 
@@ -269,7 +274,7 @@ def test_a_linear_head_has_no_scalar_to_select(digits: Dataset) -> None:
     ],
 )
 def test_marc_on_balanced_training_is_warned_about(
-    digits_run: Run, digits: Dataset, override: str, words: str | None
+    digits_run: RunFolder, digits: Dataset, override: str, words: str | None
 ) -> None:
     _, fitted = _calibrated(digits_run, digits, override, "calibrate.iterations=2", "calibrate.passes=1")
     few, *rest = fitted.warnings
@@ -287,13 +292,13 @@ def test_marc_on_balanced_training_is_warned_about(
 
 
 @pytest.mark.parametrize("marc", ["true", "false"])
-def test_label_smoothing_is_warned_about(digits_run: Run, digits: Dataset, marc: str) -> None:
+def test_label_smoothing_is_warned_about(digits_run: RunFolder, digits: Dataset, marc: str) -> None:
     overrides = (f"calibrate.marc={marc}", "calibrate.iterations=2", "calibrate.passes=1")
     _, found = _calibrated(digits_run, digits, "loss.smoothing=0.1", *overrides)[1].warnings
     assert found.endswith("where the logarithm of the prior is taken from them, rare classes are favoured")
 
 
-def test_a_penalty_that_is_given_is_taken(digits_run: Run, digits: Dataset) -> None:
+def test_a_penalty_that_is_given_is_taken(digits_run: RunFolder, digits: Dataset) -> None:
     strong, fitted = _calibrated(digits_run, digits, "calibrate.marc_on=holdout", "calibrate.penalty=1e6")
     assert fitted.penalty == 1e6
     adjusted, _ = _calibrated(digits_run, digits, "calibrate.marc=false")
@@ -302,7 +307,7 @@ def test_a_penalty_that_is_given_is_taken(digits_run: Run, digits: Dataset) -> N
     assert _calibrated(digits_run, digits)[1].penalty == 0
 
 
-def test_the_penalty_of_the_likeliest_unseen_margins_is_chosen(digits_run: Run, digits: Dataset) -> None:
+def test_the_penalty_of_the_likeliest_unseen_margins_is_chosen(digits_run: RunFolder, digits: Dataset) -> None:
     network, fitted = _calibrated(digits_run, digits, "calibrate.marc_on=holdout")
     labels = digits.holdout.labels.numpy()
     weights = (0.1 / np.bincount(labels))[labels]
@@ -321,7 +326,7 @@ def test_the_penalty_of_the_likeliest_unseen_margins_is_chosen(digits_run: Run, 
     assert fitted.penalty == best and found[others[0]] > found[best] + 1e-4, found
 
 
-def test_a_given_prior_has_a_temperature_of_its_own(digits_run: Run, digits: Dataset) -> None:
+def test_a_given_prior_has_a_temperature_of_its_own(digits_run: RunFolder, digits: Dataset) -> None:
     given = np.array([0.02, 0.02, 0.02, 0.02, 0.02, 0.1, 0.2, 0.2, 0.2, 0.2])  # the other way round than in training
     network, fitted = _calibrated(digits_run, digits, f"calibrate.prior={(5 * given).tolist()}")
     with torch.no_grad():

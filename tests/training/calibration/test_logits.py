@@ -14,9 +14,11 @@ from camcal.models.report import Report
 from camcal.training import pipeline
 from camcal.training.calibration import logits as logits_module
 from camcal.training.calibration.logits import TrainedLogits, predict_logits
+from camcal.training.checkpoints import load_network
 from camcal.training.data import Dataset, LabelledImages, load_dataset
 from camcal.training.recipe import Recipe, parse_recipe
-from camcal.training.run import Run, load_network
+from camcal.training.run import RunFolder
+from tests.training.runs import make_run
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +27,12 @@ def digits(digits_recipe: Recipe) -> Dataset:
 
 
 @pytest.fixture
-def network(digits_run: Run) -> LongTailClassifier:
+def network(digits_run: RunFolder) -> LongTailClassifier:
     return load_network(digits_run.network)[0]
 
 
 def test_logits_do_not_depend_on_the_batch(
-    digits_run: Run, digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    digits_run: RunFolder, digits_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network: LongTailClassifier = load_network(digits_run.network)[0]
     test = load_dataset(digits_recipe.data, digits_recipe.seed).test
@@ -129,15 +131,16 @@ def test_too_many_logits_are_not_kept(
 
 
 def test_a_second_calibration_and_its_report_compute_no_logits(
-    digits_run: Run, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_run: RunFolder, digits_recipe: Recipe, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(tmp_path / "run")
-    shutil.copytree(digits_run.path, run.path)
-    before = Report.read(run.report)
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(digits_run.path, folder.path)
+    before = Report.read(folder.report)
     monkeypatch.setattr(logits_module, "predict_logits", None)
     console = Console(file=io.StringIO(), width=200)
-    pipeline.calibrate_run(run, None, digits, console)
-    after = pipeline.evaluate_run(run, digits, console)
-    assert "s on kept logits: scalar" in console.file.getvalue()  # type: ignore[attr-defined]
+    run = make_run(digits_recipe, folder, digits, console)
+    pipeline.calibrate_run(run)
+    after = pipeline.evaluate_run(run)
+    assert "s on cached logits: scalar" in console.file.getvalue()  # type: ignore[attr-defined]
     assert after.test == before.test and after.scalar_curve == before.scalar_curve
     assert after.calibration.logits_s == 0 < before.calibration.logits_s

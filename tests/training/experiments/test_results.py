@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from camcal.models.report import Report
+from camcal.training.checkpoints import save_json
 from camcal.training.experiments.results import (
     FOLDER,
     ResultsError,
@@ -19,7 +20,7 @@ from camcal.training.experiments.results import (
     spread,
 )
 from camcal.training.recipe import AugmentConfig, RecipeError, load_recipe, parse_recipe
-from camcal.training.run import Run, save_json
+from camcal.training.run import RunFolder
 
 ASKED_FOR = {
     "dataset",
@@ -39,7 +40,7 @@ ASKED_FOR = {
 
 
 @pytest.fixture
-def report(digits_run: Run) -> Report:
+def report(digits_run: RunFolder) -> Report:
     return Report.read(digits_run.report)
 
 

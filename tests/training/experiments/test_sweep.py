@@ -9,10 +9,11 @@ from rich.console import Console
 
 from camcal.models.report import Report
 from camcal.training import pipeline
+from camcal.training.checkpoints import load_tensors, save_tensors
 from camcal.training.experiments.results import result_of
 from camcal.training.experiments.sweep import load_table, run_table
 from camcal.training.recipe import RecipeError
-from camcal.training.run import Run, load_tensors, save_tensors
+from camcal.training.run import RunFolder
 
 TABLES = Path(__file__).parents[2] / "benchmarks" / "tables"
 
@@ -66,7 +67,7 @@ def test_rows_with_other_teachers_and_nothing_else_are_refused(tmp_path: Path) -
     assert len(load_table(table, only="by-a")) == 1
 
 
-def test_a_row_repeats_and_a_finished_table_is_left_alone(tmp_path: Path, digits_run: Run) -> None:
+def test_a_row_repeats_and_a_finished_table_is_left_alone(tmp_path: Path, digits_run: RunFolder) -> None:
     jobs = load_table(_table(tmp_path))
     console = _console()
     assert run_table(jobs, tmp_path / "out", 1, console) == 0
@@ -131,7 +132,7 @@ def test_a_changed_row_is_run_again(tmp_path: Path) -> None:
     assert _results(tmp_path / "out")["digits-if10_linear_small_s0"]["epochs"] == 2
 
 
-def test_a_row_taught_by_another_network_is_not_taken_for_this_one(tmp_path: Path, digits_run: Run) -> None:
+def test_a_row_taught_by_another_network_is_not_taken_for_this_one(tmp_path: Path, digits_run: RunFolder) -> None:
     taught = ["distill.weight=0.5", f"distill.teacher={digits_run.path}", "fit.epochs=1"]
     jobs = load_table(_table(tmp_path), only="linear", overrides=taught)
     assert run_table(jobs, tmp_path / "out", 1, _console()) == 0
@@ -139,7 +140,7 @@ def test_a_row_taught_by_another_network_is_not_taken_for_this_one(tmp_path: Pat
     assert run_table(jobs, tmp_path / "out", 1, console) == 0
     assert _text(console) == "1 of 1 rows are there already\n"
     tensors, meta = load_tensors(digits_run.checkpoint)
-    other = Run(tmp_path / "other")
+    other = RunFolder(tmp_path / "other")
     save_tensors(other.checkpoint, {name: tensor + 1 for name, tensor in tensors.items()}, meta)
     console = _console()
     jobs = load_table(_table(tmp_path), only="linear", overrides=[*taught, f"distill.teacher={other.path}"])

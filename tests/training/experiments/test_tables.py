@@ -5,13 +5,14 @@ import pytest
 from rich.console import Console
 
 from camcal.models.report import Report
+from camcal.training.checkpoints import save_json
 from camcal.training.experiments.results import FOLDER, Row, load_results, result_of
 from camcal.training.experiments.tables import markdown, print_results
-from camcal.training.run import Run, save_json
+from camcal.training.run import RunFolder
 
 
 @pytest.fixture
-def rows(digits_run: Run, tmp_path: Path) -> list[Row]:
+def rows(digits_run: RunFolder, tmp_path: Path) -> list[Row]:
     """Two seeds of one method, the second made up from the first."""
     report = Report.read(digits_run.report)
     save_json(tmp_path / "s0.json", result_of(report, "cosine"))

@@ -11,15 +11,18 @@ import torch
 from camcal.models.bundle import INPUTS, OUTPUTS, Bundle
 from camcal.models.classifier import ServedClassifier
 from camcal.models.report import Report
+from camcal.training.checkpoints import Trained, build_network, load_network
 from camcal.training.data import load_dataset
 from camcal.training.export.bundle import export_bundle
 from camcal.training.export.graph import ExportError, check_parity, export_onnx
 from camcal.training.recipe import Recipe, load_recipe
-from camcal.training.run import Run, build_network, load_network
+from camcal.training.run import RunFolder
 
 
 @pytest.mark.parametrize(("batch", "top_k"), [(1, 1), (7, 3), (5, 10)])
-def test_onnx_and_pytorch_agree_on_real_images(digits_run: Run, digits_recipe: Recipe, batch: int, top_k: int) -> None:
+def test_onnx_and_pytorch_agree_on_real_images(
+    digits_run: RunFolder, digits_recipe: Recipe, batch: int, top_k: int
+) -> None:
     images = load_dataset(digits_recipe.data, digits_recipe.seed).test.images[:batch]
     network, _, _ = load_network(digits_run.network)
     with torch.no_grad():
@@ -30,7 +33,7 @@ def test_onnx_and_pytorch_agree_on_real_images(digits_run: Run, digits_recipe: R
         np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-def test_maps_through_the_exported_graph_sum_to_logits(digits_run: Run, digits_recipe: Recipe) -> None:
+def test_maps_through_the_exported_graph_sum_to_logits(digits_run: RunFolder, digits_recipe: Recipe) -> None:
     images = load_dataset(digits_recipe.data, digits_recipe.seed).test.images[:50].numpy()
     session = onnxruntime.InferenceSession(str(digits_run.bundle / "model.onnx"), providers=["CPUExecutionProvider"])
     logits, calibrated, _, _, top, maps = session.run(list(OUTPUTS), {"images": images, "top_k": np.array(10)})
@@ -96,7 +99,7 @@ def test_attention_without_any_spread_is_even_in_the_graph_too(
     export_onnx(network, 32, tmp_path / "model.onnx")  # which compares what the two make of images
 
 
-def test_a_network_that_says_nothing_finite_is_refused(digits_run: Run, tmp_path: Path) -> None:
+def test_a_network_that_says_nothing_finite_is_refused(digits_run: RunFolder, tmp_path: Path) -> None:
     network, _, _ = load_network(digits_run.network)
     with torch.no_grad():
         network.marc.beta[3] = torch.nan
@@ -104,7 +107,7 @@ def test_a_network_that_says_nothing_finite_is_refused(digits_run: Run, tmp_path
         export_onnx(network, 32, tmp_path / "model.onnx")
 
 
-def test_branches_are_folded_into_the_bundle(digits_recipe: Recipe, digits_run: Run, tmp_path: Path) -> None:
+def test_branches_are_folded_into_the_bundle(digits_recipe: Recipe, digits_run: RunFolder, tmp_path: Path) -> None:
     recipe = load_recipe("digits", ["model.head=linear", "model.reslt=cifar", "model.camc=off"])
     network = build_network(recipe, 10)
     images = load_dataset(digits_recipe.data, digits_recipe.seed).test.images[:20]
@@ -114,7 +117,7 @@ def test_branches_are_folded_into_the_bundle(digits_recipe: Recipe, digits_run: 
         expected = ServedClassifier(network)(images, torch.tensor(10))
     _, _, meta = load_network(digits_run.network)
     report = Report.read(digits_run.report)
-    bundle = export_bundle(network, recipe, meta["classes"], meta["train_counts"], report, tmp_path / "bundle")
+    bundle = export_bundle(Trained(network, recipe, meta), report, tmp_path / "bundle")
     model = onnx.load(bundle.model_path)
     assert not [node for node in model.graph.node if node.op_type == "Stack"]
     assert not [i.name for i in model.graph.initializer if "branches" in i.name]
@@ -129,16 +132,16 @@ def test_branches_are_folded_into_the_bundle(digits_recipe: Recipe, digits_run: 
     np.testing.assert_allclose(np.array(c.omega)[order] * sums + offset[order], calibrated, rtol=1e-4, atol=1e-4)
 
 
-def test_a_given_prior_is_in_the_manifest_and_no_other_is(digits_run: Run, tmp_path: Path) -> None:
+def test_a_given_prior_is_in_the_manifest_and_no_other_is(digits_run: RunFolder, tmp_path: Path) -> None:
     network, recipe, meta = load_network(digits_run.network)
     report = Report.read(digits_run.report)
     given = recipe.model_copy(update={"calibrate": recipe.calibrate.model_copy(update={"prior": [1.0] * 9 + [11.0]})})
-    bundle = export_bundle(network, given, meta["classes"], meta["train_counts"], report, tmp_path / "bundle")
+    bundle = export_bundle(Trained(network, given, meta), report, tmp_path / "bundle")
     assert bundle.manifest.prior == pytest.approx([0.05] * 9 + [0.55])
     assert "prior" not in json.loads((digits_run.bundle / "manifest.json").read_text())
 
 
-def test_the_graph_has_the_contracts_names_and_no_trace_of_where_it_was_made(digits_run: Run) -> None:
+def test_the_graph_has_the_contracts_names_and_no_trace_of_where_it_was_made(digits_run: RunFolder) -> None:
     data = (digits_run.bundle / "model.onnx").read_bytes()
     model = onnx.load_from_string(data)
     assert [i.name for i in model.graph.input] == list(INPUTS)
@@ -146,7 +149,7 @@ def test_the_graph_has_the_contracts_names_and_no_trace_of_where_it_was_made(dig
     assert b"/models/" not in data and b".py" not in data
 
 
-def test_a_graph_that_computes_something_else_is_refused(digits_run: Run, tmp_path: Path) -> None:
+def test_a_graph_that_computes_something_else_is_refused(digits_run: RunFolder, tmp_path: Path) -> None:
     network, _, _ = load_network(digits_run.network)
     path = tmp_path / "model.onnx"
     export_onnx(network, 32, path)
@@ -156,7 +159,7 @@ def test_a_graph_that_computes_something_else_is_refused(digits_run: Run, tmp_pa
         check_parity(ServedClassifier(network), path, torch.zeros(1, 32, 32, 3, dtype=torch.uint8), 2)
 
 
-def test_classes_that_tie_may_come_in_either_order(digits_run: Run, tmp_path: Path) -> None:
+def test_classes_that_tie_may_come_in_either_order(digits_run: RunFolder, tmp_path: Path) -> None:
     network, _, _ = load_network(digits_run.network)
     with torch.no_grad():
         network.head.weight.copy_(network.head.weight[:1].expand_as(network.head.weight))
@@ -180,23 +183,25 @@ def test_classes_that_tie_may_come_in_either_order(digits_run: Run, tmp_path: Pa
 
 
 @pytest.mark.parametrize("others", [["thesis.txt"], ["thesis.txt", "model.onnx"], ["model.onnx"]])
-def test_a_folder_with_something_else_in_it_is_left_alone(digits_run: Run, tmp_path: Path, others: list[str]) -> None:
+def test_a_folder_with_something_else_in_it_is_left_alone(
+    digits_run: RunFolder, tmp_path: Path, others: list[str]
+) -> None:
     for name in others:
         (tmp_path / name).write_text("years of work")
     network, recipe, meta = load_network(digits_run.network)
     said = f"holds {'thesis.txt' if 'thesis.txt' in others else 'model.onnx'}, which is no part of a bundle of ours"
     with pytest.raises(ExportError, match=said):
-        export_bundle(network, recipe, meta["classes"], meta["train_counts"], Report.read(digits_run.report), tmp_path)
+        export_bundle(Trained(network, recipe, meta), Report.read(digits_run.report), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 
-def test_a_file_beside_a_bundle_is_not_deleted_with_it(digits_run: Run, tmp_path: Path) -> None:
+def test_a_file_beside_a_bundle_is_not_deleted_with_it(digits_run: RunFolder, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(digits_run.bundle, folder)
     report = Report.read(digits_run.report)
     network, recipe, meta = load_network(digits_run.network)
-    export_bundle(network, recipe, meta["classes"], meta["train_counts"], report, folder)
+    export_bundle(Trained(network, recipe, meta), report, folder)
     (folder / "notes.txt").write_text("years of work")
     with pytest.raises(ExportError, match="holds notes.txt"):
-        export_bundle(network, recipe, meta["classes"], meta["train_counts"], report, folder)
+        export_bundle(Trained(network, recipe, meta), report, folder)
     assert (folder / "notes.txt").exists()

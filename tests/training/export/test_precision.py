@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 from camcal.__main__ import app
 from camcal.models.bundle import OUTPUTS, Bundle, Precision
 from camcal.models.report import Report
+from camcal.training.checkpoints import load_network
 from camcal.training.data import Dataset, load_dataset
 from camcal.training.export import bundle, precision
 from camcal.training.export.graph import export_onnx
 from camcal.training.export.precision import PrecisionError
 from camcal.training.recipe import Recipe
-from camcal.training.run import Run, load_network
+from camcal.training.run import RunFolder
 
 Bundles = dict[Precision, Path]
 
@@ -31,7 +32,7 @@ def data(digits_recipe: Recipe) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def bundles(digits_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
+def bundles(digits_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     """The shipped demonstration in each precision, exported by the command."""
     folder = tmp_path_factory.mktemp("precision")
     found: Bundles = {"fp32": digits_run.bundle}
@@ -105,7 +106,7 @@ def test_int8_changes_the_trunk_alone(bundles: Bundles) -> None:
 
 
 @pytest.fixture
-def damaged(digits_run: Run, tmp_path: Path) -> Path:
+def damaged(digits_run: RunFolder, tmp_path: Path) -> Path:
     """The graph of the same network with the filters of its first layer in another order."""
     network, _, _ = load_network(digits_run.network)
     with torch.no_grad():
@@ -115,13 +116,15 @@ def damaged(digits_run: Run, tmp_path: Path) -> Path:
     return tmp_path / "damaged.onnx"
 
 
-def test_answers_that_got_worse_are_refused_with_both_figures(digits_run: Run, data: Dataset, damaged: Path) -> None:
+def test_answers_that_got_worse_are_refused_with_both_figures(
+    digits_run: RunFolder, data: Dataset, damaged: Path
+) -> None:
     with pytest.raises(PrecisionError, match=r"int8 would .* on 79 .* accuracy goes from [89].* to .* and ECE from"):
         precision.compare(digits_run.bundle / "model.onnx", damaged, "int8", data, 1.0)
 
 
 def test_a_refused_precision_ends_in_one_sentence_and_leaves_nothing_behind(
-    digits_run: Run, damaged: Path, monkeypatch: pytest.MonkeyPatch
+    digits_run: RunFolder, damaged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundle, "quantize", lambda _source, target, _train: shutil.copy(damaged, target))
     out = damaged.parent / "bundle"
@@ -132,7 +135,7 @@ def test_a_refused_precision_ends_in_one_sentence_and_leaves_nothing_behind(
 
 
 def test_a_loss_of_half_a_point_is_allowed_and_more_is_not(
-    digits_run: Run, data: Dataset, monkeypatch: pytest.MonkeyPatch
+    digits_run: RunFolder, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = digits_run.bundle / "model.onnx"
     wide = dataclasses.replace(data, holdout=data.test)
@@ -165,7 +168,7 @@ def test_a_manifest_from_before_precisions_loads(bundles: Bundles, tmp_path: Pat
     assert Bundle.load(folder).manifest.precision == "fp32"
 
 
-def test_a_graph_is_judged_under_the_training_prior(digits_run: Run, data: Dataset) -> None:
+def test_a_graph_is_judged_under_the_training_prior(digits_run: RunFolder, data: Dataset) -> None:
     prior, temperature = data.train_counts() / data.train_counts().sum(), 1.7
     path = digits_run.bundle / "model.onnx"
     z = outputs(digits_run.bundle, data.holdout.images, 1)["calibrated_logits"].astype(np.float64)

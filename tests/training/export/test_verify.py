@@ -9,14 +9,15 @@ from rich.console import Console
 
 from camcal.models.bundle import Bundle
 from camcal.models.report import Report, Step
+from camcal.training.checkpoints import save_json
 from camcal.training.data import Dataset, load_dataset
 from camcal.training.export.verify import VerifyError, recipe_of, verify
 from camcal.training.recipe import RecipeError
-from camcal.training.run import Run, save_json
+from camcal.training.run import RunFolder
 
 
 @pytest.fixture(scope="module")
-def bundle(digits_run: Run) -> Bundle:
+def bundle(digits_run: RunFolder) -> Bundle:
     return Bundle.load(digits_run.bundle)
 
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from camcal.models.camc import CAMC
+from camcal.training.checkpoints import build_network
 from camcal.training.fitting.descent import Descent, autocast
 from camcal.training.recipe import FitConfig, load_recipe
-from camcal.training.run import build_network
 
 CPU = torch.device("cpu")
 

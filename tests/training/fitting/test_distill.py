@@ -17,18 +17,19 @@ from torch import Tensor, nn
 
 from camcal.models.report import TeacherFacts
 from camcal.training import pipeline
+from camcal.training.checkpoints import build_network, load_network, load_tensors, save_tensors
 from camcal.training.data import Dataset, load_dataset
-from camcal.training.fitting.descent import Descent
 from camcal.training.fitting.distill import Teacher
-from camcal.training.fitting.fit import _epoch
-from camcal.training.fitting.losses import Criterion
+from camcal.training.fitting.training import Training
 from camcal.training.metrics import softmax
 from camcal.training.recipe import RecipeError, load_recipe
 from camcal.training.report import page as report_module
-from camcal.training.run import Run, RunError, build_network, load_network, load_tensors, save_tensors
+from camcal.training.run import RunError, RunFolder
 from tests.training.fitting.test_fit import interrupt
+from tests.training.runs import make_run
 
 CPU = torch.device("cpu")
+NOWHERE = Path("nowhere")
 QUICK = ["fit.epochs=2", "fit.warmup_epochs=1", "fit.precision=fp32", "calibrate.iterations=50", "calibrate.passes=1"]
 
 
@@ -43,22 +44,22 @@ def data() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def taught(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A finished run of plain cross-entropy."""
-    run = Run(tmp_path_factory.mktemp("teacher"))
+    run = RunFolder(tmp_path_factory.mktemp("teacher"))
     pipeline.train(load_recipe("digits", QUICK), run, _quiet())
     return run
 
 
-def _student(taught: Run, *overrides: str) -> list[str]:
+def _student(taught: RunFolder, *overrides: str) -> list[str]:
     return [*QUICK, f"distill.teacher={taught.path}", "distill.weight=0.5", *overrides]
 
 
 def test_the_loss_is_the_divergence_from_the_teacher_s_probabilities_for_the_students_prior(
-    taught: Run, data: Dataset
+    taught: RunFolder, data: Dataset
 ) -> None:
     recipe = load_recipe("digits", _student(taught, "loss.name=balanced_softmax", "distill.temperature=2"))
-    teacher = Teacher(recipe, data, CPU)
+    teacher = Teacher(make_run(recipe, NOWHERE, data))
     images_BHWC, _ = next(iter(data.test.batches([torch.arange(7)], CPU)))
     z_BK = 5 * torch.randn(7, 10, generator=torch.Generator().manual_seed(0))
     network = load_network(taught.checkpoint)[0]
@@ -72,12 +73,14 @@ def test_the_loss_is_the_divergence_from_the_teacher_s_probabilities_for_the_stu
     assert float(teacher.loss(images_BHWC, z_BK)) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_of_two_teachers_the_mean_of_the_probabilities_is_heard(taught: Run, data: Dataset, tmp_path: Path) -> None:
-    other = Run(tmp_path)
-    pipeline.fit_run(other, load_recipe("digits", [*QUICK, "loss.name=balanced_softmax"]), data, _quiet(), CPU)
+def test_of_two_teachers_the_mean_of_the_probabilities_is_heard(
+    taught: RunFolder, data: Dataset, tmp_path: Path
+) -> None:
+    other = RunFolder(tmp_path)
+    pipeline.fit_run(make_run(load_recipe("digits", [*QUICK, "loss.name=balanced_softmax"]), other, data))
     both = f'distill.teacher=["{taught.path}", "{other.path}"]'
     recipe = load_recipe("digits", [*QUICK, both, "distill.weight=0.5", "distill.temperature=2"])
-    teacher = Teacher(recipe, data, CPU)
+    teacher = Teacher(make_run(recipe, NOWHERE, data))
     images_BHWC, _ = next(iter(data.test.batches([torch.arange(7)], CPU)))
     z_BK = 5 * torch.randn(7, 10, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -90,7 +93,7 @@ def test_of_two_teachers_the_mean_of_the_probabilities_is_heard(taught: Run, dat
     assert float(teacher.loss(images_BHWC, z_BK)) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_labels_and_teacher_share_the_loss_by_weight(taught: Run, data: Dataset) -> None:
+def test_labels_and_teacher_share_the_loss_by_weight(taught: RunFolder, data: Dataset) -> None:
     alone = ["augment.shift=0", "fit.batch_size=1000", "distill.weight=0.3", "distill.temperature=2"]
     recipe = load_recipe("digits", _student(taught, *alone))
     network = build_network(recipe, 10, data.preprocessing).train()
@@ -102,18 +105,15 @@ def test_labels_and_teacher_share_the_loss_by_weight(taught: Run, data: Dataset)
     label = -np.log(softmax(z_BK)[every, labels_B]).mean()
     p_BK, q_BK = softmax(said_BK / 2), softmax(z_BK / 2)
     taught_loss = 4 * (p_BK * np.log(p_BK / q_BK)).sum(axis=1).mean()
-    criterion = Criterion(recipe.loss, data.train_counts(), network.head.scalar)
-    descent = Descent(network, recipe.fit, CPU)
-    (loss, _, size), *rest = _epoch(
-        network, descent, criterion, recipe, data, 0, CPU, teacher=Teacher(recipe, data, CPU)
-    )
+    run = make_run(recipe, NOWHERE, data)
+    (loss, _, size), *rest = Training(run, network, Teacher(run)).epoch(0)
     assert size == len(data.train) and not rest
     assert float(loss) / size == pytest.approx(0.7 * label + 0.3 * taught_loss, rel=1e-4)
 
 
-def test_who_says_what_the_teacher_says_has_nothing_to_learn(taught: Run, data: Dataset) -> None:
+def test_who_says_what_the_teacher_says_has_nothing_to_learn(taught: RunFolder, data: Dataset) -> None:
     recipe = load_recipe("digits", _student(taught))
-    teacher = Teacher(recipe, data, CPU)
+    teacher = Teacher(make_run(recipe, NOWHERE, data))
     images_BHWC, _ = next(iter(data.test.batches([torch.arange(7)], CPU)))
     with torch.no_grad():
         said_BK = load_network(taught.checkpoint)[0](images_BHWC)
@@ -125,28 +125,30 @@ def test_who_says_what_the_teacher_says_has_nothing_to_learn(taught: Run, data: 
     assert all(parameter.grad is None for network in teacher.networks for parameter in network.parameters())
 
 
-def test_a_student_that_only_listens_comes_nearer_to_its_teacher(taught: Run, data: Dataset, tmp_path: Path) -> None:
+def test_a_student_that_only_listens_comes_nearer_to_its_teacher(
+    taught: RunFolder, data: Dataset, tmp_path: Path
+) -> None:
     images_BHWC, _ = next(iter(data.train.batches([torch.arange(len(data.train))], CPU)))
 
-    def distance(run: Run) -> float:
+    def distance(run: RunFolder) -> float:
         recipe = load_recipe("digits", _student(taught))
         with torch.no_grad():
             z_BK = load_network(run.checkpoint)[0](images_BHWC)
-        return float(Teacher(recipe, data, CPU).loss(images_BHWC, z_BK)) / len(z_BK)
+        return float(Teacher(make_run(recipe, NOWHERE, data)).loss(images_BHWC, z_BK)) / len(z_BK)
 
     found = {}
     for weight in (1.0, 0.0):
         listening = [f"distill.teacher={taught.path}", f"distill.weight={weight}"] if weight else []
         recipe = load_recipe("digits", [*QUICK, "fit.epochs=6", *listening])
-        run = Run(tmp_path / str(weight))
-        pipeline.fit_run(run, recipe, data, _quiet(), CPU)
+        run = RunFolder(tmp_path / str(weight))
+        pipeline.fit_run(make_run(recipe, run, data))
         found[weight] = distance(run)
     assert found[1.0] < 0.5 * found[0.0]
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="compiling needs a C++ compiler")
-def test_a_compiled_teacher_says_the_same(taught: Run, data: Dataset) -> None:
-    teacher = Teacher(load_recipe("digits", _student(taught)), data, CPU)
+def test_a_compiled_teacher_says_the_same(taught: RunFolder, data: Dataset) -> None:
+    teacher = Teacher(make_run(load_recipe("digits", _student(taught)), NOWHERE, data))
     images_BHWC, _ = next(iter(data.test.batches([torch.arange(7)], CPU)))
     z_BK = torch.zeros(7, 10)
     plain = teacher.loss(images_BHWC, z_BK)
@@ -167,7 +169,7 @@ class _Counting(nn.Module):
 
 
 def test_the_teacher_is_asked_once_for_each_batch_in_evaluation_mode(
-    taught: Run, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taught: RunFolder, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = _Counting().eval()
     made = Teacher.__init__
@@ -178,14 +180,14 @@ def test_the_teacher_is_asked_once_for_each_batch_in_evaluation_mode(
 
     monkeypatch.setattr(Teacher, "__init__", watched)
     recipe = load_recipe("digits", _student(taught, "model.reslt=cifar", "model.head=linear", "augment.mixup=1"))
-    pipeline.fit_run(Run(tmp_path), recipe, data, _quiet(), CPU)
+    pipeline.fit_run(make_run(recipe, RunFolder(tmp_path), data))
     batches = -(-len(data.train) // recipe.fit.batch_size)
     assert network.seen == [(False, False)] * 2 * batches
 
 
-def test_a_distilled_run_says_who_taught_it(taught: Run, tmp_path: Path) -> None:
+def test_a_distilled_run_says_who_taught_it(taught: RunFolder, tmp_path: Path) -> None:
     recipe = load_recipe("digits", _student(taught, "calibrate.refit=true", "model.backbone=resnet20"))
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     pipeline.train(recipe, run, _quiet())
     report = json.loads(run.report.read_text())
     assert report["teachers"][0]["recipe"]["model"]["backbone"] == "resnet8"
@@ -197,7 +199,7 @@ def test_a_distilled_run_says_who_taught_it(taught: Run, tmp_path: Path) -> None
     assert str(taught.path) not in (run.bundle / "manifest.json").read_text()
     with pytest.raises(RecipeError, match=r"distill.weight is 0.5, which needs a teacher: pass --set distill.teacher="):
         again = load_recipe(_saved(tmp_path / "again.json", report["settings"]))
-        pipeline.train(again, Run(tmp_path / "again"), _quiet())
+        pipeline.train(again, RunFolder(tmp_path / "again"), _quiet())
 
 
 def _saved(path: Path, settings: object) -> Path:
@@ -205,7 +207,7 @@ def _saved(path: Path, settings: object) -> Path:
     return path
 
 
-def test_the_report_names_each_of_several_teachers(taught: Run) -> None:
+def test_the_report_names_each_of_several_teachers(taught: RunFolder) -> None:
     one = load_tensors(taught.checkpoint)[1]["recipe"]
     teachers = [TeacherFacts(weights=weights, recipe=one) for weights in ("aa", "bb")]
     said = report_module._teachers(teachers)
@@ -213,21 +215,21 @@ def test_the_report_names_each_of_several_teachers(taught: Run) -> None:
     assert list(report_module._teachers(teachers[:1])) == ["teacher"]
 
 
-def test_a_student_starts_elsewhere_than_its_teacher(taught: Run) -> None:
+def test_a_student_starts_elsewhere_than_its_teacher(taught: RunFolder) -> None:
     teacher, student = (build_network(load_recipe("digits", o), 10) for o in (QUICK, _student(taught)))
     assert not torch.equal(teacher.head.weight, student.head.weight)
 
 
-def test_going_on_with_another_teacher_is_refused(taught: Run, data: Dataset, tmp_path: Path) -> None:
-    other = Run(tmp_path / "other")
-    pipeline.fit_run(other, load_recipe("digits", [*QUICK, "fit.lr=0.05"]), data, _quiet(), CPU)
-    run = Run(tmp_path / "run")
-    pipeline.fit_run(run, load_recipe("digits", _student(taught)), data, _quiet(), CPU)
+def test_going_on_with_another_teacher_is_refused(taught: RunFolder, data: Dataset, tmp_path: Path) -> None:
+    other = RunFolder(tmp_path / "other")
+    pipeline.fit_run(make_run(load_recipe("digits", [*QUICK, "fit.lr=0.05"]), other, data))
+    run = RunFolder(tmp_path / "run")
+    pipeline.fit_run(make_run(load_recipe("digits", _student(taught)), run, data))
     with pytest.raises(RunError, match="holds a run with another teacher: choose another --out"):
-        pipeline.fit_run(run, load_recipe("digits", _student(other)), data, _quiet(), CPU)
+        pipeline.fit_run(make_run(load_recipe("digits", _student(other)), run, data))
     with pytest.raises(RunError, match="another distill.temperature"):
         recipe = load_recipe("digits", _student(taught, "distill.temperature=4"))
-        pipeline.fit_run(run, recipe, data, _quiet(), CPU)
+        pipeline.fit_run(make_run(recipe, run, data))
 
 
 @pytest.mark.parametrize(
@@ -241,29 +243,29 @@ def test_going_on_with_another_teacher_is_refused(taught: Run, data: Dataset, tm
     ],
 )
 def test_a_teacher_has_seen_the_very_images_of_its_student(
-    taught: Run, data: Dataset, change: str, message: str
+    taught: RunFolder, data: Dataset, change: str, message: str
 ) -> None:
     recipe = load_recipe("digits", _student(taught, change))
     if not message:
-        Teacher(recipe, data, CPU)
+        Teacher(make_run(recipe, NOWHERE, data))
         return
     with pytest.raises(RunError, match=message):
-        Teacher(recipe, data, CPU)
+        Teacher(make_run(recipe, NOWHERE, data))
 
 
-def test_a_teacher_of_images_that_have_changed_since_is_refused(taught: Run, data: Dataset) -> None:
+def test_a_teacher_of_images_that_have_changed_since_is_refused(taught: RunFolder, data: Dataset) -> None:
     fewer = dataclasses.replace(data, train=data.train.subset(np.arange(len(data.train) - 1)))
     with pytest.raises(RunError, match="was trained on other images than the data has now"):
-        Teacher(load_recipe("digits", _student(taught)), fewer, CPU)
+        Teacher(make_run(load_recipe("digits", _student(taught)), NOWHERE, fewer))
 
 
-def test_an_unfinished_teacher_is_refused(taught: Run, data: Dataset, tmp_path: Path) -> None:
-    half = Run(tmp_path)
+def test_an_unfinished_teacher_is_refused(taught: RunFolder, data: Dataset, tmp_path: Path) -> None:
+    half = RunFolder(tmp_path)
     recipe = load_recipe("digits", [*QUICK, "fit.epochs=3"])
     tensors, meta = load_tensors(taught.checkpoint)
     save_tensors(half.checkpoint, tensors, meta | {"recipe": recipe.model_dump(mode="json")})
     with pytest.raises(RunError, match="has 2 of 3 epochs: finish it with `camcal train` first"):
-        Teacher(load_recipe("digits", _student(half)), data, CPU)
+        Teacher(make_run(load_recipe("digits", _student(half)), NOWHERE, data))
 
 
 @pytest.mark.parametrize("teacher", ["distill.teacher=somewhere", "distill.set=fit.epochs=3"])
@@ -273,12 +275,12 @@ def test_a_teacher_that_is_not_listened_to_is_refused(teacher: str) -> None:
 
 
 def test_a_teacher_that_is_trained_first_is_the_one_that_was_trained_apart(data: Dataset, tmp_path: Path) -> None:
-    apart, taught, whole = (Run(tmp_path / name) for name in ("apart", "taught", "whole"))
-    pipeline.fit_run(apart, load_recipe("digits", [*QUICK, "fit.epochs=3", "fit.lr=0.05"]), data, _quiet(), CPU)
-    pipeline.fit_run(taught, load_recipe("digits", _student(apart)), data, _quiet(), CPU)
+    apart, taught, whole = (RunFolder(tmp_path / name) for name in ("apart", "taught", "whole"))
+    pipeline.fit_run(make_run(load_recipe("digits", [*QUICK, "fit.epochs=3", "fit.lr=0.05"]), apart, data))
+    pipeline.fit_run(make_run(load_recipe("digits", _student(apart)), taught, data))
     first = ["distill.weight=0.5", 'distill.set=["fit.epochs=3", "fit.lr=0.05"]']
     recipe = load_recipe("digits", [*QUICK, *first])
-    pipeline.fit_run(whole, recipe, data, _quiet(), CPU)
+    pipeline.fit_run(make_run(recipe, whole, data))
     for one, other in ((apart, whole.teachers()[0]), (taught, whole)):
         (tensors, meta), (others, other_meta) = (load_tensors(run.checkpoint) for run in (one, other))
         assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
@@ -287,29 +289,29 @@ def test_a_teacher_that_is_trained_first_is_the_one_that_was_trained_apart(data:
         ]
     # A run that is finished needs its teacher no more.
     shutil.rmtree(whole.teachers()[0].path)
-    pipeline.fit_run(whole, recipe, data, _quiet(), CPU)
+    pipeline.fit_run(make_run(recipe, whole, data))
     assert not whole.teachers()[0].path.exists()
 
 
 def test_several_teachers_are_trained_first_each_in_a_folder_of_its_own(data: Dataset, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     recipe = load_recipe("digits", [*QUICK, "distill.weight=0.5", 'distill.set=["fit.lr=0.05", ["fit.epochs=3"]]'])
     console = _quiet()
-    pipeline.fit_run(run, recipe, data, console, CPU)
+    pipeline.fit_run(make_run(recipe, run, data, console))
     metas = [load_tensors(each.checkpoint)[1] for each in run.teachers(2)]
     assert [(m["epoch"], m["recipe"]["fit"]["lr"]) for m in metas] == [(2, 0.05), (3, recipe.fit.lr)]
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "training teacher 1 of 2 first: resnet8, 2 epochs" in said and "teacher 2 of 2 first" in said
     taught = load_tensors(run.checkpoint)[1]["teachers"]
     assert [teacher["recipe"]["fit"]["epochs"] for teacher in taught] == [2, 3]
-    other = Run(tmp_path / "other")
+    other = RunFolder(tmp_path / "other")
     shutil.copytree(run.path, other.path)
     with pytest.raises(RunError, match="holds a run with another teacher"):
         first = f'distill.teacher=["{run.teachers(2)[1].path}", "{run.teachers(2)[0].path}"]'
         swapped = load_recipe("digits", [*QUICK, "distill.weight=0.5", first])
         tensors, meta = load_tensors(other.checkpoint)
         save_tensors(other.checkpoint, tensors, meta | {"recipe": swapped.model_dump(mode="json")})
-        pipeline.fit_run(other, swapped, data, _quiet(), CPU)
+        pipeline.fit_run(make_run(swapped, other, data))
 
 
 @pytest.mark.parametrize("stop", [2, 4], ids=["teacher", "student"])
@@ -317,32 +319,32 @@ def test_a_run_that_stops_in_either_training_goes_on_there(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     recipe = load_recipe("digits", [*QUICK, "distill.weight=0.5", "distill.set=fit.epochs=2"])
-    whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
-    pipeline.fit_run(whole, recipe, data, _quiet(), CPU)
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    pipeline.fit_run(make_run(recipe, whole, data))
     epochs = interrupt(monkeypatch, at=stop)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.fit_run(parts, recipe, data, _quiet(), CPU)
-    pipeline.fit_run(parts, recipe, data, _quiet(), CPU)
+        pipeline.fit_run(make_run(recipe, parts, data))
+    pipeline.fit_run(make_run(recipe, parts, data))
     assert len(epochs) == 5  # two epochs of each, and one that was broken off
     for one, other in ((whole.teachers()[0], parts.teachers()[0]), (whole, parts)):
         tensors, others = load_tensors(one.checkpoint)[0], load_tensors(other.checkpoint)[0]
         assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
 
 
-def test_what_is_wrong_is_said_before_a_teacher_is_trained(taught: Run, data: Dataset, tmp_path: Path) -> None:
+def test_what_is_wrong_is_said_before_a_teacher_is_trained(taught: RunFolder, data: Dataset, tmp_path: Path) -> None:
     distilled = [*QUICK, "distill.weight=0.5", "distill.set=model.reslt=off"]
     shutil.copytree(taught.path, tmp_path / "taken")
     with pytest.raises(RunError, match="holds a run with another distill.set, distill.weight: choose another --out"):
-        pipeline.fit_run(Run(tmp_path / "taken"), load_recipe("digits", distilled), data, _quiet(), CPU)
+        pipeline.fit_run(make_run(load_recipe("digits", distilled), RunFolder(tmp_path / "taken"), data))
     ranks = load_recipe("digits", [*distilled, "model.reslt=cifar", "model.head=linear", "loss.branch_ranks=[3,11]"])
     with pytest.raises(ValueError, match="loss.branch_ranks goes to 11; there are 10 classes"):
-        pipeline.fit_run(Run(tmp_path / "new"), ranks, data, _quiet(), CPU)
+        pipeline.fit_run(make_run(ranks, RunFolder(tmp_path / "new"), data))
     assert not list(tmp_path.glob("*/teacher"))
     # Another teacher that was trained there is not taken for this one.
     other = load_recipe("digits", [*QUICK, "fit.lr=0.05"])
-    pipeline.fit_run(Run(tmp_path / "new" / "teacher"), other, data, _quiet(), CPU)
+    pipeline.fit_run(make_run(other, RunFolder(tmp_path / "new" / "teacher"), data))
     with pytest.raises(RunError, match="teacher holds a run with another fit.lr"):
-        pipeline.fit_run(Run(tmp_path / "new"), load_recipe("digits", distilled), data, _quiet(), CPU)
+        pipeline.fit_run(make_run(load_recipe("digits", distilled), RunFolder(tmp_path / "new"), data))
 
 
 def test_a_teacher_differs_from_its_student_by_what_the_recipe_says() -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,30 @@ from rich.console import Console
 from torch import Tensor
 
 from camcal.models.classifier import LongTailClassifier
+from camcal.training.checkpoints import build_network, load_tensors
 from camcal.training.data import Dataset, load_dataset
-from camcal.training.distributed import Group
+from camcal.training.distributed import Processes
 from camcal.training.fitting import fit as fit_module
 from camcal.training.fitting.descent import Descent
-from camcal.training.fitting.fit import compiled, fit, learning_rate
+from camcal.training.fitting.fit import fit
 from camcal.training.fitting.losses import Criterion
+from camcal.training.fitting.training import Training, compiled, learning_rate
 from camcal.training.recipe import FitConfig, Recipe, load_recipe
-from camcal.training.run import Run, RunError, build_network, load_tensors
+from camcal.training.run import RunError, RunFolder
+from tests.training.runs import make_run
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> list[object]:
+def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> list[int]:
     """Break off the epoch that is begun as the `at`-th from now on; gives a list that grows with each."""
-    real, begun = fit_module._epoch, list[object]()
+    real, begun = Training.epoch, list[int]()
 
-    def interrupted(*args: object) -> object:
-        begun.append(args)
+    def interrupted(self: Training, epoch: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+        begun.append(epoch)
         if len(begun) == at:
             raise KeyboardInterrupt
-        return real(*args)  # type: ignore[arg-type]  # the arguments are those of the real one
+        return real(self, epoch)
 
-    monkeypatch.setattr(fit_module, "_epoch", interrupted)
+    monkeypatch.setattr(Training, "epoch", interrupted)
     return begun
 
 
@@ -47,7 +51,7 @@ def data(recipe: Recipe) -> Dataset:
 
 def _fit(recipe: Recipe, data: Dataset, path: Path) -> str:
     console = Console(file=io.StringIO(), width=200)
-    fit(recipe, data, Run(path), console, torch.device("cpu"))
+    fit(make_run(recipe, path, data, console))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -72,8 +76,8 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
         _fit(recipe, data, tmp_path / "parts")
     monkeypatch.undo()
     assert "continuing after epoch 2 of 3" in _fit(recipe, data, tmp_path / "parts")
-    whole, _ = load_tensors(Run(tmp_path / "whole").checkpoint)
-    parts, meta = load_tensors(Run(tmp_path / "parts").checkpoint)
+    whole, _ = load_tensors(RunFolder(tmp_path / "whole").checkpoint)
+    parts, meta = load_tensors(RunFolder(tmp_path / "parts").checkpoint)
     assert whole.keys() == parts.keys() and meta["epoch"] == 3
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
@@ -90,7 +94,7 @@ def test_a_run_in_fp16_goes_on_with_the_scale_of_its_gradients(
         _fit(half, few, tmp_path / "parts")
     monkeypatch.undo()
     _fit(half, few, tmp_path / "parts")
-    whole, parts = (load_tensors(Run(tmp_path / name).checkpoint)[0] for name in ("whole", "parts"))
+    whole, parts = (load_tensors(RunFolder(tmp_path / name).checkpoint)[0] for name in ("whole", "parts"))
     assert whole.keys() == parts.keys() and whole["scaler"][1] > 2  # good steps, from before the interruption on
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
@@ -102,10 +106,13 @@ def test_a_checkpoint_says_what_trained_it(
     with pytest.raises(KeyboardInterrupt):
         _fit(recipe, data, tmp_path)
     monkeypatch.undo()
-    first = load_tensors(Run(tmp_path).checkpoint)[1]["made_with"]
+    first = load_tensors(RunFolder(tmp_path).checkpoint)[1]["made_with"]
     monkeypatch.setattr("camcal.training.provenance.COMMIT", "a later one")
     _fit(recipe, data, tmp_path)
-    assert load_tensors(Run(tmp_path).checkpoint)[1]["made_with"] == [*first, first[0] | {"commit": "a later one"}]
+    assert load_tensors(RunFolder(tmp_path).checkpoint)[1]["made_with"] == [
+        *first,
+        first[0] | {"commit": "a later one"},
+    ]
 
 
 def test_training_learns_and_says_how_it_goes(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
@@ -235,14 +242,16 @@ def _epoch_of(
     recipe: Recipe, data: Dataset, device: torch.device, backend: str | None = None
 ) -> dict[str, torch.Tensor]:
     """The state after one epoch, compiled or not."""
-    network = build_network(recipe, 10).to(device)
-    network.marc.requires_grad_(False)
-    descent = Descent(network, recipe.fit, device)
-    model = network if backend is None else compiled(network, device, backend)
-    criterion = Criterion(recipe.loss, data.train_counts(), network.head.scalar, device)
-    for _ in fit_module._epoch(model, descent, criterion, recipe, data, 0, device):
+    training = _training(recipe, data, device)
+    if backend is not None:
+        training.model = compiled(training.network, device, backend)
+    for _ in training.epoch(0):
         pass
-    return network.state_dict()
+    return training.network.state_dict()
+
+
+def _training(recipe: Recipe, data: Dataset, device: torch.device) -> Training:
+    return Training(make_run(recipe, Path("nowhere"), data, device=device), build_network(recipe, 10))
 
 
 def test_a_compiled_network_trains_as_the_plain_one_does(recipe: Recipe, data: Dataset) -> None:
@@ -269,9 +278,7 @@ def test_no_step_waits_for_the_gpu(recipe: Recipe, data: Dataset) -> None:
     mixed = recipe.model_copy(update={"augment": recipe.augment.model_copy(update=changes)})
     there = dataclasses.replace(data, train=data.train.to(device))
     _epoch_of(mixed, there, device)
-    network = build_network(mixed, 10).to(device)
-    criterion = Criterion(mixed.loss, there.train_counts(), network.head.scalar, device)
-    steps = fit_module._epoch(network, Descent(network, mixed.fit, device), criterion, mixed, there, 0, device)
+    steps = _training(mixed, there, device).epoch(0)
     next(steps)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -282,6 +289,6 @@ def test_no_step_waits_for_the_gpu(recipe: Recipe, data: Dataset) -> None:
 
 def test_batches_too_small_for_the_processes_are_refused(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
     few = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"batch_size": 4})})
-    console = Console(file=io.StringIO())
+    run = dataclasses.replace(make_run(few, tmp_path, data), processes=Processes(rank=0, size=8))
     with pytest.raises(RunError, match="no batch has 8 images, one for each process .*: fit.batch_size is 4 and there"):
-        fit(few, data, Run(tmp_path), console, torch.device("cpu"), Group(rank=0, size=8))
+        fit(run)

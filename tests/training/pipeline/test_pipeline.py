@@ -16,12 +16,14 @@ from rich.console import Console
 from camcal.models.bundle import Bundle
 from camcal.models.report import Report
 from camcal.training import pipeline
-from camcal.training.calibration.calibrate import calibrate
+from camcal.training.calibration.calibrate import calibrate_retrained
 from camcal.training.calibration.logits import predict_logits
+from camcal.training.checkpoints import load_network, load_tensors, save_tensors
 from camcal.training.data import load_dataset
 from camcal.training.export import precision
 from camcal.training.recipe import Recipe, RecipeError, load_recipe
-from camcal.training.run import Run, RunError, load_network, load_tensors, save_tensors
+from camcal.training.run import RunError, RunFolder
+from tests.training.runs import make_run
 
 QUICK = ["fit.epochs=2", "fit.warmup_epochs=1", "calibrate.iterations=50", "calibrate.passes=1", "calibrate.lean=true"]
 
@@ -32,9 +34,9 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> tuple[Run, Run, str]:
+def runs(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> tuple[RunFolder, RunFolder, str]:
     """A run without the second training; the same with it, begun from the first one's checkpoint; and what it said."""
-    plain, again = (Run(tmp_path_factory.mktemp(name) / "run") for name in ("plain", "again"))
+    plain, again = (RunFolder(tmp_path_factory.mktemp(name) / "run") for name in ("plain", "again"))
     pipeline.train(load_recipe("digits", QUICK), plain, Console(file=io.StringIO()))
     again.path.mkdir()
     again.checkpoint.write_bytes(plain.checkpoint.read_bytes())
@@ -43,11 +45,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> tuple[Run,
     return plain, again, console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def report(run: Run) -> Any:
+def report(run: RunFolder) -> Any:
     return json.loads(run.report.read_text())
 
 
-def test_the_second_training_sees_all_images_and_keeps_what_was_fitted(runs: tuple[Run, Run, str]) -> None:
+def test_the_second_training_sees_all_images_and_keeps_what_was_fitted(runs: tuple[RunFolder, RunFolder, str]) -> None:
     plain, again, said = runs
     before, after = report(plain), report(again)
     images = before["data"]["train"] + before["data"]["holdout"]
@@ -70,29 +72,34 @@ def test_the_second_training_sees_all_images_and_keeps_what_was_fitted(runs: tup
     assert "then trained again on all" in again.page.read_text()
 
 
-def test_what_made_either_training_is_named(runs: tuple[Run, Run, str], recipe: Recipe, tmp_path: Path) -> None:
-    run, console = Run(tmp_path / "run"), Console(file=io.StringIO())
+def test_what_made_either_training_is_named(
+    runs: tuple[RunFolder, RunFolder, str], recipe: Recipe, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
     shutil.copytree(runs[1].path, run.path)
     tensors, meta = load_tensors(run.refit.checkpoint)
     later = meta["made_with"][-1] | {"commit": "a later one"}
     save_tensors(run.refit.checkpoint, tensors, meta | {"made_with": [later]})
-    pipeline.calibrate_run(run, recipe, None, console)
+    pipeline.calibrate_run(make_run(recipe, run))
     assert load_tensors(run.network)[1]["made_with"] == [*load_tensors(run.checkpoint)[1]["made_with"], later]
 
 
-def test_the_second_network_serves_the_lean_of_the_first(runs: tuple[Run, Run, str], recipe: Recipe) -> None:
+def test_the_second_network_serves_the_lean_of_the_first(
+    runs: tuple[RunFolder, RunFolder, str], recipe: Recipe
+) -> None:
     _, again, _ = runs
     served, _, meta = load_network(again.network)
     plain, _, _ = load_network(again.refit.checkpoint)
     data, fitted = load_dataset(recipe.data, recipe.seed), Report.read(again.report).calibration
-    calibrate(plain, data.whole(), recipe, fitted.model_copy(update={"lean": 0.0}), again.refit.logits)
+    whole = make_run(recipe, again.refit, data.whole())
+    calibrate_retrained(whole, plain, fitted.model_copy(update={"lean": 0.0}))
     prior = torch.tensor(meta["train_counts"]) / sum(meta["train_counts"])
     with torch.no_grad():
         moved = (served.marc.beta - plain.marc.beta) * served.weight_norms() / served.temperature
     torch.testing.assert_close(moved, -fitted.lean * (prior * 10).log(), rtol=1e-3, atol=1e-4)
 
 
-def test_the_bundle_is_of_the_second_network(runs: tuple[Run, Run, str]) -> None:
+def test_the_bundle_is_of_the_second_network(runs: tuple[RunFolder, RunFolder, str]) -> None:
     _, again, _ = runs
     bundle = Bundle.load(again.bundle)
     assert json.loads((bundle.path / "report.json").read_text()) == report(again)
@@ -100,18 +107,18 @@ def test_the_bundle_is_of_the_second_network(runs: tuple[Run, Run, str]) -> None
 
 
 def test_calibrating_before_the_second_training_is_refused(
-    runs: tuple[Run, Run, str], recipe: Recipe, tmp_path: Path
+    runs: tuple[RunFolder, RunFolder, str], recipe: Recipe, tmp_path: Path
 ) -> None:
-    run = Run(tmp_path)
+    run = RunFolder(tmp_path)
     run.checkpoint.write_bytes(runs[0].checkpoint.read_bytes())
     data = load_dataset(recipe.data, recipe.seed)
-    with pytest.raises(RunError, match="has no second training: give its `camcal train` again"):
-        pipeline.calibrate_run(run, recipe, data, Console(file=io.StringIO()))
+    with pytest.raises(RunError, match="has no second training: run its `camcal train` again"):
+        pipeline.calibrate_run(make_run(recipe, run, data))
     assert not run.network.exists()
 
 
 def test_a_smaller_precision_is_judged_by_the_network_that_has_not_seen_the_held_out_images(
-    runs: tuple[Run, Run, str], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: tuple[RunFolder, RunFolder, str], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, again, _ = runs
     compare, seen = precision.compare, []
@@ -123,7 +130,7 @@ def test_a_smaller_precision_is_judged_by_the_network_that_has_not_seen_the_held
     data = load_dataset(recipe.data, recipe.seed)
     monkeypatch.setattr("camcal.training.export.bundle.compare", watched)
     monkeypatch.setattr(precision, "ALLOWED", 1.0)
-    bundle = pipeline.export_run(again, tmp_path / "int8", Console(file=io.StringIO()), "int8")
+    bundle = pipeline.export_run(make_run(recipe, again), tmp_path / "int8", "int8")
     before, after = (load_network(path)[0] for path in (again.before_refit, again.network))
     np.testing.assert_allclose(seen[0], predict_logits(before, data.holdout).numpy(), rtol=1e-3, atol=1e-3)
     exported = np.concatenate([out["logits"] for out in precision.served(bundle.model_path, data.test)])
@@ -132,16 +139,15 @@ def test_a_smaller_precision_is_judged_by_the_network_that_has_not_seen_the_held
 
 
 def test_a_report_of_another_calibration_is_not_exported(
-    runs: tuple[Run, Run, str], recipe: Recipe, tmp_path: Path
+    runs: tuple[RunFolder, RunFolder, str], recipe: Recipe, tmp_path: Path
 ) -> None:
-    run, console = Run(tmp_path / "run"), Console(file=io.StringIO())
-    shutil.copytree(runs[0].path, run.path)
-    again = load_recipe("digits", [*QUICK, "calibrate.marc=false"])
-    pipeline.calibrate_run(run, again, None, console)
+    shutil.copytree(runs[0].path, tmp_path / "run")
+    run = make_run(load_recipe("digits", [*QUICK, "calibrate.marc=false"]), tmp_path / "run")
+    pipeline.calibrate_run(run)
     with pytest.raises(RunError, match=r"report.json is of another calibration: run `camcal evaluate"):
-        pipeline.export_run(run, tmp_path / "bundle", console)
-    pipeline.evaluate_run(run, None, console)
-    bundle = pipeline.export_run(run, tmp_path / "bundle", console)
+        pipeline.export_run(run, tmp_path / "bundle")
+    pipeline.evaluate_run(run)
+    bundle = pipeline.export_run(run, tmp_path / "bundle")
     assert Report.read(bundle.path / "report.json").calibration.train_accuracy is None
 
 
@@ -159,11 +165,11 @@ def test_what_needs_held_out_images_of_the_last_network_is_refused(other: str) -
         load_recipe("digits", ["calibrate.refit=true", "model.head=linear", other])
 
 
-def test_another_calibration_starts_from_the_last_one(runs: tuple[Run, Run, str], tmp_path: Path) -> None:
+def test_another_calibration_starts_from_the_last_one(runs: tuple[RunFolder, RunFolder, str], tmp_path: Path) -> None:
     _, again, _ = runs
     assert not load_network(again.checkpoint)[1].calibrate.refit  # the first training knew nothing of a second
-    changed = pipeline.recipe_of(again, ["calibrate.exponent=1"]).calibrate
+    changed = pipeline.open_run(again, Console(), ["calibrate.exponent=1"]).recipe.calibrate
     assert changed.refit and changed.lean and changed.exponent == 1
-    alone = Run(tmp_path)
+    alone = RunFolder(tmp_path)
     alone.checkpoint.write_bytes(again.checkpoint.read_bytes())
-    assert not pipeline.recipe_of(alone, []).calibrate.refit
+    assert not pipeline.open_run(alone, Console()).recipe.calibrate.refit

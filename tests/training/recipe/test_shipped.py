@@ -12,11 +12,12 @@ from PIL import Image
 from rich.console import Console
 
 from camcal.training import pipeline
+from camcal.training.checkpoints import build_network
 from camcal.training.data import load_dataset
 from camcal.training.data.dataset import long_tail_counts
 from camcal.training.export.verify import verify
 from camcal.training.recipe import RECIPES, load_recipe
-from camcal.training.run import Run, build_network
+from camcal.training.run import RunFolder
 
 # How each benchmark names its files: (training, test) path of image i of a class.
 LAYOUTS = {
@@ -60,7 +61,7 @@ def test_a_benchmark_runs_from_its_lists_to_a_bundle(name: str, tmp_path: Path) 
     ):
         text = _write_images(root, pattern, counts)
         (root / file).write_text(text)
-    bundle = pipeline.train(recipe, Run(tmp_path / "run"), Console(file=io.StringIO()))
+    bundle = pipeline.train(recipe, RunFolder(tmp_path / "run"), Console(file=io.StringIO()))
     assert bundle is not None
     assert [c.train_count for c in bundle.manifest.classes] == list(COUNTS)
     assert json.loads((tmp_path / "run" / "report.json").read_text())["data"]["test"] == 8
@@ -103,7 +104,7 @@ def test_a_cifar_recipe_runs_from_packed_arrays_to_a_bundle_that_keeps_its_word(
         "calibrate.passes=1",
     ]
     recipe = load_recipe(name, [*settings, "calibrate.iterations=50", f"data.root={tmp_path / 'data.npz'}"])
-    bundle = pipeline.train(recipe, Run(tmp_path / "run"), Console(file=io.StringIO()))
+    bundle = pipeline.train(recipe, RunFolder(tmp_path / "run"), Console(file=io.StringIO()))
     assert bundle is not None
     counts = [c.train_count for c in bundle.manifest.classes]
     assert (sum(counts), counts[0], counts[-1]) == (total, largest, largest // 100)

@@ -12,15 +12,15 @@ from rich.console import Console
 from scipy.optimize import minimize_scalar
 
 from camcal.models.report import FittedCalibration, Report, Step
-from camcal.training.calibration.calibrate import calibrate
 from camcal.training.calibration.logits import predict_logits
+from camcal.training.checkpoints import build_network, load_network
 from camcal.training.data import load_dataset
 from camcal.training.priors import Floats
 from camcal.training.recipe import LossConfig, Recipe, load_recipe, parse_recipe
-from camcal.training.report.evaluate import evaluate
 from camcal.training.report.page import page
 from camcal.training.report.summary import print_report, steps_for_prior, steps_taken
-from camcal.training.run import Run, build_network, load_network
+from camcal.training.run import RunFolder
+from tests.training.runs import calibrated, evaluated
 
 
 def _fitted(meta: dict[str, Any], **temperatures: float) -> FittedCalibration:
@@ -29,7 +29,7 @@ def _fitted(meta: dict[str, Any], **temperatures: float) -> FittedCalibration:
     return fitted.model_copy(update={"prior_temperatures": temperatures}) if temperatures else fitted
 
 
-def test_the_report_of_a_real_run(digits_run: Run) -> None:
+def test_the_report_of_a_real_run(digits_run: RunFolder) -> None:
     report = json.loads(digits_run.report.read_text())
     assert report["data"]["train"] + report["data"]["holdout"] == 527 and report["data"]["test"] == 400
     assert report["data"]["groups"] == {"many": 1, "medium": 7, "few": 2}
@@ -43,7 +43,7 @@ def test_the_report_of_a_real_run(digits_run: Run) -> None:
     assert sum(b["share"] for b in report["reliability"]["calibrated"]) == pytest.approx(1)
 
 
-def test_margins_and_what_marc_did_to_them(digits_run: Run) -> None:
+def test_margins_and_what_marc_did_to_them(digits_run: RunFolder) -> None:
     report = json.loads(digits_run.report.read_text())
     network, _, _ = load_network(digits_run.network)
     omega, beta = network.marc.omega.tolist(), network.marc.beta.tolist()
@@ -53,7 +53,9 @@ def test_margins_and_what_marc_did_to_them(digits_run: Run) -> None:
         assert row["margin_spread_calibrated"] == pytest.approx(omega[k] * row["margin_spread_trained"], abs=1e-3)
 
 
-def test_a_cosine_head_s_margin_is_the_cosine_of_feature_and_weight(digits_run: Run, digits_recipe: Recipe) -> None:
+def test_a_cosine_head_s_margin_is_the_cosine_of_feature_and_weight(
+    digits_run: RunFolder, digits_recipe: Recipe
+) -> None:
     report = json.loads(digits_run.report.read_text())
     network, _, _ = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
@@ -67,14 +69,14 @@ def test_a_cosine_head_s_margin_is_the_cosine_of_feature_and_weight(digits_run: 
         assert row["margin_spread_trained"] == pytest.approx(cosines_N[y == k].std(), abs=1e-3)
 
 
-def test_rank_groups_are_means_over_their_classes(digits_run: Run) -> None:
+def test_rank_groups_are_means_over_their_classes(digits_run: RunFolder) -> None:
     report = json.loads(digits_run.report.read_text())
     assert report["rank_groups"]["sizes"] == {"head": 3, "middle": 4, "tail": 3}
     rarest = [row["accuracy_calibrated"] for row in report["per_class"][7:]]
     assert report["rank_groups"]["test"]["calibrated"]["tail"] == pytest.approx(np.mean(rarest), abs=1e-3)
 
 
-def test_predictions_are_judged_by_the_group_of_the_class_they_name(digits_run: Run) -> None:
+def test_predictions_are_judged_by_the_group_of_the_class_they_name(digits_run: RunFolder) -> None:
     report = json.loads(digits_run.report.read_text())
     for step, found in report["by_predicted_group"].items():
         for names in (("many", "medium", "few"), ("head", "middle", "tail")):
@@ -86,7 +88,7 @@ def test_predictions_are_judged_by_the_group_of_the_class_they_name(digits_run: 
     assert before < after  # calibration brings the rare classes out
 
 
-def test_every_step_has_a_diagram_that_gives_its_calibration_error(digits_run: Run) -> None:
+def test_every_step_has_a_diagram_that_gives_its_calibration_error(digits_run: RunFolder) -> None:
     report = json.loads(digits_run.report.read_text())
     for diagrams, figures in (
         (report["reliability"], report["test"]),
@@ -99,7 +101,7 @@ def test_every_step_has_a_diagram_that_gives_its_calibration_error(digits_run: R
 
 
 def test_a_temperature_after_taking_out_the_prior_fits_the_held_out_part(
-    digits_run: Run, digits_recipe: Recipe
+    digits_run: RunFolder, digits_recipe: Recipe
 ) -> None:
     report = json.loads(digits_run.report.read_text())
     adjusted, before = report["temperature_only"]["adjusted"], report["test"]["adjusted"]
@@ -120,7 +122,7 @@ def test_a_temperature_after_taking_out_the_prior_fits_the_held_out_part(
     assert adjusted["temperature"] == pytest.approx(best, rel=1e-3)
 
 
-def test_a_temperature_without_marc_keeps_the_order_of_classes(digits_run: Run) -> None:
+def test_a_temperature_without_marc_keeps_the_order_of_classes(digits_run: RunFolder) -> None:
     report = json.loads(digits_run.report.read_text())
     alone, scalar = report["temperature_only"]["scalar"], report["test"]["scalar"]
     assert alone["test"]["accuracy"] == scalar["accuracy"] and alone["test"]["groups"] == scalar["groups"]
@@ -128,7 +130,7 @@ def test_a_temperature_without_marc_keeps_the_order_of_classes(digits_run: Run) 
     assert alone["temperature"] > 0 and alone["test"]["nll"] < scalar["nll"]
 
 
-def test_the_worst_classes_come_with_what_they_are_taken_for(digits_run: Run) -> None:
+def test_the_worst_classes_come_with_what_they_are_taken_for(digits_run: RunFolder) -> None:
     report = json.loads(digits_run.report.read_text())
     accuracies = [row["accuracy"] for row in report["worst_classes"]]
     assert accuracies == sorted(accuracies)
@@ -137,14 +139,14 @@ def test_the_worst_classes_come_with_what_they_are_taken_for(digits_run: Run) ->
         assert 0 < sum(t["share"] for t in row["taken_for"]) <= 1 - row["accuracy"] + 1e-3
 
 
-def test_the_report_says_what_made_it(digits_run: Run, digits_recipe: Recipe) -> None:
+def test_the_report_says_what_made_it(digits_run: RunFolder, digits_recipe: Recipe) -> None:
     report = json.loads(digits_run.report.read_text())
     assert report["made_with"].keys() == {"version", "commit", "hardware", "date"}
     assert "torch" in report["made_with"]["hardware"]
     assert parse_recipe(report["settings"], "report") == digits_recipe
 
 
-def test_the_report_has_the_curve_of_the_scalar(digits_run: Run) -> None:
+def test_the_report_has_the_curve_of_the_scalar(digits_run: RunFolder) -> None:
     report = json.loads(digits_run.report.read_text())
     curve = report["scalar_curve"]
     assert {len(point) for point in curve} == {13}
@@ -157,12 +159,12 @@ def test_the_report_has_the_curve_of_the_scalar(digits_run: Run) -> None:
             assert selected[prefix + figure] == pytest.approx(report["test"][step][figure], rel=1e-4), (step, figure)
 
 
-def test_the_lean_comes_after_the_margins(digits_run: Run, digits_recipe: Recipe) -> None:
+def test_the_lean_comes_after_the_margins(digits_run: RunFolder, digits_recipe: Recipe) -> None:
     network, recipe, _ = load_network(digits_run.network)
     leaning = parse_recipe(recipe.model_dump(mode="json"), "x", ["calibrate.lean=true"])
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
-    fitted = calibrate(network, data, leaning)
-    report = evaluate(network, data, leaning, fitted)
+    fitted = calibrated(network, data, leaning)
+    report = evaluated(network, data, leaning, fitted)
     before = Report.read(digits_run.report)
     steps: tuple[Step, ...] = ("scalar", "adjusted", "marc")
     for step in steps:
@@ -186,13 +188,13 @@ def test_the_lean_comes_after_the_margins(digits_run: Run, digits_recipe: Recipe
     assert "<dt>lean</dt>" not in digits_run.page.read_text()
 
 
-def test_a_class_with_more_test_images_weighs_no_more(digits_run: Run, digits_recipe: Recipe) -> None:
+def test_a_class_with_more_test_images_weighs_no_more(digits_run: RunFolder, digits_recipe: Recipe) -> None:
     network, recipe, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     index = np.arange(len(data.test))
     threes = np.flatnonzero(data.test.labels.numpy() == 3)
     longer = replace(data, test=data.test.subset(np.concatenate([index, threes, threes])))
-    even, uneven = (evaluate(network, part, recipe, _fitted(meta)) for part in (data, longer))
+    even, uneven = (evaluated(network, part, recipe, _fitted(meta)) for part in (data, longer))
 
     def flat(report: Report) -> list[float]:
         found = [*report.test.values(), *report.test_under_train_prior.values()]
@@ -213,13 +215,13 @@ def _nll(logits: Floats, shift: Floats, labels: NDArray[np.int64], prior: Floats
 
 
 def test_each_prior_is_judged_with_its_own_shift_temperature_and_weights(
-    digits_run: Run, digits_recipe: Recipe
+    digits_run: RunFolder, digits_recipe: Recipe
 ) -> None:
     network, recipe, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     given = np.array([0.02, 0.02, 0.02, 0.02, 0.02, 0.1, 0.2, 0.2, 0.2, 0.2])
     asked = parse_recipe(recipe.model_dump(mode="json"), "x", [f"calibrate.prior={(5 * given).tolist()}"])
-    report = evaluate(network, data, asked, _fitted(meta, train=2.0, given=1.3)).to_json()
+    report = evaluated(network, data, asked, _fitted(meta, train=2.0, given=1.3)).to_json()
     with torch.no_grad():
         z = network.calibrate(predict_logits(network, data.test)).double().numpy()
     prior = data.train_counts() / data.train_counts().sum()
@@ -230,7 +232,7 @@ def test_each_prior_is_judged_with_its_own_shift_temperature_and_weights(
 
 
 def test_a_temperature_alone_for_the_training_prior_keeps_to_the_prior_of_the_logits(
-    digits_run: Run, digits_recipe: Recipe
+    digits_run: RunFolder, digits_recipe: Recipe
 ) -> None:
     report = json.loads(digits_run.report.read_text())
     network, recipe, _ = load_network(digits_run.network)
@@ -259,14 +261,14 @@ def test_rescaled_logits_count_as_balanced(digits_recipe: Recipe, rescale: str) 
     network = build_network(recipe, 10).eval()
     with torch.no_grad():
         network.head.weight.mul_(torch.linspace(30, 3, 10)[:, None])
-    fitted = calibrate(network, data, recipe)
-    report = evaluate(network, data, recipe, fitted)
+    fitted = calibrated(network, data, recipe)
+    report = evaluated(network, data, recipe, fitted)
     z, labels = predict_logits(network, data.test).double().numpy(), data.test.labels.numpy()
     prior = data.train_counts() / data.train_counts().sum()
     assert report.test_under_train_prior["scalar"].nll == pytest.approx(_nll(z, prior, labels, prior), rel=1e-4)
 
 
-def test_the_curve_of_held_out_images_counts_each_class_alike(digits_run: Run, digits_recipe: Recipe) -> None:
+def test_the_curve_of_held_out_images_counts_each_class_alike(digits_run: RunFolder, digits_recipe: Recipe) -> None:
     curve = json.loads(digits_run.report.read_text())["scalar_curve"]
     network, _, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
@@ -281,13 +283,13 @@ def test_the_curve_of_held_out_images_counts_each_class_alike(digits_run: Run, d
     assert point["holdout_adjusted_nll"] == pytest.approx(adjusted, rel=1e-4)
 
 
-def test_a_given_prior_is_judged_as_the_training_prior_is(digits_run: Run, digits_recipe: Recipe) -> None:
+def test_a_given_prior_is_judged_as_the_training_prior_is(digits_run: RunFolder, digits_recipe: Recipe) -> None:
     network, recipe, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     counts = [float(n) for n in meta["train_counts"]]
     by_name = dict(zip(meta["classes"], counts, strict=True))
     given = recipe.model_copy(update={"calibrate": recipe.calibrate.model_copy(update={"prior": by_name})})
-    report = evaluate(network, data, given, _fitted(meta, train=2.0, given=2.0))
+    report = evaluated(network, data, given, _fitted(meta, train=2.0, given=2.0))
     assert report.test_under_given_prior == {"calibrated": report.test_under_train_prior["calibrated"]}
     assert "test_under_given_prior" not in json.loads(digits_run.report.read_text())
     output = io.StringIO()
@@ -296,12 +298,12 @@ def test_a_given_prior_is_judged_as_the_training_prior_is(digits_run: Run, digit
 
 
 def test_raw_probabilities_of_balanced_training_are_shifted_to_the_training_prior(
-    digits_run: Run, digits_recipe: Recipe
+    digits_run: RunFolder, digits_recipe: Recipe
 ) -> None:
     network, recipe, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     balanced = recipe.model_copy(update={"loss": LossConfig(name="balanced_softmax")})
-    plain, shifted = (evaluate(network, data, changed, _fitted(meta)) for changed in (recipe, balanced))
+    plain, shifted = (evaluated(network, data, changed, _fitted(meta)) for changed in (recipe, balanced))
     assert plain.test["trained"] == shifted.test["trained"]
     assert shifted.test["adjusted"].accuracy == shifted.test["scalar"].accuracy
     z, y = predict_logits(network, data.test, trained=True).double().numpy(), data.test.labels.numpy()

@@ -8,7 +8,7 @@ import pytest
 from camcal.models.report import ClassFigures, CurvePoint, Made, Report, Step, WorstClass
 from camcal.training.recipe import parse_recipe
 from camcal.training.report.page import page
-from camcal.training.run import Run
+from camcal.training.run import RunFolder
 
 VOID = {"meta", "br"}
 
@@ -45,11 +45,11 @@ def _read(html: str) -> _Reader:
 
 
 @pytest.fixture
-def report(digits_run: Run) -> Report:
+def report(digits_run: RunFolder) -> Report:
     return Report.read(digits_run.report)
 
 
-def test_the_run_has_the_page_of_its_report_and_the_bundle_has_not(digits_run: Run, report: Report) -> None:
+def test_the_run_has_the_page_of_its_report_and_the_bundle_has_not(digits_run: RunFolder, report: Report) -> None:
     assert digits_run.page.read_text(encoding="utf-8") == page(report)
     names = ["canary.json", "manifest.json", "model.onnx", "report.json"]
     assert sorted(p.name for p in digits_run.bundle.iterdir()) == names

@@ -7,12 +7,13 @@ import pytest
 from rich.console import Console
 
 from camcal.models.report import FittedCalibration, Report
+from camcal.training.checkpoints import load_network
 from camcal.training.data import load_dataset
 from camcal.training.recipe import Recipe
-from camcal.training.report.evaluate import evaluate
 from camcal.training.report.page import page
 from camcal.training.report.summary import print_report, reservations, steps_for_prior, steps_taken
-from camcal.training.run import Run, load_network
+from camcal.training.run import RunFolder
+from tests.training.runs import evaluated
 
 
 def _fitted(meta: dict[str, Any]) -> FittedCalibration:
@@ -26,7 +27,7 @@ def _printed(report: Report, width: int = 140) -> str:
     return console.file.getvalue()
 
 
-def test_the_printed_report_has_groups_and_calibration_before_and_after(digits_run: Run) -> None:
+def test_the_printed_report_has_groups_and_calibration_before_and_after(digits_run: RunFolder) -> None:
     report = Report.read(digits_run.report)
     text = _printed(report, width=80)
     for word in ("many (1)", "medium (7)", "few (2)", "ECE", "as trained", "+ MARC", "training prior"):
@@ -34,7 +35,7 @@ def test_the_printed_report_has_groups_and_calibration_before_and_after(digits_r
     assert f"{100 * report.test['calibrated'].ece:.1f}" in text
 
 
-def test_the_printed_report_says_how_far_each_group_is_to_be_believed(digits_run: Run) -> None:
+def test_the_printed_report_says_how_far_each_group_is_to_be_believed(digits_run: RunFolder) -> None:
     report = Report.read(digits_run.report)
     few = report.by_predicted_group["calibrated"]["few"]
     assert few is not None
@@ -46,7 +47,7 @@ def test_the_printed_report_says_how_far_each_group_is_to_be_believed(digits_run
     assert "middle (4)" in _printed(report)
 
 
-def test_an_empty_group_is_not_zero(digits_run: Run) -> None:
+def test_an_empty_group_is_not_zero(digits_run: RunFolder) -> None:
     console = Console(file=io.StringIO(), width=80)
     report = Report.read(digits_run.report)
     report.test["trained"].groups["few"] = None
@@ -55,7 +56,7 @@ def test_an_empty_group_is_not_zero(digits_run: Run) -> None:
     assert "n/a" in console.file.getvalue()
 
 
-def test_a_step_that_changed_nothing_has_no_name(digits_run: Run) -> None:
+def test_a_step_that_changed_nothing_has_no_name(digits_run: RunFolder) -> None:
     report = Report.read(digits_run.report)
     assert list(steps_taken(report).values()) == ["as trained", "+ scalar", "+ MARC", "+ temperature"]
     assert list(steps_for_prior(report).values()) == ["as trained", "+ scalar", "+ MARC, temperature"]
@@ -73,18 +74,18 @@ def test_a_step_that_changed_nothing_has_no_name(digits_run: Run) -> None:
     assert list(steps_taken(report).values())[1] == "+ τ-norm"
 
 
-def test_training_images_are_counted_with_those_held_out(digits_run: Run) -> None:
+def test_training_images_are_counted_with_those_held_out(digits_run: RunFolder) -> None:
     report = Report.read(digits_run.report)
     total = sum(row.train_count for row in report.per_class)
     held = report.data.holdout
     assert f"{total} training images" in _printed(report) and f"{held} of them held out" in _printed(report)
 
 
-def test_classes_without_a_test_image_are_named(digits_run: Run, digits_recipe: Recipe) -> None:
+def test_classes_without_a_test_image_are_named(digits_run: RunFolder, digits_recipe: Recipe) -> None:
     network, recipe, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     index = np.flatnonzero(~np.isin(data.test.labels.numpy(), [2, 7]))
-    report = evaluate(network, replace(data, test=data.test.subset(index)), recipe, _fitted(meta))
+    report = evaluated(network, replace(data, test=data.test.subset(index)), recipe, _fitted(meta))
     assert [row.name for row in report.per_class if not row.test_count] == [data.classes[2], data.classes[7]]
     console, words = (
         Console(file=io.StringIO(), width=140),
@@ -97,13 +98,13 @@ def test_classes_without_a_test_image_are_named(digits_run: Run, digits_recipe: 
     assert "without a test image" not in digits_run.page.read_text()
 
 
-def test_an_error_that_few_images_show_by_chance_is_said(digits_run: Run, digits_recipe: Recipe) -> None:
+def test_an_error_that_few_images_show_by_chance_is_said(digits_run: RunFolder, digits_recipe: Recipe) -> None:
     network, recipe, meta = load_network(digits_run.network)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     labels = data.test.labels.numpy()
     index = np.concatenate([np.flatnonzero(labels == k)[: 1 if k else 40] for k in range(10)])
     few, many = (
-        evaluate(network, part, recipe, _fitted(meta)) for part in (replace(data, test=data.test.subset(index)), data)
+        evaluated(network, part, recipe, _fitted(meta)) for part in (replace(data, test=data.test.subset(index)), data)
     )
     assert few.by_chance is not None and many.by_chance is not None
     assert few.by_chance.samples == pytest.approx(1 / (9 / 100 + 1 / 4000))
