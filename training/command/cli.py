@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
-        help="Change one value of the recipe, such as fit.epochs=40; may be repeated. Keys: docs/reference/recipe.md.",
+        help="Change one value of the recipe, such as fit.epochs=40; may be repeated. camcal recipe explains the keys.",
     ),
 ]
 Moved = Annotated[
@@ -114,6 +115,21 @@ def train(
         if (bundle := pipeline.train(settings, RunFolder(out), console)) is None:
             return
         console.print(f"serve it:  camcal serve --bundle {bundle.path}")
+
+
+@app.command()
+def recipe(
+    key: Annotated[
+        str, typer.Argument(help="A section, such as loss, or a key, such as loss.gamma; by default all sections.")
+    ] = "",
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole reference as Markdown.")] = False,
+) -> None:
+    """Explain the keys of a recipe: their values, defaults and meaning."""
+    with _spoken_errors():
+        from camcal.training.recipe import reference
+
+        width = max(40, min(100, shutil.get_terminal_size().columns))
+        typer.echo(reference.markdown() if as_markdown else reference.text(key, width), nl=not as_markdown)
 
 
 @app.command()

@@ -14,31 +14,44 @@ Policy = Literal["none", "autoaugment-cifar10", "autoaugment-imagenet", "trivial
 class AugmentConfig(Section):
     """Random changes to training images; the defaults change nothing.
 
-    flip: mirror half of them.
-    shift: move by up to this many pixels each way (pad and crop).
-    area: range of the share of the image that is kept; aspect: range of its width to height ratio. Where images are
-        decoded as they are needed (`list`) the part lies within the image; otherwise a wide or high one of nearly the
-        whole image goes beyond it, and `fill` shows there.
-    rotate: up to this many degrees either way.
-    fill: what is shown outside the image: `zero`, `mirror`, or `random` (mirror or a random plain colour, per image).
-    policy: a published policy of operations on grey levels and geometry; see `camcal.training.data.policies`.
-    erase: side of a square that is blanked, as a share of the image's (Cutout, arXiv 1708.04552).
-    colour: strength of changes to brightness, contrast and saturation.
-    mixup, cutmix: parameter of the Beta distribution that says how much of another image is mixed in, 0 for none; with
-        both, each batch takes one of the two. See `camcal.training.data.mix`.
+    For decoded images, geometry is one resampling; with source `list` crops are cut from the file.
     """
 
-    flip: bool = False
-    shift: int = Field(default=0, ge=0)
-    area: tuple[float, float] = (1.0, 1.0)
-    aspect: tuple[float, float] = (1.0, 1.0)
-    rotate: float = Field(default=0.0, ge=0, le=180)
-    fill: Literal["zero", "mirror", "random"] = "zero"
-    policy: Policy = "none"
-    erase: float = Field(default=0.0, ge=0, lt=1)
-    colour: float = Field(default=0.0, ge=0, lt=1)
-    mixup: float = Field(default=0.0, ge=0)
-    cutmix: float = Field(default=0.0, ge=0)
+    flip: bool = Field(default=False, description="Mirror half of the images left to right.")
+    shift: int = Field(default=0, ge=0, description="Move images by up to this many pixels each way (pad and crop).")
+    area: tuple[float, float] = Field(
+        default=(1.0, 1.0), description="Range of the share of the image's area that is kept by a random crop."
+    )
+    aspect: tuple[float, float] = Field(
+        default=(1.0, 1.0),
+        description="Range of the crop's ratio of width to height. A wide or high crop of nearly the whole image goes "
+        "beyond it, and shows `fill` there; with source `list` it stays inside.",
+    )
+    rotate: float = Field(default=0.0, ge=0, le=180, description="Rotate by up to this many degrees either way.")
+    fill: Literal["zero", "mirror", "random"] = Field(
+        default="zero",
+        description="What is shown outside the image; `random` is mirror or a random plain colour, drawn per image.",
+    )
+    policy: Policy = Field(
+        default="none",
+        description="A published policy of operations: AutoAugment (arXiv 1805.09501) or TrivialAugment "
+        "(arXiv 2103.10158).",
+    )
+    erase: float = Field(
+        default=0.0, ge=0, lt=1, description="Side of a square that is blanked, as a share of the image's (Cutout)."
+    )
+    colour: float = Field(
+        default=0.0, ge=0, lt=1, description="Strength of random changes to brightness, contrast and saturation."
+    )
+    mixup: float = Field(
+        default=0.0,
+        ge=0,
+        description="α of mixup's Beta distribution (arXiv 1710.09412), 0 for none. With `cutmix` too, each batch "
+        "takes one of the two.",
+    )
+    cutmix: float = Field(
+        default=0.0, ge=0, description="α of CutMix's Beta distribution (arXiv 1905.04899), 0 for none."
+    )
 
     @model_validator(mode="after")
     def _ranges(self) -> AugmentConfig:

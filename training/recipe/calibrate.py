@@ -10,50 +10,67 @@ from camcal.training.recipe.section import Section
 
 
 class CalibrateConfig(Section):
-    """The steps after training; see `camcal.training.calibration.calibrate`.
+    """The steps after training: scalar, margins, lean and temperature.
 
-    scalar: `select` a normalised head's scalar on held-out images, or `keep` the trained one.
-    spread: how far, as the standard deviation of its logarithm, the factor by which the scalar or the temperature
-        changes the logits is expected to be from 1, before any image is seen, and the lean from 0; see
-        `camcal.training.calibration.temperature.fit_scale`.
-    rescale: of a linear head: `tau` normalises the weights by ‖W‖^τ, `lws` learns a scale a class.
-    marc: fit margins.
-    marc_on: the images that they are fitted on: `train` as published, the `holdout` part, or `both`.
-    start: where margins start (and stay, without marc): `identity`, or `prior`, which takes the logarithm of the class
-        prior that the logits are trained for from them: logit adjustment afterwards.
-    penalty: λ that pulls margins towards their start, see `calibration.margins.fit_marc`. On `train` the defaults are
-        those of the paper, `identity` and 0; with held-out images, `prior` (`identity` after rescaling) and the λ that
-        cross-validation chooses. Without marc the start is `prior` too.
-    lean: fit on held-out images, with the temperature, how far the logits still lean to the common classes, and take
-        it out; see `camcal.training.calibration.temperature.fit_lean`.
-    passes: how many augmented passes over the training images MARC's cached logits come from.
-    exponent: of the generalised re-weighting, w_k ∝ (n_k/N)^-exponent.
-    iterations, batch_size, lr, momentum, weight_decay: of SGD with a cosine rate; the first `warmup` iterations rise
-        from half of lr, at most half of them.
-    refit: once scalar and temperature are fitted, train again, on all images, the held-out ones too. What was fitted on
-        held-out images is kept, margins are fitted to the new network. Training takes twice as long.
-    prior: class frequencies in use, beside the balanced ones and those of training: one positive number for each
-        class, as a list in the classes' order or by name.
+    They take seconds, and `camcal calibrate` repeats them.
     """
 
-    scalar: Literal["select", "keep"] = "select"
-    spread: float = Field(default=0.3, ge=1e-3)
-    rescale: Literal["off", "tau", "lws"] = "off"
-    marc: bool = True
-    marc_on: Literal["train", "holdout", "both"] = "train"
-    start: Literal["identity", "prior"] | None = None
-    penalty: float | None = Field(default=None, ge=0)
-    lean: bool = False
-    passes: int = Field(default=4, ge=1)
-    exponent: float = Field(default=1.2, ge=0, le=10)
-    iterations: int = Field(default=2000, ge=1)
-    warmup: int = Field(default=0, ge=0)
-    batch_size: int = Field(default=512, ge=1)
-    lr: float = Field(default=0.05, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    refit: bool = False
-    prior: list[float] | dict[str, float] | None = None
+    scalar: Literal["select", "keep"] = Field(
+        default="select",
+        description="`select` the scalar of a normalised head on held-out images, or `keep` the trained one.",
+    )
+    spread: float = Field(
+        default=0.3,
+        ge=1e-3,
+        description="Standard deviation of the prior on the fits to few images: of the logarithm of the scalar's and "
+        "the temperature's factor around 1, and of the lean around 0.",
+    )
+    rescale: Literal["off", "tau", "lws"] = Field(
+        default="off",
+        description="For a linear head: `tau` divides the weights by ‖W‖^τ, `lws` learns a scale per class "
+        "(arXiv 1910.09217).",
+    )
+    marc: bool = Field(default=True, description="Fit margins (MARC, arXiv 2112.07225).")
+    marc_on: Literal["train", "holdout", "both"] = Field(
+        default="train", description="The images that margins are fitted on; the paper takes those of training."
+    )
+    start: Literal["identity", "prior"] | None = Field(
+        default=None,
+        description="Where margins start, and stay without `marc`: `identity`, or `prior`, which subtracts the "
+        'logarithm of the class prior from the logits. By default `identity` for `marc_on = "train"` and after '
+        "rescaling, otherwise `prior`.",
+    )
+    penalty: float | None = Field(
+        default=None,
+        ge=0,
+        description='λ, which pulls margins towards their start. By default 0 for `marc_on = "train"`, otherwise '
+        "chosen by cross-validation.",
+    )
+    lean: bool = Field(
+        default=False,
+        description="Fit on held-out images, with the temperature, how far the logits still lean to the common "
+        "classes, and correct it.",
+    )
+    passes: int = Field(
+        default=4, ge=1, description="Augmented passes over the training images that MARC's cached logits come from."
+    )
+    exponent: float = Field(default=1.2, ge=0, le=10, description="Exponent of MARC's class weights, w ∝ n^-exponent.")
+    iterations: int = Field(default=2000, ge=1, description="Steps of SGD, with a cosine rate.")
+    warmup: int = Field(default=0, ge=0, description="Steps over which the rate rises from half, at most half of all.")
+    batch_size: int = Field(default=512, ge=1, description="Logits per step.")
+    lr: float = Field(default=0.05, gt=0, description="The highest learning rate.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of SGD.")
+    refit: bool = Field(
+        default=False,
+        description="Once scalar and temperature are fitted, train again on all images, held-out ones too, and fit "
+        "margins to that network. Training takes twice as long.",
+    )
+    prior: list[float] | dict[str, float] | None = Field(
+        default=None,
+        description="Class frequencies expected in use, beside balanced and training frequencies: a positive number "
+        "per class, as a list in the classes' order or by name.",
+    )
 
     @field_validator("prior", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Section `data`: where images come from, and how they are resized."""
+"""Section `data`: where images come from, and how they become the network's input."""
 
 from __future__ import annotations
 
@@ -15,34 +15,55 @@ MADE_TAILED = ("digits", "cifar10", "cifar100")
 
 
 class DataConfig(Section):
-    """Where images come from.
+    """Where images come from, and how they become the network's input."""
 
-    source: `digits` (scikit-learn's, made long-tailed), `cifar10` or `cifar100` (packed arrays or torchvision's
-        folder), `folder` (an image folder), `list` (list files; images are decoded while training).
-    root: the file or folder; relative to the current folder. Not used by `digits`.
-    imbalance: of the synthetic tail of `digits` and CIFAR, n_max/n_min; not used by the others.
-    train_list, test_list: for `list`, the files with `relative/path label` a line, relative to root as the paths are.
-    split_file: for `folder`, a CSV with the columns path, split and label, relative to root.
-    test_fraction: for a `folder` without a test part, the share of each class that is put aside as one.
-    holdout_fraction: the share of each training class that fits scalar and temperature, and is not trained on.
-    fit, resize, input_size, mean, std, interpolation: see `Preprocessing`; the last three are
-        those that pretrained weights expect, where none are given.
-    """
-
-    source: Literal["digits", "cifar10", "cifar100", "folder", "list"]
-    root: Path | None = None
-    imbalance: float = Field(default=100.0, ge=1)
-    split_file: str | None = None
-    train_list: str | None = None
-    test_list: str | None = None
-    test_fraction: float = Field(default=0.2, gt=0, lt=1)
-    holdout_fraction: float = Field(default=0.1, gt=0, lt=1)
-    fit: Literal["crop", "stretch"] = "crop"
-    resize: int = Field(default=32, ge=8, le=1024)
-    input_size: int = Field(default=32, ge=8, le=1024)
-    mean: Rgb = (0.485, 0.456, 0.406)
-    std: Rgb = (0.229, 0.224, 0.225)
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    source: Literal["digits", "cifar10", "cifar100", "folder", "list"] = Field(
+        description="The kind of data. `digits`: scikit-learn's handwritten digits, made long-tailed. `cifar10`, "
+        "`cifar100`: packed arrays or torchvision's folder, made long-tailed. `folder`: an image folder. `list`: list "
+        "files; images are decoded while training."
+    )
+    root: Path | None = Field(
+        default=None, description="The file or folder, relative to the current folder. `digits` needs none."
+    )
+    imbalance: float = Field(
+        default=100.0,
+        ge=1,
+        description="The ratio of the largest class to the smallest, n_max/n_min, for data that is made long-tailed.",
+    )
+    split_file: str | None = Field(
+        default=None,
+        description="A CSV file, relative to the root, with the columns `path`, `split` (train or test) and `label`.",
+    )
+    train_list: str | None = Field(
+        default=None, description="The list of training images, relative to the root: `relative/path label` per line."
+    )
+    test_list: str | None = Field(default=None, description="The list of test images, in the same format.")
+    test_fraction: float = Field(
+        default=0.2, gt=0, lt=1, description="The share of each class set aside as test part, if a folder has none."
+    )
+    holdout_fraction: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="The share of each training class that is held out to fit scalar and temperature.",
+    )
+    fit: Literal["crop", "stretch"] = Field(
+        default="crop",
+        description="How images become square. `crop`: the short side is resized to `resize`, and the centre kept. "
+        "`stretch`: both sides are resized, so that nothing is lost.",
+    )
+    resize: int = Field(default=32, ge=8, le=1024, description="The side that images are resized to, in pixels.")
+    input_size: int = Field(
+        default=32, ge=8, le=1024, description="The side of the central square that the network sees, in pixels."
+    )
+    mean: Rgb = Field(
+        default=(0.485, 0.456, 0.406),
+        description="Mean of each channel, for values from 0 to 1; by default what pretrained weights expect.",
+    )
+    std: Rgb = Field(default=(0.229, 0.224, 0.225), description="Standard deviation of each channel, likewise.")
+    interpolation: Literal["bilinear", "bicubic"] = Field(
+        default="bilinear", description="How images are resized; by default what pretrained weights expect."
+    )
 
     @model_validator(mode="after")
     def _root_given(self) -> DataConfig:

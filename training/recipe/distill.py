@@ -28,21 +28,25 @@ def _changes(found: object) -> object:
 
 
 class DistillConfig(Section):
-    """Learning from another network too; see `camcal.training.fitting.distill`.
+    """Learning from another network too (knowledge distillation)."""
 
-    teacher: the folder of a finished run with the same `seed` and `data`, relative to the current folder; or a list of
-        several, which are heard as one.
-    set: in place of `teacher`, train one first, by this recipe without its distillation and calibration, changed in its
-        sections augment, model, loss and fit by these `section.key=value`; a single one needs no list. A list of lists
-        has several trained, one for each.
-    weight: α, the share of what the teacher says in the loss; the rest is the loss of the labels. 0 is off.
-    temperature: T, by which the logits of both are divided for it.
-    """
-
-    teacher: Annotated[list[Path] | None, BeforeValidator(_one_or_more)] = Field(default=None, min_length=1)
-    set: Annotated[list[str] | list[list[str]] | None, BeforeValidator(_changes)] = None
-    weight: float = Field(default=0.0, ge=0, le=1)
-    temperature: float = Field(default=3.0, gt=0)
+    teacher: Annotated[list[Path] | None, BeforeValidator(_one_or_more)] = Field(
+        default=None,
+        min_length=1,
+        description="The folder of a finished run with the same `seed` and `data`, relative to the current folder; or "
+        "a list of several, whose probabilities are averaged.",
+    )
+    set: Annotated[list[str] | list[list[str]] | None, BeforeValidator(_changes)] = Field(
+        default=None,
+        description="In place of `teacher`, train one first: by this recipe without distillation and calibration, with "
+        "these `section.key=value` changed in augment, model, loss and fit. A list of lists trains several.",
+    )
+    weight: float = Field(
+        default=0.0, ge=0, le=1, description="α, the share of the teacher in the loss; 0 is no distillation."
+    )
+    temperature: float = Field(
+        default=3.0, gt=0, description="T, which divides the logits of teacher and student for it."
+    )
 
     def changes(self) -> list[list[str]]:
         """What `set` says, teacher by teacher."""

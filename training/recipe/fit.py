@@ -12,36 +12,39 @@ Sampler = Literal["instance", "class_balanced", "square_root", "progressive"]
 
 
 class FitConfig(Section):
-    """The optimisation: SGD with Nesterov momentum, a linear warm-up, then a cosine to zero.
+    """The optimisation: SGD with Nesterov momentum, a linear warm-up, then a cosine to zero."""
 
-    mode: `all` trains the whole network. `frozen` keeps the trunk as its pretrained weights have it and trains what
-        follows, on maps of the images as they are and, with augment.flip, mirrored: they are computed once and kept,
-        see `camcal.training.data.features`. `head-then-all` does the one for head_epochs, at head_lr, and then the
-        other.
-    trunk_lr: the share of the learning rate at which the trunk learns.
-    milestones: instead of the cosine, the epochs from which on the rate is a tenth of what it was before.
-    batch_size: of all processes together.
-    sampler: how often a class is seen; see `camcal.training.fitting.samplers`.
-    precision: `bf16` and `fp16` run the network under autocast; head, maps and loss stay in fp32. `fp16` is for GPUs
-        without bf16; its gradients are scaled, see `camcal.training.fitting.descent`.
-    compile: compile the network first, which takes about a minute; on a GPU it then runs as CUDA graphs. It decides
-        the speed alone: a run may go on with or without it.
-    """
-
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(default=128, ge=2)
-    lr: float = Field(default=0.1, gt=0)
-    warmup_epochs: float = Field(default=5.0, ge=0)
-    milestones: list[Annotated[float, Field(gt=0)]] = []
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    sampler: Sampler = "instance"
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    compile: bool = False
-    mode: Literal["all", "frozen", "head-then-all"] = "all"
-    head_epochs: int = Field(default=8, ge=1)
-    head_lr: float = Field(default=0.03, gt=0)
-    trunk_lr: float = Field(default=1.0, gt=0, le=1)
+    epochs: int = Field(ge=1, description="How often the training images are gone through.")
+    batch_size: int = Field(default=128, ge=2, description="Images per batch, of all processes together.")
+    lr: float = Field(default=0.1, gt=0, description="The highest learning rate.")
+    warmup_epochs: float = Field(default=5.0, ge=0, description="Epochs of a linear rise to it, at most half of all.")
+    milestones: list[Annotated[float, Field(gt=0)]] = Field(
+        default=[], description="Epochs at which the rate is divided by ten, in place of the cosine."
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD.")
+    weight_decay: float = Field(default=5e-4, ge=0, description="Weight decay; single numbers are not decayed.")
+    sampler: Sampler = Field(
+        default="instance",
+        description="How often each class is seen: once per image, equally often, by the square root of its images, or "
+        "from the first to the second over the epochs.",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="bf16",
+        description="Arithmetic of the network; head, maps and loss are always fp32. `fp16` is for GPUs without bf16.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile the network first, which takes about a minute. It changes the speed only: a run may "
+        "resume with or without it.",
+    )
+    mode: Literal["all", "frozen", "head-then-all"] = Field(
+        default="all",
+        description="`all` trains the whole network. `frozen` keeps the pretrained trunk and trains what follows, on "
+        "maps computed once. `head-then-all` does the second for `head_epochs`, and then the first.",
+    )
+    head_epochs: int = Field(default=8, ge=1, description="Epochs of the first part of `head-then-all`.")
+    head_lr: float = Field(default=0.03, gt=0, description="Its learning rate.")
+    trunk_lr: float = Field(default=1.0, gt=0, le=1, description="Learning rate of the trunk, as a share of `lr`.")
 
     @model_validator(mode="after")
     def _milestones_are_met(self) -> FitConfig:

@@ -69,22 +69,36 @@ def refuse_idle(recipe: Recipe, overrides: Sequence[str]) -> None:
         section, name = key.split(".")
         return values[section][name]
 
-    def shown(value: object) -> str:
-        return str(value).lower() if isinstance(value, bool) else "unset" if value is None else repr(value)
-
     for override in overrides:
         key = override.partition("=")[0].strip()
         at = _IDLE_AT.get(key)
         if at and all(found(other) == value for other, value in at.items()):
-            here = " and ".join(f"{other} is {shown(value)}" for other, value in at.items())
+            here = " and ".join(f"{other} is {_shown(value)}" for other, value in at.items())
             raise RecipeError(f"--set {override}: it would change nothing, for {here}")
         needs = _ONLY_WITH.get(key, ({},))
         missed = [[other for other, accepted in need.items() if found(other) not in accepted] for need in needs]
         if not all(missed):
             continue
-        here = " and ".join(f"{other} is {shown(found(other))}" for others in missed for other in others)
+        here = " and ".join(f"{other} is {_shown(found(other))}" for others in missed for other in others)
         wanted = " or ".join(
-            " and ".join(f"{other} = {', '.join(map(shown, accepted))}" for other, accepted in need.items())
+            " and ".join(f"{other} = {', '.join(map(_shown, accepted))}" for other, accepted in need.items())
             for need in needs
         )
         raise RecipeError(f"--set {override}: it would change nothing, for {here}; {key} is for {wanted}")
+
+
+def only_with(key: str) -> str:
+    """The values of other keys without which this one has no effect, as Markdown; empty if it always has one."""
+    return "; or ".join(
+        " and ".join(f"`{other}` = {_either(accepted)}" for other, accepted in need.items())
+        for need in _ONLY_WITH.get(key, ())
+    )
+
+
+def _either(accepted: Sequence[object]) -> str:
+    *others, last = ("not set" if value is None else f"`{_shown(value)}`".replace("'", "") for value in accepted)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else "unset" if value is None else repr(value)

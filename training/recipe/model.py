@@ -10,34 +10,54 @@ from camcal.training.recipe.section import Section
 
 
 def first_scalar(head: str) -> float:
-    """s of a normalised head where none is given."""
+    """Initial s of a normalised head where none is given."""
     return 1.0 if head == "weight" else 16.0
 
 
 class ModelConfig(Section):
-    """The network; see `camcal.models.classifier.LongTailClassifier`.
+    """The network."""
 
-    backbone: one of `camcal.models.backbones.BACKBONES`, or `timm/NAME` for any network of timm's.
-    weights: to start from. For timm's networks `pip`, from an installed package of weights; `hub`, from the Hugging
-        Face hub; or a `.safetensors` or `.pth` file. For torchvision's its name of them, such as `IMAGENET1K_V1`.
-    neck: channels of a 1×1 convolution with batch normalisation and ReLU behind the trunk, 0 for none; or `last`, the
-        one in which an EfficientNet of timm's ends, which then is trained where the trunk is frozen.
-    head: `linear`, or a normalised one: `weight`, `cosine`, `cosnorm`, `causal`; see `camcal.models.normalized`.
-    scalar: s of a normalised head, at first or, without learn_scalar, for good; 16, or 1 for `weight`.
-    camc: where CAMC takes its evidence from, or `taught`, its second form; camc_attention, camc_top: see `CAMC`.
-    reslt: the form of ResLT's branches; see `camcal.models.reslt`.
-    """
-
-    backbone: str = "resnet32"
-    weights: str | None = None
-    neck: Annotated[int, Field(ge=0, le=8192)] | Literal["last"] = 0
-    head: Literal["linear", "weight", "cosine", "cosnorm", "causal"] = "cosine"
-    scalar: float = Field(default=16.0, gt=0)
-    learn_scalar: bool = True
-    camc: Literal["off", "weights", "prototypes", "both", "taught"] = "off"
-    camc_attention: Literal["sigmoid", "softmax"] = "sigmoid"
-    camc_top: int = Field(default=0, ge=0)
-    reslt: Literal["off", "cifar", "large"] = "off"
+    backbone: str = Field(
+        default="resnet32",
+        description="The trunk: `resnet8`, `resnet20`, `resnet32` for 32-pixel images; `resnet18_slim` for small "
+        "photographs; torchvision's `resnet18`, `resnet50`, `resnet152`, `resnext50_32x4d`, `resnext101_32x8d`; or "
+        "`timm/NAME` for any network of timm.",
+    )
+    weights: str | None = Field(
+        default=None,
+        description="Pretrained weights. For timm's networks: `pip` (an installed package of weights), `hub` (the "
+        "Hugging Face hub), or a `.safetensors` or `.pth` file. For torchvision's: its name, such as `IMAGENET1K_V1`.",
+    )
+    neck: Annotated[int, Field(ge=0, le=8192)] | Literal["last"] = Field(
+        default=0,
+        description="Channels of a 1×1 convolution with batch normalisation and ReLU after the trunk, 0 for none. "
+        "`last`: the one that a timm EfficientNet ends in, trained even where the trunk is frozen.",
+    )
+    head: Literal["linear", "weight", "cosine", "cosnorm", "causal"] = Field(
+        default="cosine",
+        description="The classifier: `linear`, or normalised: `weight` (only the weights), `cosine` (weights and "
+        "features), `cosnorm` (arXiv 1904.05160), `causal` (arXiv 2009.12991).",
+    )
+    scalar: float = Field(
+        default=16.0, gt=0, description="The scalar s of a normalised head at the start; 1 by default for `weight`."
+    )
+    learn_scalar: bool = Field(default=True, description="Train the scalar with the weights.")
+    camc: Literal["off", "weights", "prototypes", "both", "taught"] = Field(
+        default="off",
+        description="Class activation map calibration: the evidence that its attention comes from, or `taught`, its "
+        "second form.",
+    )
+    camc_attention: Literal["sigmoid", "softmax"] = Field(
+        default="sigmoid", description="How CAMC turns correlation into attention."
+    )
+    camc_top: int = Field(
+        default=0, ge=0, description="How many of the most probable classes CAMC's evidence is made of; 0 for all."
+    )
+    reslt: Literal["off", "cifar", "large"] = Field(
+        default="off",
+        description="ResLT's residual branches (arXiv 2101.10633): three batch normalisations, as for CIFAR, or a "
+        "convolution, as for large networks.",
+    )
 
     @model_validator(mode="before")
     @classmethod

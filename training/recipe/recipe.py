@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -27,8 +27,13 @@ _OF_A_TEACHER = re.compile(r"\s*(augment|model|loss|fit)\.\w+\s*=")
 class Recipe(Section):
     """One run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="Name of the model: letters, digits, `.`, `_` and `-`.",
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="Of initial weights, order, augmentation and of the held-out images."
+    )
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = Field(default_factory=ModelConfig)
