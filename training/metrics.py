@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from camcal.models.report import Figures, GroupCalibration, ReliabilityBin
 
@@ -18,9 +19,7 @@ Labels = NDArray[np.int64]
 
 def softmax(logits_NK: NDArray[np.floating]) -> Floats:
     """Row-wise softmax in float64."""
-    z = logits_NK.astype(np.float64)
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return np.asarray(e / e.sum(axis=1, keepdims=True))
+    return np.asarray(special.softmax(logits_NK.astype(np.float64), axis=1))
 
 
 def per_class_accuracy(probabilities_NK: Floats, labels_N: Labels) -> Floats:

@@ -71,11 +71,14 @@ def test_perfect_probabilities_have_no_error() -> None:
 def test_calibration_by_predicted_group_by_hand() -> None:
     # Predicted: 0 (.7, right), 1 (.5, wrong), 2 (.8, right), 2 (.4, wrong).
     found = metrics.calibration_by_group(P, Y, ["many", "many", "few"], np.array([1.0, 3.0, 1.0, 1.0]))
-    assert found["medium"] is None
-    assert found["many"] == pytest.approx(
+    many, medium, few = (found[group] for group in ("many", "medium", "few"))
+    assert medium is None and many is not None and few is not None
+    assert many.model_dump() == pytest.approx(
         {"share": 4 / 6, "confidence": (0.7 + 3 * 0.5) / 4, "accuracy": 1 / 4, "ece": (0.3 + 3 * 0.5) / 4}
     )
-    assert found["few"] == pytest.approx({"share": 2 / 6, "confidence": 0.6, "accuracy": 0.5, "ece": (0.2 + 0.4) / 2})
+    assert few.model_dump() == pytest.approx(
+        {"share": 2 / 6, "confidence": 0.6, "accuracy": 0.5, "ece": (0.2 + 0.4) / 2}
+    )
 
 
 def test_perfect_probabilities_are_as_sure_as_right_in_every_predicted_group() -> None:

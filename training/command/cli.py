@@ -26,7 +26,7 @@ app = typer.Typer()
 console = Console(highlight=False)
 
 _GOES_ON = "interrupted; the same command continues after the last finished epoch"
-_EXTRA = {"torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "sklearn", "jinja2"}
+_EXTRA = {"torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "sklearn", "scipy", "jinja2"}
 
 RunArgument = Annotated[Path, typer.Argument(help="The folder that `camcal train --out` made.")]
 Overrides = Annotated[
