@@ -1,1 +1,1 @@
-"""What a model is: the networks, and the bundle that carries one to the service."""
+"""Models: the networks, and the bundle format that the service loads."""

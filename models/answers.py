@@ -1,4 +1,4 @@
-"""Whether a graph's answers are answers at all, and those that it gave when its bundle was made.
+"""Checks of a graph's answers: their validity, and agreement with those recorded when its bundle was made.
 
 N images, K classes, the k best of them, maps of h×w positions.
 """
@@ -18,7 +18,7 @@ from camcal.models.untrusted import BundleError
 Answers = Mapping[str, NDArray[Any]]  # an array for each of OUTPUTS
 RunGraph = Callable[[NDArray[np.uint8], int], Answers]  # images and top_k
 
-EXACT = 1e-4  # what holds within one answer: maps and their logits, logits and calibrated ones; relative above one
+EXACT = 1e-4  # within one answer: maps and their logits, logits and calibrated ones; relative above one
 SUM = 1e-3  # of probabilities
 # Between machines and engines, relative to the largest logit of the image; docs/explanation/serving.md has figures.
 ALLOWED: dict[Precision, float] = {"fp32": 0.005, "fp16": 0.02, "int8": 0.1}
@@ -26,28 +26,28 @@ PROBABILITY = {"fp32": 0.01, "fp16": 0.05, "int8": 0.15}  # of calibrated probab
 
 
 def faults(answers: Answers) -> dict[int, str]:
-    """What makes the answer on an image useless, by the image's row: values that are not finite, classes that are none.
+    """The reason why an answer is unusable, by the image's row: values that are not finite, unknown classes.
 
-    Empty if all are usable.
+    Empty if all answers are usable.
     """
     found: dict[int, str] = {}
     for name in OUTPUTS:
         array = answers[name]
         if name == "top_classes":
             wrong = (array < 0) | (array >= answers["logits"].shape[1])
-            said = "top_classes holds a class that does not exist"
+            reason = "top_classes holds a class that does not exist"
         else:
-            wrong, said = ~np.isfinite(array), f"{name} is not finite"
+            wrong, reason = ~np.isfinite(array), f"{name} is not finite"
         if wrong.any():
             rows = wrong.reshape(len(wrong), -1).any(axis=1)
-            found |= {int(row): said for row in np.flatnonzero(rows) if int(row) not in found}
+            found |= {int(row): reason for row in np.flatnonzero(rows) if int(row) not in found}
     return found
 
 
 def check(answers: Answers, manifest: Manifest) -> None:
     """Raises BundleError unless these are answers that the service may give under `manifest`."""
-    for said in faults(answers).values():
-        raise BundleError(f"the model's answer is wrong on an image that every model can take: {said}")
+    for reason in faults(answers).values():
+        raise BundleError(f"the model's answer is wrong on an image that every model can take: {reason}")
     top_Nk, logits_NK, calibrated_NK = answers["top_classes"], answers["logits"], answers["calibrated_logits"]
     if any(len(set(row)) != len(row) for row in top_Nk.tolist()):
         raise BundleError("the model's top_classes names one class twice")
@@ -66,10 +66,10 @@ def check(answers: Answers, manifest: Manifest) -> None:
 
 
 def prove(run: RunGraph, manifest: Manifest, canary: Canary | None) -> None:
-    """Run the images that need no file, and check the answers; also against those of `canary`, if there is one.
+    """Run generated images and check the answers, also against those of `canary` if there is one.
 
     Raises:
-        BundleError: a sentence that says which output is off by how much.
+        BundleError: if an output is off; says which, and by how much.
     """
     count = canary_count(len(manifest.classes)) if canary is None else len(canary.top_classes)
     answers = _answer(run, manifest, count)
@@ -86,7 +86,7 @@ def prove(run: RunGraph, manifest: Manifest, canary: Canary | None) -> None:
     top_Nk = np.array(canary.top_classes)
     at_Nk = [np.take_along_axis(probabilities_NK, top, axis=1) for top in (answers["top_classes"], top_Nk)]
     _recorded("top_classes", np.abs(at_Nk[0] - at_Nk[1]).max(axis=1), 2 * PROBABILITY[manifest.precision])
-    same_N = answers["top_classes"][:, 0] == top_Nk[:, 0]  # where two are equally good, either may be the best
+    same_N = answers["top_classes"][:, 0] == top_Nk[:, 0]  # where two classes tie, either may be first
     maps_Nhw = np.array(canary.maps)
     span = np.maximum(np.abs(maps_Nhw).max(axis=(1, 2)), 1)
     differ_N = np.abs(answers["maps"][:, 0] - maps_Nhw).max(axis=(1, 2)) / span
@@ -94,7 +94,7 @@ def prove(run: RunGraph, manifest: Manifest, canary: Canary | None) -> None:
 
 
 def record(run: RunGraph, manifest: Manifest) -> Canary:
-    """The answers to hold a bundle to from now on. Raises BundleError if they are no answers, see `check`."""
+    """The answers to compare with from now on. Raises BundleError if they are not valid, see `check`."""
     answers = _answer(run, manifest, canary_count(len(manifest.classes)))
     check(answers, manifest)
     return Canary(
@@ -109,12 +109,12 @@ def record(run: RunGraph, manifest: Manifest) -> Canary:
 def _answer(run: RunGraph, manifest: Manifest, count: int) -> Answers:
     images = canary_images(manifest.preprocessing.input_size, count)
     top_k = min(TOP_K, len(manifest.classes))
-    each = [run(image[None], top_k) for image in images]  # a service may run one at a time only
+    each = [run(image[None], top_k) for image in images]  # some services run one image at a time
     return {name: np.concatenate([answers[name] for answers in each]) for name in OUTPUTS}
 
 
 def _short(values: NDArray[np.float32]) -> Any:
-    """Nested lists with six significant digits: far below what is allowed to differ."""
+    """Nested lists with six significant digits, far more precise than the tolerance."""
     return np.vectorize(lambda value: float(f"{value:.6g}"), otypes=[float])(values).tolist()
 
 

@@ -25,7 +25,7 @@ def _cifar(depth: int, weights: str | None) -> Backbone:
 
 
 def _torchvision(name: str, weights: str | None) -> Backbone:
-    """A torchvision ResNet without its pooling and classifier; the map is 32 times smaller than the image."""
+    """A torchvision ResNet without pooling and classifier; the map is 32 times smaller than the image."""
     from torch import hub, nn
     from torchvision.models import get_model, get_model_weights
     from torchvision.models.resnet import ResNet

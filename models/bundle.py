@@ -104,11 +104,11 @@ class Calibration(_Strict):
 
 
 class Manifest(_Strict):
-    """`manifest.json`: everything a server needs to know about `model.onnx`, and the checksum of every file.
+    """`manifest.json`: everything that a server needs to know about `model.onnx`, and the checksum of every file.
 
-    map_shift: by how many positions of their grid maps lie right of and below what they show.
-    prior: the class frequencies expected in use, where the operator gave some: K positive numbers that sum to one.
-        See `Calibration.prior_temperatures`.
+    map_shift: the number of grid positions by which maps lie right of and below what they show.
+    prior: the class frequencies expected in use, if the operator gave them: K positive numbers that sum to one. See
+        `Calibration.prior_temperatures`.
     """
 
     schema_version: Literal[1]
@@ -147,7 +147,7 @@ class Manifest(_Strict):
 
     @property
     def priors(self) -> tuple[Prior, ...]:
-        """Those that calibrated probabilities may be asked for."""
+        """The priors that calibrated probabilities can be requested for."""
         return ("balanced", "train") if self.prior is None else ("balanced", "train", "given")
 
     def train_counts(self) -> NDArray[np.int64]:
@@ -159,8 +159,8 @@ class Manifest(_Strict):
 class Bundle:
     """A verified bundle. Make one with `Bundle.load`.
 
-    canary: None where the bundle has none.
-    digest: the SHA-256 of the manifest: of all that the bundle is.
+    canary: None if the bundle has none.
+    digest: the SHA-256 of the manifest, and so of the whole bundle.
     """
 
     path: Path
@@ -181,7 +181,7 @@ class Bundle:
         Args:
             path: the folder.
             max_model_bytes: the largest file of the model.
-            digest: of the bundle that is wanted; any by default.
+            digest: of the expected bundle; any by default.
 
         Raises:
             BundleError: if the folder or a file is missing or too large, a checksum differs, the manifest's schema
@@ -206,11 +206,11 @@ class Bundle:
         return bundle
 
     def read_model(self) -> bytes:
-        """The graph, again verified: it is what `load` has seen. Raises BundleError if it is not."""
+        """The graph, verified again. Raises BundleError if it has changed since `load`."""
         return _read_listed(self.path, self.manifest, MODEL_FILE, self.max_model_bytes)
 
     def verify_unchanged(self) -> None:
-        """Raises BundleError if the folder no longer holds what was loaded; of graph and report, the manifest tells."""
+        """Raises BundleError if the folder has changed since `load`; the manifest stands for graph and report."""
         if manifest_checksum(self.path) != self.digest:
             raise BundleError(f"{self.path} changed while it was loaded")
         self._verify_others()
@@ -233,9 +233,9 @@ class Bundle:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json`, the last file of a bundle, so that an interrupted export is never taken for one.
+    """Write `manifest.json`, the last file of a bundle, so that an interrupted export is not mistaken for one.
 
-    A prior that was not given is left out.
+    A missing prior is left out.
     """
     absent = {"prior"} if manifest.prior is None else set()
     partial = folder / (MANIFEST_FILE + ".partial")
@@ -244,7 +244,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def write_bundle(folder: Path, manifest: Manifest, canary: Canary) -> None:
-    """Write canary and manifest beside graph and report; the manifest is given the canary's checksum."""
+    """Write canary and manifest beside graph and report, with the canary's checksum in the manifest."""
     data = canary.model_dump_json().encode() + b"\n"
     partial = folder / (CANARY_FILE + ".partial")
     partial.write_bytes(data)
@@ -260,7 +260,7 @@ def sha256(path: Path) -> str:
 
 
 def manifest_checksum(folder: Path) -> str:
-    """The SHA-256 of the manifest, which names that of every other file. Raises BundleError if it cannot be read."""
+    """The SHA-256 of the manifest, which lists those of all other files. Raises BundleError if it cannot be read."""
     _require_folder(folder)
     return checksum(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
 

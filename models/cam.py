@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def contributions(features_BCHW: Tensor, weight_BKC: Tensor, bias_BK: Tensor) -> Tensor:
-    """What each position contributes to each of K chosen logits, B×K×H×W; the sum over positions is the logit.
+    """The contribution of each position to each of K chosen logits, B×K×H×W; the sum over positions is the logit.
 
     With the mean ĝ = Σ_u F̂_u/(HW) and z_k = ⟨W_k, ĝ⟩ + b_k: m_k(u) = (⟨W_k, F̂_u⟩ + b_k)/(HW).
 
     Args:
-        features_BCHW: F̂, the map that is pooled, times the head's gain; see `LongTailClassifier.explain`.
-        weight_BKC, bias_BK: the rows of the classifier for the classes to be explained, per image.
+        features_BCHW: F̂, the pooled map times the head's gain; see `LongTailClassifier.explain`.
+        weight_BKC, bias_BK: the classifier's rows of the classes to explain, per image.
     """
     batch, _, height, width = features_BCHW.shape
     maps = (weight_BKC @ features_BCHW.flatten(2) + bias_BK.unsqueeze(2)) / (height * width)

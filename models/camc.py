@@ -1,7 +1,7 @@
 """Class activation map calibration: reinforce the positions that agree with the evidence for the expected class.
 
 After the abstract of Zhang et al., arXiv 2108.12757: the module "highlights the correlated image regions across data
-and reinforces the representations in these areas". Its equations are not public to us; the designs below are ours.
+and reinforces the representations in these areas". Its equations are not available to us; the designs below are ours.
 
 B batch, C channels, H W positions, K classes.
 """
@@ -33,19 +33,19 @@ class CAMC(nn.Module):
       learned sharpness.
 
     A class's prototype is a moving average, over the training images of the class, of the unit mean feature of its
-    important regions: positions weighted by the attention that the true class gets by the very formula above. No
-    label is used outside `update`, so training and serving take the same path.
+    important regions: positions weighted by the attention that the formula above gives for the true class. No label is
+    used outside `update`, so training and serving take the same path.
 
     Args:
         width: channels C of the feature map.
         classes: number of classes K.
         evidence: where E comes from.
         attention: how correlation becomes A.
-        top: of how many classes the expected evidence is made; 0 for all of them.
-        momentum: of the prototypes' moving average, per batch that holds the class.
+        top: number of classes in the expected evidence; 0 for all.
+        momentum: of the prototypes' moving average, per batch that contains the class.
 
     Attributes:
-        gather: sums what a batch tells of all classes over the processes that train together; by default there is one.
+        gather: sums a batch's evidence over the processes that train together; by default there is one.
 
     Raises:
         ValueError: if the momentum is not in [0, 1), or `top` not in 0..K.
@@ -75,7 +75,7 @@ class CAMC(nn.Module):
         self.prototypes: Tensor
 
     def class_evidence(self, weight_KC: Tensor) -> Tensor:
-        """E, K×C: unit rows; zero for a class whose prototype has not been seen yet."""
+        """E, K×C: unit rows; zero for a class without a prototype yet."""
         if self.evidence == "weights":
             return centred_rows(weight_KC)
         if self.evidence == "prototypes":
@@ -90,8 +90,8 @@ class CAMC(nn.Module):
         unit_BCHW = functional.normalize(features_BCHW, dim=1, eps=1e-6)
         correlation_BU = (evidence_BC.unsqueeze(1) @ unit_BCHW.flatten(2)).squeeze(1)
         centred_BU = correlation_BU - correlation_BU.mean(dim=1, keepdim=True)
-        # A class without a prototype yet, or a map of one position, has no spread: the root's slope is infinite there.
-        # (A number this small, added instead, does not survive the optimiser of the ONNX export.)
+        # Without a prototype, or with a map of one position, the spread is zero, where the root's slope is infinite.
+        # (Adding a number this small instead does not survive the optimiser of the ONNX export.)
         spread_B1 = centred_BU.square().mean(dim=1, keepdim=True).clamp_min(1e-8).sqrt()
         sharp_BU = self.alpha * centred_BU / spread_B1
         if self.form == "sigmoid":
@@ -103,7 +103,7 @@ class CAMC(nn.Module):
     @torch.no_grad()
     def update(self, features_BCHW: Tensor, labels_B: Tensor, weight_KC: Tensor) -> None:
         """Move the prototypes of the labelled classes towards the features of their important regions in this batch."""
-        # functional.one_hot may look at the labels' values, for which a GPU would have to be waited for.
+        # functional.one_hot may read the labels' values, which would wait for a GPU.
         classes_K = torch.arange(len(self.prototypes), device=labels_B.device)
         certain_BK = (labels_B.unsqueeze(1) == classes_K).to(weight_KC.dtype)
         attention_BHW = self.attention(features_BCHW, certain_BK, weight_KC)
@@ -122,14 +122,14 @@ class CAMC(nn.Module):
 class TaughtAttention(nn.Module):
     """The second form: F'_u = HW·a_u·F_u, so that the mean of F' is Σ a_u·F_u, with attention that sums to one.
 
-    a = softmax_u(v·tanh(V·f_u + b)) of the directions f_u = √C·F_u/‖F_u‖. v starts at zero, where pooling is the
-    average. Nothing in an image's own prediction says where its object is; the attention is taught across the data, by
-    the classifier's rows averaged over training, W̄:
+    a = softmax_u(v·tanh(V·f_u + b)) of the directions f_u = √C·F_u/‖F_u‖. v starts at zero, which is average pooling.
+    An image's own prediction does not tell where its object is, so the attention is taught across the data, by the
+    classifier's rows averaged over training, W̄:
 
     - `lesson`: KL(t ‖ a) with t = softmax_u(1.5·r_u), r_u = ⟨F_u/‖F_u‖, W̄_y/‖W̄_y‖⟩ standardised over the positions, of
       the true class y.
-    - `exchange`: at positions that are among the lowest 40 % by r of both, an image takes the features of its neighbour
-      in the batch, at every second of them. What is background in both tells nothing then.
+    - `exchange`: at every second position that is among the lowest 40 % by r in both, an image takes the features of
+      its neighbour in the batch. Background common to both then carries no information.
 
     No label is used outside these two, so training and serving take the same path.
 
@@ -186,7 +186,7 @@ class TaughtAttention(nn.Module):
         return torch.where(swapped_B1HW, features_BCHW.roll(-1, 0), features_BCHW)
 
     def teach(self, features_BCHW: Tensor, log_BHW: Tensor, labels_B: Tensor) -> None:
-        """Keep the mean KL(t ‖ a) of a batch as `lesson`."""
+        """Store the mean KL(t ‖ a) of a batch as `lesson`."""
         target_BU = (self.sharpness * self.relevance(features_BCHW.detach(), labels_B)).flatten(1).softmax(dim=1)
         self.lesson = functional.kl_div(log_BHW.flatten(1), target_BU, reduction="batchmean")
 
@@ -196,7 +196,7 @@ def _alone(evidence: Tensor) -> Tensor:
 
 
 def centred_rows(rows_KC: Tensor) -> Tensor:
-    """Unit rows less their mean, made unit again; rows of zeros do not count in the mean and stay zero."""
+    """Unit rows minus their mean, normalised again; zero rows do not count in the mean and stay zero."""
     unit_KC = functional.normalize(rows_KC, dim=1)
     known_K1 = (rows_KC.abs().sum(dim=1, keepdim=True) > 0).to(rows_KC.dtype)
     mean_1C = unit_KC.sum(dim=0, keepdim=True) / known_K1.sum().clamp_min(1)

@@ -28,7 +28,7 @@ class Explained(NamedTuple):
 
 
 class Neck(nn.Module):
-    """A 1×1 convolution, batch normalisation and ReLU: what is learned between a frozen trunk and the head."""
+    """A 1×1 convolution, batch normalisation and ReLU, trained between a frozen trunk and the head."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
@@ -41,11 +41,11 @@ class Neck(nn.Module):
 
 
 class LongTailClassifier(nn.Module):
-    """A network for uint8 images; it normalises them itself, so that training and serving share every step.
+    """A network for uint8 images. It normalises them itself, so that training and serving share every step.
 
     Args:
         classes: number of classes K.
-        preprocessing: whose mean and std it applies.
+        preprocessing: its mean and std are applied.
         backbone, weights: see `build_backbone`.
         neck: channels of a `Neck` behind the trunk, 0 for none; or `last`, see `camcal.models.timm_trunk.take_last`.
         head, scalar, learn_scalar: see `camcal.models.normalized.build_head`.
@@ -54,7 +54,7 @@ class LongTailClassifier(nn.Module):
         reslt: the form of ResLT's branches, or `off`; see `camcal.models.reslt`.
 
     Raises:
-        ValueError: if there are fewer than two classes, or an argument of a part is refused by it.
+        ValueError: if there are fewer than two classes, or a part refuses its argument.
     """
 
     def __init__(
@@ -117,12 +117,12 @@ class LongTailClassifier(nn.Module):
         return features
 
     def _branch_maps(self, features_BChw: Tensor) -> Tensor:
-        """What the branches see, B×R×C×h×w: the map F itself without ResLT."""
+        """The maps of the branches, B×R×C×h×w: the map F itself without ResLT."""
         maps: Tensor = features_BChw.unsqueeze(1) if self.branches is None else self.branches(features_BChw)
         return maps
 
     def _reinforce(self, maps_BRChw: Tensor, labels_B: Tensor | None = None) -> Tensor:
-        """The maps reweighted by CAMC, where there is one; what it correlates is the branches' sum."""
+        """The maps reweighted by CAMC, if there is one, whose attention is computed on the branches' sum."""
         if self.camc is None:
             return maps_BRChw
         together_BChw = maps_BRChw.sum(dim=1)
@@ -145,7 +145,7 @@ class LongTailClassifier(nn.Module):
         return self._logits(self.features(images_BHWC), labels_B)
 
     def logits_of_maps(self, maps_BChw: Tensor, labels_B: Tensor | None = None) -> Tensor:
-        """What `forward` gives, from the maps that `trunk_maps` gave of the images."""
+        """The same as `forward`, from maps given by `trunk_maps`."""
         return self._logits(self._from_trunk(maps_BChw), labels_B)
 
     def _logits(self, features_BChw: Tensor, labels_B: Tensor | None) -> Tensor:
@@ -166,7 +166,7 @@ class LongTailClassifier(nn.Module):
         return self.explain_maps(self.trunk_maps(images_BHWC))
 
     def explain_maps(self, maps_BChw: Tensor) -> Explained:
-        """What `explain` gives, from the maps that `trunk_maps` gave of the images."""
+        """The same as `explain`, from maps given by `trunk_maps`."""
         maps_BRChw = self._reinforce(self._branch_maps(self._from_trunk(maps_BChw)).float())
         pooled_BRC = maps_BRChw.mean(dim=(3, 4))
         logits_BK = self.rescale(self.head(pooled_BRC).sum(dim=1))
@@ -174,19 +174,19 @@ class LongTailClassifier(nn.Module):
         return Explained(logits_BK, (gain_BRC11 * maps_BRChw).sum(dim=1))
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """W and b of z_k = ⟨W_k, mean of F̂⟩ + b_k with all that was found after training in them, K×C and K."""
+        """W and b of z_k = ⟨W_k, mean of F̂⟩ + b_k, with everything fitted after training, K×C and K."""
         branches = 1 if self.branches is None else BRANCHES
         slopes_K = self.rescale.slopes()
         bias_K = slopes_K * branches * self.head.effective_bias() + self.rescale.shift
         return slopes_K.unsqueeze(1) * self.head.effective_weight(), bias_K
 
     def weight_norms(self) -> Tensor:
-        """‖W_k‖ of those rows, as margin calibration needs it, K values."""
+        """‖W_k‖ of those rows, for margin calibration, K values."""
         norms: Tensor = self.rescale.slopes() * self.head.weight_norms()
         return norms
 
     def calibrate(self, logits_BK: Tensor) -> Tensor:
-        """Calibrated logits z', B×K; the temperature is not in them."""
+        """Calibrated logits z', B×K, without the temperature."""
         calibrated: Tensor = self.marc(logits_BK, self.weight_norms())
         return calibrated
 
@@ -206,7 +206,7 @@ def fold_branches(network: LongTailClassifier) -> LongTailClassifier:
     """A copy, in evaluation mode, whose branches and head are one linear layer; its outputs are the same.
 
     Raises:
-        ValueError: if there are no branches, or something in them or after them is not linear.
+        ValueError: if there are no branches, or something in or after them is not linear.
     """
     if not can_fold(network):
         raise ValueError("only ResLT's cifar form folds, without CAMC and with a head that is linear or weight")
@@ -219,7 +219,7 @@ def fold_branches(network: LongTailClassifier) -> LongTailClassifier:
     folded.head.scalar.copy_(scalar)
     folded.head.weight.copy_(weight_KC / scalar)
     folded.head.bias.copy_(bias_K / scalar)
-    # β_k·‖W_k‖ stays as it was fitted, though ‖W_k‖ is another one now.
+    # β_k·‖W_k‖ stays as fitted, though ‖W_k‖ changes.
     folded.marc.beta.mul_(network.weight_norms() / folded.weight_norms())
     return folded
 

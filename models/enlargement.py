@@ -1,4 +1,4 @@
-"""How the positions of a map spread over the pixels of a picture: the same in training and serving."""
+"""Interpolation of a map's positions to the pixels of a picture, the same in training and serving."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 
 def enlargement(count: int, size: int, shift: float = 0.0) -> NDArray[np.float32]:
-    """What each of `count` values in a row gives to each of `size` pixels, size×count; rows sum to 1.
+    """The weight of each of `count` values in each of `size` pixels, size×count; rows sum to 1.
 
-    The values lie evenly, each in the middle of its part of the row, and then moved to the left by `shift` parts.
-    Cubic convolution with a = -1/2 (Keys, 1981), the outermost values repeated beyond the edges.
+    The values are evenly spaced, each in the middle of its part of the row, and then moved left by `shift` parts. Cubic
+    convolution with a = -1/2 (Keys, 1981); the outermost values are repeated beyond the edges.
     """
     at = (np.arange(size) + 0.5) * (count / size) - 0.5 + shift
     first = np.floor(at).astype(np.int64)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class MARC(nn.Module):
     """z'_k = ω_k·z_k + β_k·‖W_k‖: a scale and a shift of each class's margin d_k = z_k/‖W_k‖.
 
-    Starts as the identity (ω = 1, β = 0): 2K parameters, trained with everything else frozen.
+    Starts as the identity (ω = 1, β = 0). 2K parameters, trained with everything else frozen.
     """
 
     def __init__(self, classes: int) -> None:

@@ -1,6 +1,6 @@
-"""Classifier heads, and the changes of their logits that are found after training.
+"""Classifier heads, and the rescaling of their logits after training.
 
-Given what the pooled feature's own norm contributes, each head is linear in it, which makes maps exact. What is found
+Given the gain from the pooled feature's norm, each head is linear in the feature, which makes maps exact. Rescaling
 after training (a scalar, τ-norm, learned weight scaling) is affine in each logit, so maps stay exact.
 
 B batch, R branches, C channels, K classes; `…` stands for any leading dimensions.
@@ -47,11 +47,11 @@ class Head(nn.Module, ABC):
         return self.scalar * self.bias
 
     def gain(self, pooled_BC: Tensor) -> Tensor:
-        """What the norm of the pooled feature contributes, …×1 or, channel by channel, …×C."""
+        """The factor from the norm of the pooled feature, …×1 or, per channel, …×C."""
         return torch.ones_like(pooled_BC[..., :1])
 
     def weight_norms(self) -> Tensor:
-        """‖W_k‖ as margin calibration needs it: the slope of z_k along its weight vector, K values."""
+        """‖W_k‖ for margin calibration: the slope of z_k along its weight vector, K values."""
         norms: Tensor = self.effective_weight().norm(dim=1)
         return norms
 
@@ -73,7 +73,7 @@ class LinearHead(Head):
 
 
 class WeightNormHead(Head):
-    """Weights normalised, features not: z_k = s·⟨g, W_k/‖W_k‖⟩. No class can win by a longer weight vector.
+    """Normalised weights, plain features: z_k = s·⟨g, W_k/‖W_k‖⟩. No class wins by a longer weight vector.
 
     Args:
         scalar: the initial s.
@@ -102,7 +102,7 @@ class WeightNormHead(Head):
 class CosineHead(WeightNormHead):
     """The normalised classifier: z_k = s·⟨g/‖g‖, W_k/‖W_k‖⟩ (arXiv 2108.12757; LDAM's form, arXiv 1906.07413).
 
-    Without s the logits lie in [-1, 1], where cross-entropy cannot come near zero.
+    Without s the logits lie in [-1, 1], where cross-entropy cannot approach zero.
     """
 
     has_gain = True
@@ -118,7 +118,7 @@ class CosineHead(WeightNormHead):
 class CosNormHead(CosineHead):
     """CosNorm with the squashing of OLTR: z_k = s·⟨‖g‖/(1+‖g‖)·g/‖g‖, W_k/‖W_k‖⟩ (arXiv 1904.05160; s = 16).
 
-    Short features, which say little, keep short logits.
+    Short features, which carry little evidence, keep small logits.
     """
 
     def gain(self, pooled_BC: Tensor) -> Tensor:
@@ -129,8 +129,8 @@ class CosNormHead(CosineHead):
 class CausalNormHead(CosineHead):
     """Multi-head causal norm: z_k = s/H·Σ_h ⟨g_h/‖g_h‖, W_kh/(‖W_kh‖+γ)⟩ (arXiv 2009.12991; s = 16, H = 2).
 
-    Features and weights are cut into H parts, each normalised by itself. The paper's subtraction of the moving-average
-    feature's effect at test time is not part of this.
+    Features and weights are split into H parts, each normalised separately. The paper's subtraction of the effect of
+    the moving-average feature at test time is not implemented.
 
     Raises:
         ValueError: if the channels cannot be divided into the heads.
@@ -179,10 +179,10 @@ def build_head(name: str, width: int, classes: int, scalar: float, learn_scalar:
 
 
 class Rescale(nn.Module):
-    """What is found after training and before margins: z_k = f·ρ_k·z°_k + δ_k of the trained logits z°.
+    """Rescaling after training and before margins: z_k = f·ρ_k·z°_k + δ_k of the trained logits z°.
 
-    f is the selected scalar over the trained one; ρ and δ come from τ-norm or learned weight scaling. All three are
-    kept apart from the head, so that whatever else depends on the head (CAMC) stays as it was trained.
+    f is the selected scalar over the trained one; ρ and δ come from τ-norm or learned weight scaling. They are separate
+    from the head, so that whatever else depends on the head (CAMC) stays as trained.
     """
 
     def __init__(self, classes: int) -> None:

@@ -1,10 +1,10 @@
-"""Which files an ONNX model reads besides its own, found without onnx."""
+"""The external files that an ONNX model reads, found without the package onnx."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-MAX_DEPTH = 100  # of messages within messages, as in protobuf's own readers
+MAX_DEPTH = 100  # of nested messages, as in protobuf's own readers
 
 # Which fields of onnx.proto lead to a tensor: message → {field number: message it holds}.
 _TENSOR_PATHS: dict[str, dict[int, str]] = {
@@ -35,7 +35,7 @@ def external_files(model: bytes) -> set[str]:
                     found.add(entry.get(2, ""))
                 continue
             if depth > MAX_DEPTH:
-                raise ValueError(f"over {MAX_DEPTH} messages within each other")
+                raise ValueError(f"messages nested over {MAX_DEPTH} deep")
             for number, value in _fields(message):
                 if child := _TENSOR_PATHS[kind].get(number):
                     waiting.append((child, value, depth + 1))

@@ -1,4 +1,4 @@
-"""How a picture of any size becomes a network's input, the same in training and serving."""
+"""From a picture of any size to a network's input, the same in training and serving."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Rgb = tuple[float, float, float]
 class Preprocessing(BaseModel):
     """How a picture of any size becomes the network's input.
 
-    `crop` brings the short side to `resize` pixels and cuts the central square; `stretch` brings both sides to
-    `resize`, so that nothing of the picture is lost. Either way the central `input_size` square remains. `mean` and
-    `std` are per channel, for values in [0, 1]; the exported graph applies them, not the caller.
+    `crop` resizes the short side to `resize` pixels and crops the central square; `stretch` resizes both sides to
+    `resize`, so that nothing of the picture is lost. Then the central `input_size` square is taken. `mean` and `std`
+    are per channel, for values in [0, 1]; the exported graph applies them, not the caller.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

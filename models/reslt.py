@@ -2,7 +2,7 @@
 
 Three branches see the same feature map F: the first learns from all classes, the second from the medium and rare ones,
 the third from the rare ones alone. They share one classifier, and the prediction is the sum of their logits. The losses
-that tell the branches apart are in `camcal.training.fitting.losses`.
+that distinguish the branches are in `camcal.training.fitting.losses`.
 
 B batch, R = 3 branches, C channels, H W positions, K classes.
 """
@@ -20,7 +20,7 @@ Form = Literal["cifar", "large"]
 
 
 class NormBranches(nn.Module):
-    """The form for CIFAR: each branch is a batch normalisation of its own, F_b = BN_b(F): 6C parameters.
+    """The form for CIFAR: each branch has its own batch normalisation, F_b = BN_b(F); 6C parameters.
 
     Args:
         width: channels C.
@@ -35,7 +35,7 @@ class NormBranches(nn.Module):
         return torch.stack([norm(features_BCHW) for norm in self.norms], dim=1)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """What the branches are in evaluation mode, F_b = a_b⊙F + c_b: (a, c), R×C each.
+        """The branches in evaluation mode as F_b = a_b⊙F + c_b: (a, c), R×C each.
 
         a_b = γ_b/√(var_b+ε) and c_b = bias_b - a_b·mean_b.
         """
@@ -49,9 +49,9 @@ class NormBranches(nn.Module):
 
 
 class ConvBranches(nn.Module):
-    """The form for large networks: a 1×1 convolution to 3C channels, batch normalisation and ReLU, cut in three.
+    """The form for large networks: a 1×1 convolution to 3C channels, batch normalisation and ReLU, split in three.
 
-    The ReLU keeps it from folding, but after it everything is linear, so maps are exact all the same.
+    Because of the ReLU it cannot be folded, but everything after it is linear, so maps are exact.
 
     Args:
         width: channels C.

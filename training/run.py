@@ -44,12 +44,12 @@ class RunFolder:
 
     @property
     def before_refit(self) -> Path:
-        """The calibrated network that has not seen the held-out images, where `network` is one trained on all."""
+        """The calibrated network before the second training, which has not seen the held-out images."""
         return self.path / "before-refit.safetensors"
 
     @property
     def logits(self) -> Path:
-        """What the trained network says of its images, so that it is asked once."""
+        """Cached logits of the trained network."""
         return self.path / "logits.safetensors"
 
     @property
@@ -59,11 +59,11 @@ class RunFolder:
 
     @property
     def head(self) -> RunFolder:
-        """The folder of the first part of a training that learns the head before the whole network."""
+        """The folder of the head's training, where that comes before the whole network's."""
         return RunFolder(self.path / "head")
 
     def teachers(self, count: int = 1) -> list[RunFolder]:
-        """The folders of the networks that were trained first, for this run to learn from."""
+        """The folders of the teachers that are trained for this run."""
         return [RunFolder(self.path / ("teacher" if i == 1 else f"teacher-{i}")) for i in range(1, count + 1)]
 
     @property
@@ -72,7 +72,7 @@ class RunFolder:
 
     @property
     def page(self) -> Path:
-        """The report to look at."""
+        """The report as a page."""
         return self.path / "report.html"
 
     @property
@@ -80,18 +80,18 @@ class RunFolder:
         return self.path / "bundle"
 
     def make(self) -> None:
-        """Make the folder, where it is not there yet. Raises RunError if a file has its name."""
+        """Create the folder if it is missing. Raises RunError if a file is in the way."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise RunError(f"{self.path} cannot be a folder: a file has that name, or one above it") from None
+            raise RunError(f"{self.path} cannot be created: it, or a folder above it, is a file") from None
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep the folder, which must be there, from other processes that would train in it.
+        """Lock the folder, which must exist, against other trainings.
 
         Raises:
-            RunError: if one does already.
+            RunError: if another process trains in it.
         """
         if sys.platform == "win32":
             yield
@@ -101,7 +101,7 @@ class RunFolder:
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunError(f"{self.path} is in use by another training; give another folder with --out") from None
+                raise RunError(f"{self.path} is in use by another training: choose another --out") from None
             except OSError:
                 pass  # a file system without locks
             yield

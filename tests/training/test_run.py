@@ -49,7 +49,7 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
 def test_a_file_in_the_way_of_a_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(RunError, match="cannot be a folder: a file has that name, or one above it"):
+        with pytest.raises(RunError, match="cannot be created: it, or a folder above it, is a file"):
             RunFolder(path).make()
     RunFolder(tmp_path / "run").make()
     RunFolder(tmp_path / "run").make()

@@ -31,7 +31,7 @@ FEW_HELD = 200
 
 
 class CalibrationError(ValueError):
-    """Fits that do not end in numbers to be served."""
+    """Fits without a usable result."""
 
 
 class _Cache:
@@ -107,7 +107,7 @@ def calibrate_retrained(run: Run, network: LongTailClassifier, first: FittedCali
 
 
 class _Calibration:
-    """A network while it is calibrated."""
+    """A network being calibrated."""
 
     def __init__(self, run: Run, network: LongTailClassifier) -> None:
         self.began = time.perf_counter()
@@ -199,13 +199,13 @@ def _check_finite(network: LongTailClassifier, logits_NK: Tensor) -> None:
     values = (logits_NK, network.rescale.factor, network.marc.omega, network.marc.beta, network.temperature)
     if not all(value.isfinite().all() for value in values):
         raise CalibrationError(
-            "calibration did not end in finite numbers: lower calibrate.lr or calibrate.exponent, or the trained "
-            "network itself is broken"
+            "calibration did not end in finite numbers: lower calibrate.lr or calibrate.exponent, unless the "
+            "trained network itself is broken"
         )
 
 
 def other_priors(recipe: Recipe, data: Dataset) -> dict[str, Floats]:
-    """The priors beside the balanced one that probabilities may be asked for, K values each: `train`, and `given`."""
+    """The priors that probabilities can be for besides the balanced one, K values each: `train`, and `given`."""
     counts_K = data.train_counts()
     priors: dict[str, Floats] = {"train": counts_K / counts_K.sum()}
     if recipe.calibrate.prior is not None:
@@ -214,7 +214,7 @@ def other_priors(recipe: Recipe, data: Dataset) -> dict[str, Floats]:
 
 
 def _fit_tau(network: LongTailClassifier, cache: _Cache, weights_N: Tensor) -> tuple[float, list[TauPoint]]:
-    """Sweep τ over 0..2 and store the one of the best class-balanced likelihood, each at its own best scale."""
+    """Try τ from 0 to 2, each at its best scale, and store the one with the best class-balanced likelihood."""
     labels_N = cache.held_labels
     weight_KC, bias_K = (rows.detach().cpu() for rows in network.rows())  # the bias of all branches together
     curve: list[TauPoint] = []
@@ -239,16 +239,16 @@ def _fit_margins(
 ) -> tuple[Tensor, float]:
     """Fit and store ω and β.
 
-    Returns the held-out logits as calibrated by margins that were fitted without them, and the penalty of the fit.
-    Where held-out images take part and no penalty is given, it is the one of `PENALTIES` under which these logits, each
-    at their best temperature, have the best class-balanced likelihood.
+    Returns the held-out logits, calibrated by margins that were fitted without them, and the penalty of the fit. If
+    held-out images take part and no penalty is given, it is the one of `PENALTIES` for which these logits, at their
+    best temperature, have the best class-balanced likelihood.
     """
     config, norms_K = cache.recipe.calibrate, network.weight_norms().detach().cpu()
     crossed = config.marc and config.marc_on != "train"
     as_published = config.marc and not crossed
     if crossed and config.marc_on == "holdout" and len(cache.held_labels) < 2:
         raise CalibrationError(
-            f"calibrate.marc_on = 'holdout' needs two held-out images, and there are {len(cache.held_labels)}: take "
+            f"calibrate.marc_on = 'holdout' needs two held-out images, and there are {len(cache.held_labels)}: use "
             "'both', or a larger data.holdout_fraction"
         )
     start = config.start or ("identity" if as_published or config.rescale != "off" else "prior")
@@ -269,24 +269,27 @@ def _fit_margins(
         return fit_marc(logits_NK, labels_N, norms_K, counts_K, config, cache.recipe.seed, start_K, penalty, near)
 
     def unseen(penalties: Sequence[float]) -> dict[float, Tensor]:
-        """For each penalty, each half, alternating within each class, calibrated by margins from the other."""
+        """For each penalty, the logits of each half, calibrated by margins fitted on the other half.
+
+        The halves alternate within each class.
+        """
         half_N = torch.empty_like(everything)
         half_N[cache.held_labels.argsort(stable=True)] = everything % 2
         found = {penalty: torch.empty_like(held_NK) for penalty in penalties}
         for half in (0, 1):
             marc = None
-            for penalty in sorted(penalties, reverse=True):  # the strongest is the quickest, and leads to the next
+            for penalty in sorted(penalties, reverse=True):  # the strongest is quickest, and a start for the next
                 marc = fit(everything[half_N != half], penalty, marc)
                 found[penalty][half_N == half] = marc(held_NK[half_N == half], norms_K).detach()
         return found
 
-    def unlikeliness(logits_NK: Tensor) -> float:
+    def best_nll(logits_NK: Tensor) -> float:
         return mean_nll(fit_scale(logits_NK, cache.held_labels, weights_N) * logits_NK, cache.held_labels, weights_N)
 
     penalty = config.penalty or 0.0
     if crossed:
         candidates = unseen(PENALTIES if config.penalty is None else (config.penalty,))
-        penalty = min(candidates, key=lambda p: unlikeliness(candidates[p]))
+        penalty = min(candidates, key=lambda p: best_nll(candidates[p]))
     marc = fit(everything, penalty)
     network.marc.load_state_dict(marc.state_dict())
     return candidates[penalty] if crossed else marc(held_NK, norms_K).detach(), penalty
@@ -296,21 +299,21 @@ def _warnings(recipe: Recipe, prior_K: Floats, counts_K: NDArray[np.int64], held
     config, warnings = recipe.calibrate, []
     if held < FEW_HELD:
         warnings.append(
-            f"only {held} images are held out: scalar and temperature are rough guesses; more images, or a larger "
-            f"data.holdout_fraction, make them better"
+            f"only {held} images are held out, so scalar and temperature are rough estimates; more images, or a larger "
+            "data.holdout_fraction, improve them"
         )
     if (turned := balanced_twice(prior_K, counts_K)) is not None:
         warnings.append(turned)
     elif config.marc and is_balanced(prior_K, counts_K):
         warnings.append(
-            "the loss or the sampler balances the classes already; MARC on top of it may cost accuracy: compare with "
+            "the loss or the sampler balances the classes already; MARC on top may cost accuracy: compare with "
             "--set calibrate.marc=false"
         )
     elif config.marc and config.rescale != "off":
         warnings.append(f"MARC on top of calibrate.rescale = {config.rescale!r} balances the classes twice")
     if recipe.loss.smoothing:
         warnings.append(
-            "loss.smoothing keeps the logits of common and rare classes nearer together than the class prior says: "
-            "where the logarithm of the prior is taken from them, rare classes are favoured"
+            "loss.smoothing brings the logits of common and rare classes closer than the class prior implies: "
+            "subtracting the logarithm of the prior then favours rare classes"
         )
     return warnings

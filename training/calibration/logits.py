@@ -1,4 +1,4 @@
-"""The logits of a trained network, kept in a file for the next calibration. N samples, K classes."""
+"""The logits of a trained network, cached in a file for the next calibration. N samples, K classes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from camcal.training.provenance import code_digest
 from camcal.training.recipe import Recipe
 from camcal.training.run import RunError
 
-PIXELS = 256 * 224**2  # at most, that a network looks at in one go
-KEPT = 2**26  # values at most in a file, 256 MiB
+PIXELS = 256 * 224**2  # at most, per batch
+KEPT = 2**26  # values at most in the file, 256 MiB
 
 FOUND_LATER = ("rescale.", "marc.", "temperature", "map_shift")
-"""What of a network's state is found after training and does not change z°."""
+"""The parts of a network's state that are fitted after training and do not change z°."""
 
 
 @torch.no_grad()
@@ -35,29 +35,29 @@ def predict_logits(
     *,
     trained: bool = False,
 ) -> Tensor:
-    """Logits z, or z° as trained, N×K in fp32 on the CPU, of a part of the data, by the network in its present mode."""
+    """Logits z, or z° as trained, N×K in fp32 on the CPU, of a part of the data; the network's mode is not changed."""
     batch_size = max(1, min(256, PIXELS // part.side**2))
     indices = torch.arange(len(part)).split(batch_size) if len(part) else ()
     logits_NK = torch.empty(len(part), len(network.rescale.scale))  # filled in place: it may be most of the memory
     for index_B, (images_BHWC, _) in zip(indices, part.batches(indices, network.mean.device, augment), strict=True):
-        # What a trunk has seen before comes as its maps.
+        # Cached features come as maps.
         logits_BK = (network.logits_of_maps if isinstance(part, LabelledMaps) else network)(images_BHWC).float()
         logits_NK[index_B] = (network.rescale.undo(logits_BK) if trained else logits_BK).cpu()
     return logits_NK
 
 
 class TrainedLogits:
-    """z° of the parts of a data set, whatever was found after training, from a file where they were computed before.
+    """z° of the parts of a data set, independent of any calibration, read from a file if computed before.
 
-    What is read is of the same code, weights, images and augmentation, by their digest; images that are decoded anew
-    each time are not kept, and neither are more than `KEPT` values.
+    A digest of code, weights, images and augmentation tells whether the file still applies. Logits of images that are
+    decoded on the fly are not cached, nor more than `KEPT` values.
 
     Args:
         network: in evaluation mode.
-        path: the file; None keeps nothing.
+        path: the file; None for no cache.
 
     Attributes:
-        seconds: that went into computing logits.
+        seconds: spent computing logits.
     """
 
     def __init__(self, network: LongTailClassifier, path: Path | None = None) -> None:
@@ -69,7 +69,7 @@ class TrainedLogits:
             try:
                 self._kept, self._keys = load_tensors(path)
             except RunError:
-                pass  # damaged: they are computed again
+                pass  # damaged: compute them again
 
     def holdout(self, data: Dataset) -> Tensor:
         """N×K."""
@@ -80,7 +80,7 @@ class TrainedLogits:
         return self._of("test", data.test)
 
     def train(self, data: Dataset, recipe: Recipe) -> Tensor:
-        """Of augmented images; one block of rows for each of `calibrate.passes`."""
+        """Of augmented images, with one block of rows per pass (`calibrate.passes`)."""
         return self._of("train", data.train, recipe)
 
     def _of(self, name: str, part: Images, augmented: Recipe | None = None) -> Tensor:
@@ -109,7 +109,7 @@ class TrainedLogits:
         save_tensors(self.path, self._kept, self._keys)
 
     def _key(self, part: Images, augmented: Recipe | None) -> str:
-        """Of all that decides the logits; empty where nothing is kept."""
+        """Digest of everything that determines the logits; empty if they are not cached."""
         if self.path is None or not isinstance(part, LabelledImages):
             return ""
         network = self.network

@@ -1,4 +1,4 @@
-"""Fits of a few numbers a class to cached logits of a frozen network: MARC, and learned weight scaling.
+"""Fits of a few numbers per class to cached logits of a frozen network: MARC, and learned weight scaling.
 
 N samples, K classes.
 """
@@ -20,7 +20,7 @@ from camcal.training.fitting.samplers import class_shares
 from camcal.training.recipe import CalibrateConfig
 
 MIN_OMEGA = 1e-3
-CHUNK = 2**22  # logits at once, in fp64: of a large data set, all would take many gigabytes
+CHUNK = 2**22  # logits at once, in fp64: all of a large data set would take many gigabytes
 
 
 def fit_marc(
@@ -36,20 +36,20 @@ def fit_marc(
 ) -> MARC:
     """ω and β of MARC on cached logits, by re-weighted cross-entropy, L = Σ w_y·ℓ/Σ w_y.
 
-    As published (penalty 0): SGD with instance sampling and a cosine rate to zero; ours is that the rate stays where
-    it converges with few classes and large ‖W_k‖ as well, see `_highest_rate`. Ours, for few images: L plus
-    λ/(2K)·Σ_k [(ω_k-1)² + (β_k‖W_k‖-start_k)²]/n_k: a class with many images is free, one with few stays near its
-    start. It is convex, and L-BFGS finds the minimum with all samples at once.
+    As published (penalty 0): SGD with instance sampling and a cosine rate to zero. Our change: the rate is limited so
+    that it converges with few classes and large ‖W_k‖ too, see `_highest_rate`. Our addition, for few images: L plus
+    λ/(2K)·Σ_k [(ω_k-1)² + (β_k‖W_k‖-start_k)²]/n_k, so that a class with few images stays near its start. This is
+    convex, and L-BFGS finds the minimum on all samples at once.
 
-    ω is kept at or above `MIN_OMEGA`: the published method leaves its sign free, but a negative one would turn a
-    class's map upside down.
+    ω is kept at or above `MIN_OMEGA`: the published method allows any sign, but a negative ω would invert the class's
+    map.
 
     Args:
         weight_norms_K: ‖W_k‖.
-        counts_K: images a class among the samples, each counted once however often it was augmented.
+        counts_K: images per class among the samples; each counts once, however often it was augmented.
         start_K: where the offsets β_k‖W_k‖ start; zeros by default.
         penalty: λ.
-        near: a solution for another penalty, where the search for this one begins; it decides the time alone.
+        near: a solution for another penalty, as a start for the search; it affects the time only.
     """
     start_K = torch.zeros_like(weight_norms_K) if start_K is None else start_K
     weights_K = grw_weights(counts_K, config.exponent)
@@ -71,10 +71,10 @@ def fit_marc(
 
 
 def _highest_rate(logits_NK: Tensor, labels_N: Tensor, weight_norms_K: Tensor, weights_K: Tensor) -> float:
-    """1/h, with h the steepest curvature of MARC's loss where each class is as probable as its share of the weights.
+    """1/h, with h the highest curvature of MARC's loss if each class is as probable as its share of the weights.
 
     Along ω_k and β_k the second derivative is the weighted mean of p_k(1 - p_k)·x², x = z_k and ‖W_k‖. With many
-    classes 1/h is more than the published rate; with few, and a scalar of 20 in ‖W_k‖, that rate would not converge.
+    classes 1/h exceeds the published rate; with few, and a scalar of 20 in ‖W_k‖, that rate would not converge.
     """
     w_N = weights_K[labels_N]
     share_K = torch.zeros_like(weights_K).index_add_(0, labels_N, w_N) / w_N.sum()
@@ -135,7 +135,7 @@ def _penalised(
     weights_K, start_K = weights_K.double(), start_K.double()
     parts = list(zip(*(rows.split(max(1, CHUNK // len(start_K))) for rows in (logits_NK, labels_N)), strict=True))
     total = weights_K[labels_N].sum()
-    # ω = MIN_OMEGA + log(1 + exp v) is never below its bound; close to it the slope vanishes, so nothing begins there.
+    # ω = MIN_OMEGA + log(1 + exp v) is never below its bound. Near it the slope vanishes, so the search starts above.
     first_K = torch.ones_like(start_K) if near is None else near.omega.detach().double().clamp(min=0.1)
     raw_K = nn.Parameter((first_K - MIN_OMEGA).expm1().log())
     offset_K = nn.Parameter(start_K.clone() if near is None else near.beta.detach().double() * weight_norms_K)

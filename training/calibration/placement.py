@@ -1,7 +1,7 @@
-"""Where a map lies on its image.
+"""The shift of a map against its image.
 
-A strided convolution with padding answers for the first pixel of each step, not for its middle, and training makes up
-for a part of that only: a map lies some way right of and below what it shows. N images, h×w map size.
+A strided convolution with padding responds to the first pixel of each step, not to its middle, and training compensates
+only a part of that: maps lie somewhat right of and below what they show. N images, h×w map size.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from camcal.training.data.features import LabelledMaps, pictures
 
 SAMPLES = 512
 BATCH = 64
-FINENESS = 8  # points for each position at which two maps are compared
+FINENESS = 8  # points per position at which two maps are compared
 SHIFTS = np.arange(-100, 101) / 100
 
 
 @torch.no_grad()
 def measure_shift(network: LongTailClassifier, images: Images, seed: int) -> float:
-    """`map_shift` of a network in evaluation mode, by the maps of its predictions on some of `images`."""
+    """`map_shift` of a network in evaluation mode, from the maps of its predictions on some of `images`."""
     device = network.mean.device
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:SAMPLES].split(BATCH)
     weight_KC, bias_K = network.rows()
@@ -45,7 +45,7 @@ def measure_shift(network: LongTailClassifier, images: Images, seed: int) -> flo
 def _both_ways(
     network: LongTailClassifier, images: Images, chosen: Sequence[Tensor], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The trunk's maps of images and of their mirror images, where it has not seen both before."""
+    """The trunk's maps of images and of their mirror images, computed unless both are cached."""
     if isinstance(images, LabelledMaps) and len(images.views) == 2:
         yield from images.pairs(chosen, device)
         return
@@ -54,18 +54,18 @@ def _both_ways(
 
 
 def map_shift(maps_Nhw: NDArray[np.float32], mirrored_Nhw: NDArray[np.float32]) -> float:
-    """By how many positions maps lie to the right of what they show, between -1 and 1.
+    """The number of positions by which maps lie to the right of what they show, between -1 and 1.
 
-    A mirrored image should have the mirrored map. What it has lies off that by twice the shift: so it is the shift
-    for which the two agree best when both are moved back, in the mean of the images' correlations. A network is no
-    longer sure of an image upside down, so down the image the same is assumed: strides and paddings are the same, and
-    gradients bear it out (docs/explanation/heatmaps.md).
+    A mirrored image should have the mirrored map, and is off by twice the shift. The result is the shift for which the
+    two agree best when both are moved back, by the mean correlation over the images. The vertical shift is assumed to
+    be the same: networks recognise images upside down too poorly to measure it, but strides and paddings are equal, and
+    gradients confirm it (docs/explanation/heatmaps.md).
 
     Args:
         maps_Nhw: of one class of each image.
-        mirrored_Nhw: of the same classes and the same images, mirrored left to right.
+        mirrored_Nhw: of the same classes and images, mirrored left to right.
     """
-    if not np.ptp(maps_Nhw, axis=2).any():  # nothing tells one column from another
+    if not np.ptp(maps_Nhw, axis=2).any():  # all columns are equal
         return 0.0
     width = maps_Nhw.shape[2]
     moved = [enlargement(width, FINENESS * width, shift).T for shift in SHIFTS]

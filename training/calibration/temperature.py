@@ -20,9 +20,9 @@ def fit_scale(
 
     With a finite spread σ it is the posterior mode under a normal prior of log a, with mean 0 and standard deviation σ:
     L(a) + (log a)²/(2σ²·n) is least, where L is the weighted mean and n = (Σw)²/Σw² the effective number of samples.
-    Some hundreds of samples overrule it; of a few dozen, whose best factor is mostly chance, it keeps a near 1.
+    A few hundred samples overrule the prior; with a few dozen, whose best factor is mostly chance, it keeps a near 1.
 
-    A golden-section search over log a in [-4, 4] finds it to 1e-6; without samples it is 1.
+    A golden-section search over log a in [-4, 4] finds it to 1e-6. Without samples it is 1.
     """
     if not len(labels_N):
         return 1.0
@@ -39,7 +39,7 @@ def fit_scale(
 def fit_temperature(
     logits_NK: Tensor, labels_N: Tensor, prior_K: Floats, spread: float, raw_prior_K: Floats | float = 1.0
 ) -> float:
-    """The temperature T of probabilities for the prior π, softmax(z/T + log π/q), by their likelihood under it.
+    """The temperature T of probabilities for the prior π, softmax(z/T + log π/q), by likelihood under that prior.
 
     Args:
         prior_K: π.
@@ -52,12 +52,12 @@ def fit_temperature(
 def fit_lean(logits_NK: Tensor, labels_N: Tensor, prior_K: Floats, spread: float) -> tuple[float, float]:
     """The lean δ and the temperature T of balanced probabilities softmax(z/T - δ·log π), by their likelihood.
 
-    Temperature scaling with a bias, after Alexandari et al. (arXiv 1901.06852), along one direction alone: δ says how
-    far balanced logits still lean to the common classes (or, below zero, to the rare ones). As in `fit_scale`, the
-    mode under independent normal priors of δ and log 1/T, both with mean 0 and standard deviation σ = `spread`.
+    Temperature scaling with a bias, after Alexandari et al. (arXiv 1901.06852), in one direction only: δ is how far
+    balanced logits still favour the common classes (or, below zero, the rare ones). As in `fit_scale`, the mode under
+    independent normal priors of δ and log 1/T, both with mean 0 and standard deviation σ = `spread`.
 
     Args:
-        prior_K: π, the frequencies of training. Where they are even there is nothing to lean to, and δ is 0.
+        prior_K: π, the training frequencies. If they are uniform, δ is 0.
     """
     if not len(labels_N):
         return 0.0, 1.0
@@ -80,7 +80,7 @@ def fit_lean(logits_NK: Tensor, labels_N: Tensor, prior_K: Floats, spread: float
 
 
 def lean_offset(lean: float, temperature: float, prior_K: Floats) -> Tensor:
-    """What a lean adds to the logits before they are divided by the temperature, -δ·T·log(K·π), K values in fp32."""
+    """The correction of a lean, added to logits before division by the temperature: -δ·T·log(K·π), K values in fp32."""
     return torch.from_numpy(-lean * temperature * np.log(prior_K * len(prior_K))).float()
 
 
@@ -90,7 +90,7 @@ def mean_nll(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor) -> float:
 
 
 def _pull(weights_N: Tensor, spread: float) -> float:
-    """1/(2σ²·n), which weighs the normal prior against the mean over n = (Σw)²/Σw² effective samples."""
+    """1/(2σ²·n): the weight of the normal prior beside the mean over n = (Σw)²/Σw² effective samples."""
     return 1 / (2 * spread**2 * float(weights_N.sum() ** 2 / weights_N.square().sum()))
 
 

@@ -1,6 +1,6 @@
 """The commands of training.
 
-Torch is imported inside the commands, so that serving neither needs it nor waits for it.
+Torch is imported inside the commands: serving does not need it, and --help does not wait for it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 app = typer.Typer()
 console = Console(highlight=False)
 
-_GOES_ON = "interrupted; the same command continues after the last finished epoch"
+_RESUME = "interrupted; rerun the same command to resume after the last finished epoch"
 _EXTRA = {"torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "sklearn", "scipy", "jinja2"}
 
-RunArgument = Annotated[Path, typer.Argument(help="The folder that `camcal train --out` made.")]
+RunArgument = Annotated[Path, typer.Argument(help="The folder of a run, from `camcal train --out`.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -39,13 +39,13 @@ Overrides = Annotated[
 ]
 Moved = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="data.root=PATH", help="Where data that has moved lies now."),
+    typer.Option("--set", metavar="data.root=PATH", help="Where data is now, if it has moved."),
 ]
 
 
 @contextmanager
 def _spoken_errors(interrupted: str = "interrupted") -> Iterator[None]:
-    """A user's mistake ends in one sentence and exit code 2; an interruption in one sentence and 130."""
+    """End a user's mistake with one sentence and exit code 2, and an interruption with one sentence and 130."""
     try:
         with exit_on_user_error():
             yield
@@ -54,31 +54,31 @@ def _spoken_errors(interrupted: str = "interrupted") -> Iterator[None]:
             raise
         fail(f"{error.name} is not installed; training needs more than serving: pip install 'camcal[cpu,train]'")
     except RuntimeError as error:
-        if (said := _said_of(error)) is None:
+        if (sentence := _explained(error)) is None:
             raise
-        fail(said)
+        fail(sentence)
     except KeyboardInterrupt:
         typer.echo(f"\n{interrupted}", err=True)
         raise typer.Exit(130) from None
 
 
-def _said_of(error: RuntimeError) -> str | None:
-    """A sentence about what PyTorch or a pool of processes raises for want of memory or a compiler."""
+def _explained(error: RuntimeError) -> str | None:
+    """A sentence for errors of PyTorch or a process pool about memory or a compiler; None for others."""
     kind, first = type(error), str(error).strip().partition("\n")[0]
-    if kind.__name__ == "OutOfMemoryError":  # by its name: `camcal results` does without torch
+    if kind.__name__ == "OutOfMemoryError":  # by name: `camcal results` does not need torch
         return f"{first} A smaller fit.batch_size needs less."
     if kind.__module__.startswith(("torch._inductor.", "torch._dynamo.")):
         return (
-            f"the network cannot be compiled ({first}). On a CPU that needs a C++ compiler; --set fit.compile=false "
-            "trains without"
+            f"the network cannot be compiled ({first}). On a CPU this needs a C++ compiler; --set fit.compile=false "
+            "trains without one"
         )
     if isinstance(error, BrokenExecutor):
-        return "a process ended by itself, for want of memory perhaps: take fewer with --jobs; finished rows are kept"
+        return "a process died, perhaps out of memory: use fewer with --jobs; finished rows are kept"
     return None
 
 
 def _opened(folder: Path, overrides: list[str] | None, *sections: str) -> Run:
-    """A trained run, with what may still change in its recipe: where its data lies, and the sections named."""
+    """A trained run with overrides of what may still change in its recipe: `data.root` and the sections named."""
     from camcal.training import pipeline
     from camcal.training.recipe import RecipeError
     from camcal.training.run import RunFolder
@@ -86,7 +86,7 @@ def _opened(folder: Path, overrides: list[str] | None, *sections: str) -> Run:
     accepted = ("data.root=", *(f"{section}." for section in sections))
     if wrong := [o for o in overrides or () if not o.strip().startswith(accepted)]:
         may = " and ".join([*(f"{section}.…" for section in sections), "data.root"])
-        raise RecipeError(f"--set {wrong[0]}: only {may} can change here, after training")
+        raise RecipeError(f"--set {wrong[0]}: only {may} can change after training")
     return pipeline.open_run(RunFolder(folder), console, overrides or ())
 
 
@@ -100,9 +100,9 @@ def train(
 ) -> None:
     """Train, calibrate, evaluate and export: from labelled photographs to a bundle.
 
-    An interrupted run continues when the same command is given again.
+    Rerun the same command to resume an interrupted run.
     """
-    with _spoken_errors(_GOES_ON):
+    with _spoken_errors(_RESUME):
         from camcal.training.recipe import load_recipe, refuse_idle
 
         settings = load_recipe(recipe, overrides or ())
@@ -140,12 +140,12 @@ def calibrate(
         typer.Option(
             "--set",
             metavar="SECTION.KEY=VALUE",
-            help="Change a value of the section calibrate, such as calibrate.marc_on=both, from what it was last "
-            "time, or say with data.root=PATH where data that has moved lies now; may be repeated.",
+            help="Change a value of the section calibrate, such as calibrate.marc_on=both, or set data.root=PATH if "
+            "the data has moved; may be repeated. Other values stay as they were last.",
         ),
     ] = None,
 ) -> None:
-    """Fit scalar, margins and temperature again, with other settings of the recipe's calibrate section if wanted."""
+    """Fit scalar, margins and temperature again, optionally with other settings of the section calibrate."""
     with _spoken_errors():
         from camcal.training import pipeline
         from camcal.training.recipe import refuse_idle
@@ -157,7 +157,7 @@ def calibrate(
 
 @app.command()
 def evaluate(run: RunArgument, overrides: Moved = None) -> None:
-    """Judge a calibrated run on its test part, and write and print the report."""
+    """Evaluate a calibrated run on its test part; writes and prints the report."""
     with _spoken_errors():
         from camcal.training import pipeline
 
@@ -168,10 +168,11 @@ def evaluate(run: RunArgument, overrides: Moved = None) -> None:
 def export(
     run: RunArgument,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the bundle; by default bundle or bundle-PRECISION in the run's.")
+        Path | None,
+        typer.Option(help="Folder for the bundle [bundle or bundle-PRECISION in the run's folder]."),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32; fp16 for GPUs; int8 for CPUs. Refused if held-out images suffer.")
+        str, typer.Option(help="fp32, fp16 (GPUs) or int8 (CPUs). Refused if accuracy on held-out images suffers.")
     ] = "fp32",
     overrides: Moved = None,
 ) -> None:
@@ -190,7 +191,7 @@ def verify(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     overrides: Moved = None,
 ) -> None:
-    """Judge a bundle by its graph alone, on the test part of its data, and compare that with what it says of itself."""
+    """Evaluate a bundle's graph on the test part of its data, and compare the figures with its report."""
     with _spoken_errors():
         from camcal.models.bundle import Bundle
         from camcal.training.data import load_dataset
@@ -201,7 +202,7 @@ def verify(
         with console.status("reading images"):
             data = load_dataset(recipe.data, recipe.seed)
         verification.verify(loaded, data, console)
-        console.print("accuracy and ECE are as the report says")
+        console.print("accuracy and ECE match the report")
 
 
 @app.command()
@@ -218,7 +219,7 @@ def results(
         from camcal.training.experiments.results import FOLDER, load_results
 
         if as_json and as_markdown:
-            fail("--json and --markdown are two forms of the same: choose one")
+            fail("--json and --markdown exclude each other: choose one")
         rows = load_results(folder or FOLDER)
         if as_json:
             typer.echo(json.dumps(rows, indent=1))
@@ -231,20 +232,20 @@ def results(
 @app.command(name="bench-table")
 def bench_table(
     table: Annotated[Path, typer.Argument(help="A TOML file with rows, data sets and seeds.")],
-    out: Annotated[Path, typer.Option(help="Folder for the results, one JSON a run; runs/ in it holds the networks.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results, one JSON per run; the networks are in its runs/.")],
     data: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SOURCE=PATH",
-            help="Where data lies, by source (cifar100=PATH) or by recipe (caltech100=PATH); may be repeated.",
+            help="Where data is, by source (cifar100=PATH) or by recipe (caltech100=PATH); may be repeated.",
         ),
     ] = None,
-    only: Annotated[str, typer.Option(help="Only rows whose name contains this text.")] = "",
+    only: Annotated[str, typer.Option(help="Only rows whose name contains this.")] = "",
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes [1, or up to 8 on a GPU].")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train, calibrate and evaluate every row of a table; finished ones are skipped, interrupted ones continue."""
-    with _spoken_errors(_GOES_ON):
+    """Train, calibrate and evaluate every row of a table; finished rows are skipped, interrupted ones resume."""
+    with _spoken_errors(_RESUME):
         from camcal.training.experiments.sweep import load_table, run_table
         from camcal.training.run import default_device
 
@@ -252,4 +253,4 @@ def bench_table(
         gpu = default_device().type == "cuda"
         processes = jobs or (min(8, max(1, (os.cpu_count() or 1) // 2)) if gpu else 1)
         if failed := run_table(wanted, out, processes, console):
-            fail(f"{failed} of {len(wanted)} rows failed; the same command tries them again")
+            fail(f"{failed} of {len(wanted)} rows failed: rerun the same command to retry them")

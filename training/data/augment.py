@@ -20,13 +20,13 @@ class Augment:
 
     Args:
         config: what to do.
-        generator: on the device of the images; together with its seed it decides everything.
+        generator: on the device of the images; its seed determines all draws.
     """
 
     def __init__(self, config: AugmentConfig, generator: torch.Generator) -> None:
         self.config = config
         self.generator = generator
-        on_host = generator.device.type == "cpu"  # one stream then: two of one seed would draw the same numbers
+        on_host = generator.device.type == "cpu"  # one stream then: two with one seed would draw the same numbers
         self.host = generator if on_host else torch.Generator().manual_seed(generator.initial_seed())
         self.policy = None if config.policy == "none" else PolicyAugment(config.policy, self.host)
 
@@ -39,7 +39,7 @@ class Augment:
 
         Args:
             images_BHWC: square images.
-            cropped: `area` and `aspect` have been obeyed already.
+            cropped: `area` and `aspect` have been applied already.
         """
         c = self.config
         if cropped:
@@ -66,7 +66,7 @@ class Augment:
         width, height = scale * stretch, scale / stretch
         mirror = torch.where(self._uniform(images_BCHW, 0, 1) < 0.5, -1.0, 1.0) if c.flip else torch.ones_like(scale)
         angle = self._uniform(images_BCHW, -c.rotate, c.rotate) * (math.pi / 180)
-        # The window moves within the image where it is smaller, and by whole pixels beyond where `shift` allows it.
+        # The window moves within the image if it is smaller, and by whole pixels beyond it as far as `shift` allows.
         move_x = (1 - width).clamp_min(0) * self._uniform(images_BCHW, -1, 1)
         move_y = (1 - height).clamp_min(0) * self._uniform(images_BCHW, -1, 1)
         if c.shift:

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 from disk, in selection order: the first n_k images of a class are its long-tailed set.
 
-Read from the packed long-tailed arrays (`.npz` or `.npz.xz`) or from the folder that torchvision keeps.
+Read from packed long-tailed arrays (`.npz` or `.npz.xz`) or from torchvision's folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def load(root: Path, name: str) -> Loaded:
     """Class names, the training part in selection order, and the full test part of `cifar10` or `cifar100`.
 
     Raises:
-        DataError: if `root` holds neither form of the data, or what it holds is not images of 32×32 with labels.
+        DataError: if `root` holds neither form of the data, or its images are not 32×32 with labels.
     """
     if root.is_file():
         classes, train, test = _packed(root)
@@ -59,7 +59,7 @@ def _packed(path: Path) -> Loaded:
 
 
 class _Plain(pickle.Unpickler):
-    """torchvision's files are pickles of plain arrays; nothing else is allowed to come out of one."""
+    """Loads torchvision's files, which are pickles of plain arrays; anything else is refused."""
 
     allowed = {
         ("numpy._core.multiarray", "_reconstruct"),

@@ -34,11 +34,11 @@ class Images(Protocol):
 
     @property
     def images(self) -> Tensor:
-        """All of them, uint8 N×S×S×3: for parts that are known to be small."""
+        """All of them, uint8 N×S×S×3; only for small parts."""
 
     @property
     def names(self) -> list[str]:
-        """Of their files, N; none where they do not come from files of their own."""
+        """File names, N; empty if the images are not from files of their own."""
 
     @property
     def side(self) -> int:
@@ -53,14 +53,14 @@ class Images(Protocol):
         """These and then the others."""
 
     def to(self, device: torch.device) -> Self:
-        """The same, held by a device where they are held at all."""
+        """The same, moved to a device if they are in memory."""
 
     def batches(
         self, indices: Sequence[Tensor], device: torch.device, augment: Augment | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """For each tensor of positions in turn, images and labels on the device.
 
-        Images are uint8 B×S×S×3 and preprocessed as in serving, or floating and augmented.
+        Images are uint8 B×S×S×3 and preprocessed as in serving, or floating point and augmented.
         """
 
 
@@ -105,7 +105,7 @@ class LabelledImages:
     def batches(
         self, indices: Sequence[Tensor], device: torch.device, augment: Augment | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Images.batches`. Positions travel to the images and not the other way; nothing waits for a GPU."""
+        """See `Images.batches`. Positions are sent to the images' device, so that nothing waits for a GPU."""
         for index_B in indices:
             images_BHWC = self.images[index_B.to(self.images.device, non_blocking=True)].to(device, non_blocking=True)
             labels_B = self.labels[index_B].to(device, non_blocking=True)
@@ -114,9 +114,9 @@ class LabelledImages:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What a run trains on (`train`), fits scalar and temperature on (`holdout`), and is judged by (`test`).
+    """The images to train on (`train`), to fit scalar and temperature on (`holdout`), and to evaluate on (`test`).
 
-    left_out: a sentence about what the source passed over; empty where it took all.
+    left_out: a sentence about files that were skipped; empty if there were none.
     """
 
     classes: list[str]
@@ -129,7 +129,7 @@ class Dataset:
     def __post_init__(self) -> None:
         if twice := [name for name, count in Counter(self.classes).items() if count > 1 or not name.strip()]:
             raise DataError(f"two classes are named {twice[0]!r}" if twice[0].strip() else "a class has no name")
-        if bad := next(filter(illegible, self.classes), None):  # no bundle could have it
+        if bad := next(filter(illegible, self.classes), None):  # bundles do not allow it
             raise DataError(f"the class name {ascii(bad)} holds the control character {illegible(bad)}; rename it")
         names = (name for part in (self.train, self.holdout, self.test) for name in part.names)
         for name in itertools.chain(self.classes, names):
@@ -144,13 +144,13 @@ class Dataset:
             raise DataError("the test part has no images")
 
     def whole(self) -> Dataset:
-        """The same with all images to train on, and none held out."""
+        """The same data with all images for training, and none held out."""
         nothing = np.empty(0, dtype=np.int64)
         return replace(self, train=self.train.joined(self.holdout), holdout=self.holdout.subset(nothing))
 
     @cached_property
     def digest(self) -> str:
-        """Of what is there to train on and to hold out: labels and names in their order."""
+        """Digest of labels and names of the training and held-out images, in their order."""
         found = hashlib.sha256()
         for part in (self.train, self.holdout):
             found.update("\n".join(part.names).encode() + part.labels.numpy().tobytes())
@@ -158,7 +158,7 @@ class Dataset:
 
     @cached_property
     def pixels(self) -> str:
-        """Of every fourth pixel each way of images without names of their own, which `digest` could not tell apart."""
+        """Digest of every fourth pixel of images without file names, which `digest` cannot tell apart."""
         found = hashlib.sha256()
         for part in (self.train, self.holdout):
             if isinstance(part, LabelledImages) and not part.names:
@@ -166,13 +166,13 @@ class Dataset:
         return found.hexdigest()[:16]
 
     def train_counts(self) -> NDArray[np.int64]:
-        """Training images per class, the held-out ones included: what the long tail of the data is. K values."""
+        """Training images per class, held-out ones included. K values."""
         labels = torch.cat([self.train.labels, self.holdout.labels]).numpy()
         return np.bincount(labels, minlength=len(self.classes))
 
 
 def _is_text(name: str) -> bool:
-    """Whether it can be written down; what the file system holds may be anything."""
+    """Whether a name can be encoded; file systems allow any bytes."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -181,7 +181,7 @@ def _is_text(name: str) -> bool:
 
 
 def path_below(name: str) -> str | None:
-    """A relative path in its shortest form; None for one that leads out of the folder it starts from."""
+    """A relative path, normalised; None if it leads out of its folder."""
     shortest = posixpath.normpath(name)
     return None if shortest.partition("/")[0] in ("", "..") else shortest
 
@@ -208,9 +208,9 @@ def first_of_each(labels: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArr
 
 
 def split_each(labels: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Divide positions into (rest, part), the part taking `fraction` of each class, at random but repeatable.
+    """Split positions into (rest, part), where the part has `fraction` of each class, drawn with the seed.
 
-    A class with at least two samples gives at least one to the part; with one, none.
+    A class with two or more samples gives at least one to the part; a class with one gives none.
     """
     rng = np.random.default_rng(seed)
     part = []

@@ -1,4 +1,4 @@
-"""The maps that a frozen trunk gives of images, computed once and kept on disk. N images, C channels, h w map size."""
+"""Feature maps of images from a frozen trunk, computed once and cached on disk. N images, C channels, h w map size."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledMaps(LabelledImages):
-    """Images and, in their place in `batches`, a trunk's maps of them.
+    """Images and a trunk's maps of them, which `batches` gives in place of the images.
 
-    views: the maps of the images as they are and, where there are two, mirrored, M×C×h×w each; `rows` (N) says where
-        those of an image are.
+    views: the maps of the images as they are and, if there are two, mirrored, M×C×h×w each.
+    rows: the row of each image in the views, N.
     """
 
     views: list[Maps]
@@ -52,13 +52,13 @@ class LabelledMaps(LabelledImages):
         return LabelledImages(images=self.images, labels=self.labels, names=self.names)
 
     def to(self, device: torch.device) -> LabelledMaps:
-        """Itself: maps may be larger than a device's memory, and go there batch by batch."""
+        """The same: maps may exceed a device's memory, and are sent batch by batch."""
         return self
 
     def batches(
         self, indices: Sequence[Tensor], device: torch.device, augment: Augment | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Maps B×C×h×w in fp32 and labels; with `augment`, of a view that is drawn for each image."""
+        """Maps B×C×h×w in fp32 and labels; with `augment`, a view is drawn for each image."""
         for index_B in indices:
             rows_B = self.rows[index_B.numpy()]
             draws_B = np.zeros(len(rows_B), dtype=np.int64)
@@ -76,20 +76,20 @@ class LabelledMaps(LabelledImages):
 
 
 def pictures(part: Images) -> Images:
-    """A part's images, without the maps that may stand for them."""
+    """A part's images, without maps."""
     return part.pictures() if isinstance(part, LabelledMaps) else part
 
 
 def cache_folder() -> Path:
-    """Where maps are kept: `camcal/features` in the user's cache folder."""
+    """The folder of cached maps: `camcal/features` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "camcal" / "features"
 
 
 def with_maps(data: Dataset, network: LongTailClassifier, recipe: Recipe, console: Console) -> Dataset:
     """The same data with the maps of the network's trunk, for a recipe that freezes it; otherwise the data itself.
 
-    The maps are read from `cache_folder` where the same trunk has seen the same images before, whatever part they were
-    in: so another seed, and another head, cost seconds.
+    The maps are read from `cache_folder` if the same trunk has processed the same images before, in whatever part.
+    Another seed or another head then costs seconds.
     """
     if recipe.fit.mode != "frozen" or isinstance(data.train, LabelledMaps):
         return data
@@ -100,7 +100,7 @@ def with_maps(data: Dataset, network: LongTailClassifier, recipe: Recipe, consol
     views, taught_rows = [plain], plain_rows
     if recipe.augment.flip:
         mirrored, taught_rows = _maps(network, trunk, taught, digests, "mirrored", console)
-        # Rows of one view serve both where each lists the images that are learned from first, in the same order.
+        # Both views list the training images first, in the same order, so one set of rows serves both.
         views = [plain, mirrored]
     assert all(plain_rows[digest] == row for digest, row in taught_rows.items())
 
@@ -115,12 +115,12 @@ def with_maps(data: Dataset, network: LongTailClassifier, recipe: Recipe, consol
 
 
 def _digests(part: Images) -> list[bytes]:
-    """Of each image's pixels."""
+    """The digest of each image's pixels."""
     return [hashlib.sha256(image.numpy().data).digest() for image in part.images]
 
 
 def _trunk_digest(network: LongTailClassifier) -> bytes:
-    """Of all that decides the trunk's maps of an image."""
+    """Digest of everything that determines the trunk's maps of an image."""
     found = hashlib.sha256(
         f"{type(network.trunk).__qualname__} {torch.__version__} {network.mean.device.type}".encode()
     )
@@ -138,8 +138,9 @@ def _maps(
     view: View,
     console: Console,
 ) -> tuple[Maps, dict[bytes, int]]:
-    """One view's maps of the images of all parts, and the row of each image by its digest: in the order of the digests
-    among the first two parts, and then among the third.
+    """One view's maps of the images of all parts, and the row of each image by its digest.
+
+    Rows are in the order of the digests of the first two parts, and then of the third.
     """
     taught = sorted({digest for part in parts[:2] for digest in digests[id(part)]})
     others = sorted({digest for part in parts[2:] for digest in digests[id(part)]} - set(taught))
@@ -156,7 +157,7 @@ def _maps(
         _compute(network, images, view, path, console)
         console.print(
             f"features of {len(images)} images, {view}: {time.perf_counter() - began:.0f} s, "
-            f"{path.stat().st_size / 1e6:.0f} MB kept in {path}"
+            f"{path.stat().st_size / 1e6:.0f} MB cached in {path}"
         )
     return np.load(path, mmap_mode="r"), rows
 

@@ -28,7 +28,7 @@ Samples = list[tuple[Path, int]]
 class Listing:
     """Class names, and (path, label) of every image; `test` is empty where the folder has no such part.
 
-    left_out: a sentence about files and folders that are passed over; empty where there are none.
+    left_out: a sentence about files and folders that were skipped; empty if there were none.
     """
 
     classes: list[str]
@@ -57,16 +57,16 @@ def list_images(root: Path, split_file: str | None = None) -> Listing:
     classes = _class_folders(train)
     if train == root and classes and all(name.lower() in TRAIN + TEST for name in classes):
         raise DataError(
-            f"{root} has {' and '.join(classes)}, but none of them is a train folder with a folder for each class"
+            f"{root} has {' and '.join(classes)}, but none of them is a train folder with one folder per class"
         )
     if train == root and (part := next(filter(lambda name: _is_part(root, name, classes), classes), None)):
         raise DataError(
-            f"{root} has class folders beside {part}, which holds folders of the same names: put the former into "
+            f"{root} has class folders beside {part}, which holds folders of the same names: move the former into "
             f"{root / 'train'}"
         )
     if len(classes) < 2:
         raise DataError(
-            f"{train} has {len(classes)} folders with images; expected one for each of at least two classes"
+            f"{train} has {len(classes)} folders with images; expected one per class, for two classes or more"
         )
     if test is None:
         return Listing(classes=classes, train=_from_folders(train, classes), test=[], left_out=_left_out(train))
@@ -105,18 +105,18 @@ def decode(samples: Samples, preprocessing: Preprocessing) -> tuple[NDArray[np.u
 
 
 def _part(root: Path, names: Sequence[str]) -> Path | None:
-    """The folder of a part, which has class folders itself: a class may well be called train."""
+    """The folder of a part. It must have class folders itself: a class may be called train."""
     found = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
     return next((found[name] for name in names if name in found and _class_folders(found[name])), None)
 
 
 def _is_part(root: Path, name: str, classes: Sequence[str]) -> bool:
-    """Whether a folder among the classes is no class but a part of the data, with folders of the same classes."""
+    """Whether a folder among the classes is really a part of the data, with folders of the same classes."""
     return name.lower() in TRAIN + TEST and not {*classes}.isdisjoint(_class_folders(root / name))
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder, without hidden ones and what macOS puts into archives."""
+    """All files below a folder, except hidden ones and what macOS adds to archives."""
     found = (path for path in folder.rglob("*") if path.is_file())
     return (path for path in found if not any(map(_is_hidden, path.relative_to(folder).parts)))
 
@@ -148,10 +148,10 @@ def _left_out(*parts: Path) -> str:
     if files:
         kinds = Counter(path.suffix.lower() or "no suffix" for path in files)
         shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
-        words.append(f"files that are not {', '.join(sorted(SUFFIXES))} are left out: {shown}")
+        words.append(f"files that are not {', '.join(sorted(SUFFIXES))} were skipped: {shown}")
     if empty:
         shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
-        words.append(f"folders without an image are no classes: {shown}")
+        words.append(f"folders without images were skipped: {shown}")
     return "; ".join(words)
 
 
@@ -196,7 +196,7 @@ def _from_split(root: Path, path: Path) -> Listing:
         if row["label"] not in index:
             raise DataError(f"{path}, line {line}: label {row['label']!r} is not in {names_file.name}")
         if (below := path_below(row["path"])) is None:
-            raise DataError(f"{path}, line {line}: {row['path']!r} is outside of {root}; give paths below it")
+            raise DataError(f"{path}, line {line}: {row['path']!r} is outside of {root}: paths must stay below it")
         parts[row["split"]].append((root / below, index[row["label"]]))
     if not parts["train"]:
         raise DataError(f"{path} has no row of the split train")

@@ -1,4 +1,4 @@
-"""Images named by list files, `relative/path label` a line, and decoded by threads while training uses others."""
+"""Images named by list files, `relative/path label` per line, decoded by threads ahead of training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from camcal.training.data.dataset import DataError, path_below
 from camcal.training.recipe import AugmentConfig
 
 AHEAD = 3
-"""Batches that are being decoded while one is used."""
+"""Batches decoded ahead of the one in use."""
 
 Pixels = NDArray[np.uint8]
 
@@ -60,7 +60,7 @@ class ListedImages:
         return replace(self, names=self.names + others.names, labels=torch.cat([self.labels, others.labels]))
 
     def to(self, device: torch.device) -> ListedImages:
-        """The same: what is in files stays there."""
+        """The same: the images stay in their files."""
         return self
 
     def batches(
@@ -68,8 +68,8 @@ class ListedImages:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `camcal.training.data.dataset.Images.batches`.
 
-        Random crops are cut while decoding, out of the whole picture, where a JPEG can be decoded at a fraction of its
-        size; all other augmentation happens on the device.
+        Random crops are cut from the whole picture while decoding, and a JPEG is decoded at a fraction of its size if
+        that is enough; all other augmentation happens on the device.
 
         Raises:
             DataError: naming a file that cannot be read.
@@ -115,24 +115,24 @@ class ListedImages:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A random part of a picture by an augmentation's `area` and `aspect`; without them, the part that serving sees."""
+    """A random part of a picture by `area` and `aspect`; without them, the part that serving uses."""
 
     config: AugmentConfig
     preprocessing: Preprocessing
     seed: int
 
     def __call__(self, data: bytes, draw: int) -> Pixels:
-        """Image file to pixels, S×S×3; seed and number of the draw decide the crop, whatever thread makes it.
+        """Image file to pixels, S×S×3; the crop depends on seed and draw number only, not on the thread.
 
         Raises:
-            ValueError: if the file is no image that serving would accept.
+            ValueError: if serving would not accept the file.
         """
         header, size = read_header(data), self.preprocessing.input_size
         left, top, right, bottom = self.box(*header.upright, draw)
-        # Decode no more than is needed: a JPEG at 1/2, 1/4 or 1/8, as long as the crop keeps `size` pixels a side.
+        # Decode a JPEG at 1/2, 1/4 or 1/8 if the crop still has `size` pixels per side.
         room = min(right - left, bottom - top) / size if header.format == "JPEG" else 1
         picture = read_picture(data, header, next((factor for factor in (8, 4, 2) if room >= factor), 1))
-        # Only now is it known how a picture in another format is turned.
+        # Only the decoded picture shows how other formats are rotated.
         width, height = header.upright if header.format == "JPEG" else picture.rgb.size
         across, down = picture.rgb.width / width, picture.rgb.height / height
         left, top, right, bottom = self.box(width, height, draw)
@@ -163,7 +163,7 @@ def read_list(path: Path) -> tuple[list[str], NDArray[np.int64]]:
             of the folder.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Excel writes a mark
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Excel writes a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the list {path} cannot be read: {error}") from None
     names, labels = [], []
@@ -174,7 +174,7 @@ def read_list(path: Path) -> tuple[list[str], NDArray[np.int64]]:
                 continue
             raise DataError(f"{path}, line {number}: expected `relative/path label`, found {line.strip()!r}")
         if (below := path_below(name.strip())) is None:
-            raise DataError(f"{path}, line {number}: {line.strip()!r} is outside of data.root; give a path below it")
+            raise DataError(f"{path}, line {number}: {line.strip()!r} leaves data.root: paths must stay below it")
         names.append(below)
         labels.append(int(label))
     if not names:
@@ -183,7 +183,7 @@ def read_list(path: Path) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def class_names(names: Sequence[str], labels: NDArray[np.int64], classes: int) -> list[str]:
-    """A name for each class: the folder that its images, and no other class's, lie in; else the label itself."""
+    """A name for each class: the folder of its images if no other class shares it, else the label."""
     folders: list[set[str]] = [set() for _ in range(classes)]
     for name, label in zip(names, labels, strict=True):
         folders[label].add(PurePosixPath(name).parent.name)

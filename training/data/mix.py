@@ -14,9 +14,9 @@ from camcal.training.recipe import AugmentConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Mixed:
-    """A batch whose images each show their own label's class to the share λ and their partner's to 1 - λ.
+    """A batch of mixed images: the share λ is of the image's own class, 1 - λ of its partner's.
 
-    λ is at least one half: the first label is that of the larger part.
+    λ is at least one half, so the first label is that of the larger part.
     """
 
     images_BHWC: Tensor
@@ -31,13 +31,13 @@ class Mixed:
 
 
 class Mix:
-    """Draws one λ ~ Beta(α, α) a batch and a partner for each image, as the papers' own code does.
+    """Draws one λ ~ Beta(α, α) per batch and a partner for each image, as the papers' code does.
 
-    Every batch is mixed; CutMix's code leaves half of them as they are on CIFAR, and none on ImageNet.
+    Every batch is mixed; CutMix's code skips half of the batches on CIFAR, and none on ImageNet.
 
     Args:
-        config: whose `mixup` and `cutmix` are the α; 0 is off, and with both on, each batch takes one by a fair coin.
-        seed: of the draws, which are made on the CPU, so that a GPU is not waited for.
+        config: `mixup` and `cutmix` are the α, 0 is off; with both, each batch takes one of them with equal chance.
+        seed: of the draws, which are made on the CPU so that nothing waits for a GPU.
     """
 
     def __init__(self, config: AugmentConfig, seed: int) -> None:
@@ -45,7 +45,7 @@ class Mix:
         self.random = np.random.default_rng(seed)
 
     def __call__(self, images_BHWC: Tensor, labels_B: Tensor) -> Mixed:
-        """Mix a batch of floating images; without mixing, the very same tensors and λ = 1."""
+        """Mix a batch of floating point images; without mixing, the same tensors and λ = 1."""
         c = self.config
         if not c.mixup and not c.cutmix:
             return Mixed(images_BHWC=images_BHWC, labels_B=labels_B, partners_B=labels_B, share=1.0)

@@ -3,8 +3,8 @@
 They compute what `torchvision.transforms.functional` computes for one tensor image, without a loop over images.
 
 B batch, H W image size, R rows (one for each channel of each image), P pixels, L grey levels. Images are uint8 B×3×H×W;
-magnitudes are floating, B, in the units of torchvision's `AutoAugment`: shear as a tangent, translation in pixels,
-rotation in degrees, enhancements as the change from 1, posterize in bits kept, solarize as a threshold.
+magnitudes are floating point, B, in the units of torchvision's `AutoAugment`: shear as a tangent, translation in
+pixels, rotation in degrees, enhancements as the change from 1, posterize in bits kept, solarize as a threshold.
 """
 
 from __future__ import annotations
@@ -169,8 +169,7 @@ def apply(images_BCHW: Tensor, kinds_B: Tensor, magnitudes_B: Tensor) -> Tensor:
 
     Args:
         images_BCHW: uint8, on any device.
-        kinds_B: indices into `NAMES`, on the CPU: they decide the sizes of the groups, which a GPU would have to be
-            waited for.
+        kinds_B: indices into `NAMES`, on the CPU, since the sizes of the groups depend on them.
         magnitudes_B: on the CPU.
     """
     device, geometric = images_BCHW.device, len(GEOMETRIC)

@@ -1,4 +1,4 @@
-"""Augmentation policies: which operation with which magnitude, drawn for each image on its own.
+"""Augmentation policies: an operation and its magnitude are drawn for each image.
 
 AutoAugment: Cubuk et al., arXiv 1805.09501, tables 7 and 9 and appendix (magnitudes 0..9 of ten).
 TrivialAugment, wide: Müller and Hutter, arXiv 2103.10158, table 1 (31 magnitudes).
@@ -74,7 +74,7 @@ IMAGENET: tuple[tuple[Step, Step], ...] = (
 TRIVIAL = tuple(name for name in NAMES if name != "invert")
 
 SIGNED = 9
-"""The first nine of `NAMES`, geometry and enhancements, go either way with equal chance."""
+"""The first nine of `NAMES`, geometry and enhancements, have a random sign."""
 
 
 def magnitudes(size: int, wide: bool) -> Tensor:
@@ -90,7 +90,7 @@ def magnitudes(size: int, wide: bool) -> Tensor:
 
 
 class PolicyAugment:
-    """Draws and applies a policy; the draws are made on the CPU, so that they are the same on every device.
+    """Draws and applies a policy; draws are made on the CPU, and so are the same on every device.
 
     Args:
         policy: not `none`.

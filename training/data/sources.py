@@ -29,12 +29,12 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def preprocessing_of(config: DataConfig) -> Preprocessing:
-    """The part of a data section that a bundle keeps."""
+    """The preprocessing that a bundle keeps."""
     return Preprocessing(**config.model_dump(include=set(Preprocessing.model_fields)))
 
 
 def load_dataset(config: DataConfig, seed: int) -> Dataset:
-    """Load, cut to a long tail where the source is balanced, and put the held-out part aside.
+    """Load the images, cut balanced sources to a long tail, and hold out a part.
 
     Raises:
         DataError: if files are missing, unreadable or do not fit the recipe.
@@ -45,7 +45,7 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
     labels = train.labels.numpy()
     rest, held = split_each(labels, config.holdout_fraction, seed)
     if not len(held):
-        raise DataError("no class has two training images, of which one could be held out for scalar and temperature")
+        raise DataError("no class has two training images, so none can be held out for scalar and temperature")
     return Dataset(
         classes=classes,
         preprocessing=preprocessing_of(config),
@@ -57,19 +57,19 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
 
 
 def _check_apart(train: Images, test: Images) -> None:
-    """Raises DataError if an image is named twice: a copy would be judged by, or held out, that is trained on."""
+    """Raises DataError if an image is listed twice: the test or held-out part could have a copy of a training image."""
     names, test_names = (part.names for part in (train, test))
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(
-            f"{twice[0]} is named {names.count(twice[0])} times as a training image; name each once: a copy of "
-            "one that is trained on would be held out (fit.sampler shows rare classes more often)"
+            f"{twice[0]} is listed {names.count(twice[0])} times as a training image: list each once, or a copy of a "
+            "training image would be held out (fit.sampler shows rare classes more often)"
         )
     if both := set(names) & set(test_names):
-        raise DataError(f"named both for training and for the test: {len(both)} images, the first {min(both)}")
+        raise DataError(f"{len(both)} images are listed for both training and test, the first {min(both)}")
 
 
 class Loaded(NamedTuple):
-    """A source's data; some of the training part will be held out. left_out: as in `Dataset`."""
+    """A source's data, before a part of the training images is held out. left_out: as in `Dataset`."""
 
     classes: list[str]
     train: Images
@@ -90,7 +90,7 @@ def _square(config: DataConfig, size: int) -> None:
 
 
 def _digits(config: DataConfig, seed: int) -> Loaded:
-    """scikit-learn's 1,797 handwritten digits of 8×8, four times enlarged; 40 of each kept for the test."""
+    """scikit-learn's 1,797 handwritten digits of 8×8, enlarged four times; 40 of each class are the test part."""
     from sklearn.datasets import load_digits
 
     _square(config, 32)

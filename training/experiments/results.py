@@ -1,7 +1,7 @@
-"""Results of runs: one small JSON a run, and the tables made from many. Nothing here needs torch.
+"""Results of runs: one small JSON per run, and the tables made from many. Nothing here needs torch.
 
-One training gives a row as trained and, calibrated afterwards, others, so all stand in one file under `rows`; what they
-share (data set, recipe, seed, commit, hardware) stands once. Accuracies and errors are fractions of one.
+One training gives a row as trained and further rows after calibration, all in one file under `rows`; what they share
+(data set, recipe, seed, commit, hardware) is stored once. Accuracies and errors are fractions of one.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ FOLDER = Path(__file__).parents[2] / "results"
 """`docs/results` of the repository: a link in src/camcal, and files in an installed package."""
 
 SETTING = ("dataset", "imbalance", "backbone", "epochs", "augmentation")
-"""What must be equal for rows to be compared."""
+"""Rows are compared if these are equal."""
 
 _DATASETS = {"cifar10": "CIFAR-10-LT", "cifar100": "CIFAR-100-LT", "digits": "digits"}
 
 
 class ResultsError(ValueError):
-    """A folder of results that is not there, or a file in it that is not one."""
+    """A missing folder of results, or a file in it that is not a result."""
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -47,7 +47,7 @@ class _UnderPrior(_Strict):
 
 
 class _Method(_Strict):
-    """What the tables need of a row; it may say more."""
+    """The part of a row that the tables need."""
 
     method: str
     accuracy: Share
@@ -77,17 +77,17 @@ def result_of(report: Report, method: str, calibrated: str | None = None, *, pla
     """The result file of a run, from its report.
 
     Args:
-        method: the name of the network as trained. Where its logits are for an uneven class prior, `method + logit
-            adjustment` has that prior taken out of them afterwards.
+        method: the name of the network as trained. If its logits are for a class prior that is not uniform, the row
+            `method + logit adjustment` has that prior subtracted afterwards.
         calibrated: its name after MARC or the lean, by default `method + MARC`, `method + MARC, held-out too`, either
-            with `, lean`, and without MARC `method + logit adjustment, lean` or, where the logits are for an even
-            prior, `method + lean`. A run with neither has no such row.
+            with `, lean`, and without MARC `method + logit adjustment, lean` or, if the logits are for a uniform prior,
+            `method + lean`. A run with neither has no such row.
         plain: whether the file has the rows without either.
     """
     recipe, data = recipe_in(report), report.data
     source, calibrate = recipe.data.source, recipe.calibrate
     ratio = data.largest_class / data.smallest_class
-    # Logits for an even prior (balanced softmax) have nothing to be taken out, rescaled ones have lost it already.
+    # Logits for a uniform prior (balanced softmax) have nothing to subtract; rescaled ones have lost the prior already.
     prior = report.calibration.logit_prior
     uneven = calibrate.rescale == "off" and max(prior) > (1 + 1e-6) * min(prior)
     rows = []
@@ -131,9 +131,9 @@ def describe_augmentation(augment: AugmentConfig) -> str:
 
 
 def _plain_row(report: Report, step: Literal["scalar", "adjusted"], method: str) -> Row:
-    """A step without MARC; `calibrated` figures are after a temperature."""
+    """The row of a step without MARC; its calibrated figures are with a temperature."""
     alone = report.temperature_only[step]
-    # The selected scalar changes how sure a prediction is; its error as trained is that before it.
+    # The selected scalar changes confidence: the error as trained is from before it.
     before: Step = "trained" if step == "scalar" and recipe_in(report).calibrate.rescale == "off" else step
     ranks = report.rank_groups.test[step]
     return _row(method, alone.test, ranks, report.test[before].ece, alone.test_under_train_prior)
@@ -165,7 +165,7 @@ def _short(value: float | None) -> float | None:
 
 
 def load_results(folder: Path) -> list[Row]:
-    """All rows of all result files in a folder, each with what its file says once, and the file's name.
+    """All rows of all result files in a folder, each with the shared part of its file and the file's name.
 
     Raises:
         ResultsError: if the folder is missing, or a file in it is not a result.
@@ -204,7 +204,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def settings(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
-    """Rows that may be compared, put together under a title that says what they share."""
+    """Comparable rows, grouped under a title that says what they share."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         title = (
@@ -216,7 +216,7 @@ def settings(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def methods(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """One setting's rows by method, the least accurate training first; `X + …` follows the X it was made from."""
+    """One setting's rows by method, the least accurate training first; `X + …` follows X."""
     by_method: dict[str, list[Row]] = {}
     for row in rows:
         by_method.setdefault(row["method"], []).append(row)
@@ -229,14 +229,14 @@ def methods(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 
 def group_names(rows: Sequence[Row]) -> tuple[str, list[str]]:
-    """The groups to show of a setting: those by count, or those by rank where one of the former is always empty."""
+    """The groups to show: those by count, or those by rank if a group by count is always empty."""
     by_count = list(rows[0]["groups"])
     empty = any(all(row["groups"].get(name) is None for row in rows) for name in by_count)
     return ("rank_groups", list(rows[0]["rank_groups"])) if empty else ("groups", by_count)
 
 
 def spread(values: Sequence[float | None], digits: int = 1) -> str:
-    """Mean and sample standard deviation over seeds, in percent; the mean alone of one seed; n/a of none."""
+    """Mean and sample standard deviation over seeds, in percent; only the mean of one seed; n/a of none."""
     known = [100 * value for value in values if value is not None]
     if not known:
         return "n/a"

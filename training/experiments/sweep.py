@@ -1,7 +1,7 @@
 """A table of runs: each row of a TOML file, on each data set, with each seed; finished ones are skipped.
 
-One process trains many rows, one after another; on a GPU several processes share it. Whatever stops a sweep, the same
-command goes on: a row that was under way continues after its last finished epoch.
+One process trains the rows one after another; on a GPU several processes share it. Rerun the same command to resume:
+an interrupted row continues after its last finished epoch.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class TableData(_Strict):
 class TableRow(_Strict):
     """One method: what it changes in the recipe.
 
-    calibrated: the name after calibration, see `result_of`. plain: whether to report the network as
-    trained; false for a second row that only calibrates the same training in another way, which is then not trained
-    again.
+    calibrated: the name after calibration, see `result_of`.
+    plain: whether to report the network as trained; false for a row that only calibrates the same training in another
+        way, which is then not trained again.
     """
 
     method: str = Field(min_length=1)
@@ -76,20 +76,20 @@ class Job:
 
     @property
     def training(self) -> str:
-        """A folder's name for what is trained: equal for jobs that differ in their calibration alone."""
+        """The folder name of a training, which is equal for jobs that differ in calibration only."""
         fields = {key: value for key, value in self.recipe.deciding().items() if key not in ("name", "calibrate")}
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
         return f"{self.recipe.name}-s{self.recipe.seed}-{digest[:12]}"
 
 
 def load_table(path: Path, roots: Sequence[str] = (), only: str = "", overrides: Sequence[str] = ()) -> list[Job]:
-    """The jobs of a table, data set by data set, and in each all rows with one seed before the next seed.
+    """The jobs of a table: data set by data set, and within each seed by seed.
 
     Args:
-        roots: where data lies, as `SOURCE=PATH`, such as `cifar100=data/cifar100.npz`; or, where several recipes read
-            the same kind of source, `RECIPE=PATH`, which wins.
-        only: take jobs alone whose name contains this.
-        overrides: what changes in every row, as `section.key=value`; it wins over the table.
+        roots: where data is, as `SOURCE=PATH`, such as `cifar100=data/cifar100.npz`; or, if several recipes read the
+            same kind of source, `RECIPE=PATH`, which takes precedence.
+        only: take only jobs whose name contains this.
+        overrides: changes to every row, as `section.key=value`, which take precedence over the table.
 
     Raises:
         RecipeError: if the table or one of its recipes is not valid, or two rows would have the same name or folder.
@@ -114,8 +114,8 @@ def load_table(path: Path, roots: Sequence[str] = (), only: str = "", overrides:
         first = trained.setdefault(job.training, job)
         if first.recipe.distill.teacher != job.recipe.distill.teacher:
             raise RecipeError(
-                f"{path.name}: {first.name} and {job.name} differ in distill.teacher alone, which names no folder of "
-                "their own: put them into two tables, each with its --out"
+                f"{path.name}: {first.name} and {job.name} differ only in distill.teacher, and would share a folder: "
+                "put them into two tables, each with its own --out"
             )
     return jobs
 
@@ -140,15 +140,15 @@ def _parse_roots(roots: Sequence[str]) -> dict[str, str]:
 
 
 def _draft(table: str, data: TableData, row: TableRow, seed: int, overrides: list[str]) -> Job:
-    """A job whose data may have no place yet."""
+    """A job whose data may have no path yet."""
     try:
         recipe = load_recipe(data.recipe, overrides)
     except RecipeError:
-        # CIFAR's recipes are not valid without a root: the current folder stands in until the source is known.
+        # CIFAR recipes are not valid without a root: use the current folder until the source is known.
         recipe = load_recipe(data.recipe, ["data.root=.", *overrides])
     refuse_idle(recipe, row.set)
     if not (row.plain or recipe.calibrate.marc or recipe.calibrate.lean):
-        raise RecipeError(f"{table}.toml: {row.method}: plain = false leaves no row with neither MARC nor the lean")
+        raise RecipeError(f"{table}.toml: {row.method}: plain = false leaves no row without MARC and lean")
     slug = re.sub(r"[^a-z0-9]+", "-", (row.method if row.plain else row.calibrated or row.method).lower()).strip("-")
     tail = f"-if{recipe.data.imbalance:g}" if recipe.data.source in MADE_TAILED else ""
     return Job(name=f"{recipe.name}{tail}_{slug}_{table}_s{seed}", row=row, recipe=recipe)
@@ -177,13 +177,13 @@ def _with_root(job: Job, roots: dict[str, str]) -> Job:
 
 
 def run_table(jobs: Sequence[Job], out: Path, processes: int, console: Console) -> int:
-    """Run what has no result in `out` yet; one line a finished row. Returns how many rows failed.
+    """Run the jobs without a result in `out`, printing a line per finished row. Returns the number of failed rows.
 
-    The result of a job is `out/NAME.json`; what its training leaves is in `out/runs/`.
+    The result of a job is `out/NAME.json`; its training is in `out/runs/`.
     """
     left = [job for job in jobs if not _finished(job, out)]
     if done := len(jobs) - len(left):
-        console.print(f"{done} of {len(jobs)} rows are there already")
+        console.print(f"{done} of {len(jobs)} rows are finished already")
     RunFolder(out).make()
     groups: dict[str, list[Job]] = {}
     for job in left:
@@ -200,7 +200,7 @@ def _result_path(job: Job, out: Path) -> Path:
 
 
 def _finished(job: Job, out: Path) -> bool:
-    """Whether the result is there and was made with the recipe that the table asks for, by the teachers it names."""
+    """Whether the result exists and was made with the recipe and the teachers of the table."""
     try:
         found = json.loads(_result_path(job, out).read_text(encoding="utf-8"))
         found["recipe"]["data"]["root"] = job.recipe.data.root
@@ -215,7 +215,7 @@ def _finished(job: Job, out: Path) -> bool:
 
 
 def _lines(groups: list[list[Job]], out: Path, processes: int) -> Iterator[tuple[str, bool]]:
-    """For each job a line, and whether it went well; in this process, or in several that take a group at a time."""
+    """A line for each job, and whether it succeeded; in this process, or in several that take a group at a time."""
     if processes == 1:
         for group in groups:
             yield from run_group(group, out)
@@ -232,7 +232,7 @@ def _lines(groups: list[list[Job]], out: Path, processes: int) -> Iterator[tuple
 
 
 def _start_worker(processes: int) -> None:
-    """Share the cores, and do not outlive the parent, whichever way that ends."""
+    """Share the cores, and end when the parent ends, however it does."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -251,7 +251,7 @@ def run_group(jobs: Sequence[Job], out: Path) -> list[tuple[str, bool]]:
         began = time.perf_counter()
         try:
             result = _run(job, out)
-        except (ValueError, OSError, RuntimeError) as error:  # PyTorch's, for want of memory too, are RuntimeErrors
+        except (ValueError, OSError, RuntimeError) as error:  # PyTorch's errors, out of memory too, are RuntimeErrors
             lines.append((f"{job.name}: failed: {error}", False))
             continue
         figures = "; ".join(map(_figures, result["rows"]))
@@ -284,7 +284,7 @@ _last: tuple[str, Dataset] | None = None
 
 
 def _load(recipe: Recipe) -> Dataset:
-    """The data of a recipe; kept for the next, which mostly needs the same."""
+    """The data of a recipe, cached since the next job mostly needs the same."""
     global _last
     key = f"{recipe.seed} {recipe.data.model_dump_json()}"
     if _last is None or _last[0] != key:

@@ -10,7 +10,7 @@ from rich.table import Table
 from camcal.training.experiments.results import Row, group_names, methods, settings, spread
 
 WIDE = 92
-"""Columns a terminal needs for the error under the training prior, `long-tailed`, as well."""
+"""Terminal columns needed for the column `long-tailed`, the error under the training prior."""
 
 _INTRODUCTION = """\
 # Results
@@ -68,7 +68,7 @@ def print_results(rows: Sequence[Row], console: Console) -> None:
         console.print(table)
         console.print()
     if rows and console.width < WIDE:
-        console.print(f"a terminal of {WIDE} columns shows the error under the training prior as well")
+        console.print(f"a terminal with {WIDE} columns also shows the error under the training prior")
 
 
 def markdown(rows: Sequence[Row]) -> str:

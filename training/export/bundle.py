@@ -64,14 +64,14 @@ def _check_replaceable(folder: Path) -> None:
     foreign = there - {MANIFEST_FILE, MODEL_FILE, REPORT_FILE, CANARY_FILE}
     if foreign or (there and MANIFEST_FILE not in there):
         other = min(foreign or there)
-        raise ExportError(f"{folder} holds {other}, which is no part of a bundle of ours; choose another folder")
+        raise ExportError(f"{folder} holds {other}, which is not part of a bundle: choose another folder")
 
 
 def _record(graph: Path, manifest: Manifest) -> Canary:
-    """What the graph answers here on images that need no file, for services to compare.
+    """The graph's answers on generated images, which services compare with their own.
 
     Raises:
-        ExportError: if it is nothing that a service would give.
+        ExportError: if they are not valid answers.
     """
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
 

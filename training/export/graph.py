@@ -1,4 +1,4 @@
-"""The ONNX graph of a network, checked against PyTorch before it is let out."""
+"""The ONNX graph of a network, compared with PyTorch before it is released."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_BATCH = 65535
 
 
 class ExportError(ValueError):
-    """A graph that does not compute what the network computes."""
+    """A graph that differs from its network, or a folder that cannot hold a bundle."""
 
 
 def export_onnx(network: LongTailClassifier, size: int, path: Path) -> None:
@@ -37,13 +37,13 @@ def export_onnx(network: LongTailClassifier, size: int, path: Path) -> None:
 
 
 def write_graph(network: LongTailClassifier, size: int, path: Path) -> torch.Tensor:
-    """Write the graph, and return images to try it with."""
+    """Write the graph; returns images to test it with."""
     served = ServedClassifier(network.eval().cpu()).eval()
     examples = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8))
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        # The exporter warns of its own dependencies' deprecations; what it writes is checked below.
+        # The exporter warns of deprecations in its own dependencies; its result is checked below.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             served,
@@ -63,7 +63,7 @@ def write_graph(network: LongTailClassifier, size: int, path: Path) -> torch.Ten
 
 
 def strip(model: onnx.ModelProto) -> None:
-    """Drop what the exporter notes about its source: stack traces with this machine's paths, and names of modules."""
+    """Remove the exporter's notes about its source: stack traces with local paths, and names of modules."""
     del model.metadata_props[:]
     for part in (model.graph, *model.functions):
         del part.metadata_props[:]
@@ -87,8 +87,8 @@ def check_parity(served: ServedClassifier, path: Path, images: torch.Tensor, top
             raise ExportError(f"output {name} has shape {theirs.shape} in ONNX and {ours.shape} in PyTorch")
         if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
             raise ExportError(f"output {name} is not finite: the network's weights or its calibration are broken")
-    # Of thousands of classes, some are so near to each other that rounding decides their order: the classes at a place
-    # must have the same logit, and their maps are compared where they are the same class.
+    # With thousands of classes, rounding decides the order of some: classes in the same place must have the same logit,
+    # and maps are compared where the class is the same.
     places = pairs["top_classes"]
     same_Nk = places[0] == places[1]
     calibrated_NK = pairs["calibrated_logits"][0]

@@ -1,7 +1,7 @@
-"""Smaller arithmetic for serving: fp16 for GPUs and int8 for CPUs, let out only if the answers stay as good.
+"""Lower precision for serving: fp16 for GPUs and int8 for CPUs, exported only if the answers stay as good.
 
-Either way only the trunk changes. CAMC, head, margins and maps stay in fp32 and see dequantised features, so that every
-map still sums to its own logit.
+Only the trunk changes. CAMC, head, margins and maps stay in fp32 and get dequantised features, so that every map still
+sums to its logit.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from camcal.training.data import Dataset, Images
 from camcal.training.metrics import expected_calibration_error, softmax
 from camcal.training.priors import shift_prior
 
-ALLOWED = 0.005  # loss of accuracy, or growth of ECE, on held-out images; one image where it weighs more
+ALLOWED = 0.005  # decrease of accuracy, or increase of ECE, on held-out images; one image if that is more
 CALIBRATION_IMAGES = 256
 MAP_TOLERANCE = 1e-4
 
 
 class PrecisionError(ValueError):
-    """A smaller precision that would change the answers too much."""
+    """A precision that would change the answers too much."""
 
 
 def parse_precision(name: str) -> Precision:
@@ -64,7 +64,7 @@ def halve(network: LongTailClassifier) -> LongTailClassifier:
 
 
 class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
-    """Feeds images one by one, so that every dynamic shape is met at batch 1."""
+    """Feeds images one by one, so that every dynamic shape occurs with batch size 1."""
 
     def __init__(self, images: NDArray[np.uint8]):
         self._feeds: Iterator[dict[str, NDArray[Any]]] = (
@@ -78,8 +78,7 @@ class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
 def quantize(source: Path, target: Path, train: Images) -> None:
     """Write the int8 form of the graph in `source`: QDQ, ranges from training images, one scale per output channel.
 
-    Weights keep 7 bits: without VNNI, products of 8-bit weights would saturate, and the answers would then depend on
-    the processor (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
+    Weights keep 7 bits: without VNNI, products of 8-bit weights saturate, and answers would depend on the processor (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
     """
     chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_IMAGES]
     images = np.concatenate(list(_pixels(train.subset(chosen))))
@@ -103,12 +102,12 @@ def quantize(source: Path, target: Path, train: Images) -> None:
 
 
 def _no_advice(record: logging.LogRecord) -> bool:
-    """Drops ONNX Runtime's advice to run its own pre-processing first: the exporter has folded and inferred already."""
+    """Drops ONNX Runtime's advice to preprocess the model: the exporter has folded constants and inferred shapes."""
     return "pre-process" not in record.getMessage()
 
 
 def _outside_trunk(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that are neither a convolution nor on a path to one."""
+    """Names of nodes that are neither convolutions nor on a path to one."""
     makers = {name: node for node in model.graph.node for name in node.output}
     waiting = [node for node in model.graph.node if node.op_type == "Conv"]
     inside = {node.name for node in waiting}
@@ -125,12 +124,11 @@ def compare(
 ) -> dict[str, HeldOut]:
     """Accuracy and ECE of both graphs on the held-out images, which their network must not have been trained on.
 
-    Their classes are as frequent as in training, so the probabilities are those for the training prior, with its
-    temperature.
+    Held-out classes have the training frequencies, so probabilities are for the training prior, with its temperature.
 
     Raises:
-        PrecisionError: if accuracy falls, or ECE grows, by more than half a point, or by more than one image's share
-            where the held-out part is too small to show half a point; or if a map does not sum to its logit.
+        PrecisionError: if accuracy decreases or ECE increases by more than half a point, or by more than one image if
+            the held-out part is too small to show half a point; or if a map does not sum to its logit.
     """
     counts_K = data.train_counts()
     prior_K = counts_K / counts_K.sum()
@@ -146,7 +144,7 @@ def compare(
 
 
 def _pixels(part: Images) -> Iterator[NDArray[np.uint8]]:
-    """All images in their order, 32 at a time, as a server would pass them on."""
+    """All images in order, 32 at a time, as a server batches them."""
     for images_BHWC, _ in part.batches(torch.arange(len(part)).split(32), torch.device("cpu")):
         yield images_BHWC.numpy()
 

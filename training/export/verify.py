@@ -1,4 +1,4 @@
-"""What a bundle's graph makes of the test part of its recipe's data, beside what its report says. K classes."""
+"""Figures of a bundle's graph on the test part of its recipe's data, compared with its report. K classes."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ from camcal.training.report.evaluate import by_predicted_group
 from camcal.training.report.summary import figures_table, group_table
 
 JUDGED = ("probabilities", "calibrated_probabilities", "calibrated_logits")
-"""The graph's outputs that the figures come from."""
-ALLOWED = 0.001  # of the accuracy and of the ECE: arithmetic differs between machines, and some images stand on an edge
+"""The graph outputs that figures are computed from."""
+ALLOWED = 0.001  # difference of accuracy and ECE: arithmetic differs between machines, and some images are borderline
 
 
 class VerifyError(ValueError):
-    """A bundle that does not do what it says of itself."""
+    """A bundle that does not match its report."""
 
 
 def recipe_of(bundle: Bundle, overrides: Sequence[str]) -> Recipe:
-    """The recipe that the bundle was made by; `data.root=PATH`, the only override, says where its data lies now.
+    """The recipe of a bundle; `data.root=PATH`, the only override, is where its data is now.
 
     Raises:
         RecipeError: if there is another override.
     """
     if wrong := [override for override in overrides if not override.strip().startswith("data.root=")]:
-        raise RecipeError(f"--set {wrong[0]}: only data.root can change here, for the bundle is judged on its own data")
+        raise RecipeError(f"--set {wrong[0]}: only data.root can change: a bundle is verified on its own data")
     raw = bundle.manifest.model_dump(mode="json")["recipe"]
     return parse_recipe(raw, str(bundle.path / "manifest.json"), overrides)
 
 
 def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Figures]:
-    """Print and return the figures of the graph's probabilities on the test part: plain, calibrated, and calibrated for
-    the training prior, on the test part weighted to it.
+    """Print and return figures of the graph's probabilities on the test part.
+
+    Plain and calibrated, and calibrated for the training prior on the test part weighted to it.
 
     Raises:
-        VerifyError: if the data has other classes, or accuracy or ECE are not what the report says.
+        VerifyError: if the data has other classes, or accuracy or ECE differ from the report.
     """
     manifest, report = bundle.manifest, Report.read(bundle.path / REPORT_FILE)
     if data.classes != [info.name for info in manifest.classes]:
-        raise VerifyError(f"the data has {len(data.classes)} classes, and they are not those of the bundle")
+        raise VerifyError(f"the data has {len(data.classes)} classes, which are not those of the bundle")
     groups_K: list[str] = [info.group for info in manifest.classes]
     labels_N = data.test.labels.numpy()
     counts_K = np.array([info.train_count for info in manifest.classes], dtype=np.float64)
@@ -64,9 +65,9 @@ def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Figures
     }
     found: dict[str, Figures] = {}
     rows: dict[str, Figures] = {}
-    for name, (probabilities_NK, weights_N, said) in judged.items():
+    for name, (probabilities_NK, weights_N, reported) in judged.items():
         found[name] = metrics.figures(probabilities_NK, labels_N, groups_K, weights_N)
-        rows |= {name: found[name], f"{name}, by the report": said}
+        rows |= {name: found[name], f"{name}, by the report": reported}
     title = f"{manifest.name} {manifest.version}, {len(labels_N)} test images"
     console.print(figures_table(title, report.data.groups, rows))
     chance = metrics.chance_calibration_error(judged["calibrated_probabilities"][0], even_N)
@@ -76,15 +77,16 @@ def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Figures
     }
     console.print(group_table(report, groups))
     console.print(f"perfect probabilities would show an ECE of {chance:.1%} on these images by chance")
-    for name, (_, weights_N, said) in judged.items():
-        # The report is of the network in fp32. One image may always differ, even the only one of its class.
+    for name, (_, weights_N, reported) in judged.items():
+        # The report is of the network in fp32. One image may always differ, even the only one of a class.
         allowed = ALLOWED if manifest.precision == "fp32" else precision.ALLOWED
         allowed = max(allowed, float(weights_N.max() / weights_N.sum())) + 1e-9
         here = found[name]
-        for figure, measured, reported in (("accuracy", here.accuracy, said.accuracy), ("ece", here.ece, said.ece)):
-            if abs(measured - reported) > allowed:
+        pairs = {"accuracy": (here.accuracy, reported.accuracy), "ece": (here.ece, reported.ece)}
+        for figure, (measured, expected) in pairs.items():
+            if abs(measured - expected) > allowed:
                 raise VerifyError(
-                    f"the {figure} of the {name} is {measured:.2%} here and {reported:.2%} by the report: it is not "
-                    "this data, or not this graph"
+                    f"the {figure} of the {name} is {measured:.2%} here and {expected:.2%} by the report: this is "
+                    "other data, or another graph"
                 )
     return found

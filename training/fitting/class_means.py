@@ -1,4 +1,4 @@
-"""Where training behind a frozen trunk starts. B batch, C channels, h w map size, K classes."""
+"""Initial weights for training on a frozen trunk. B batch, C channels, h w map size, K classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from camcal.training.data.features import BATCH
 def start_at_class_means(network: LongTailClassifier, train: Images) -> None:
     """Set each class's weights to the mean direction of its training images (LIFT, arXiv 2309.10019).
 
-    The batch statistics of a neck that nothing has trained yet are taken from the same maps first.
+    The batch statistics of an untrained neck are computed from the same maps first.
     """
     device, classes = network.mean.device, len(network.rescale.scale)
     indices = torch.arange(len(train)).split(BATCH)

@@ -1,4 +1,4 @@
-"""What moves the weights: stochastic gradient descent, and the precision in which the network is computed."""
+"""The optimiser, and the precision in which the network is computed."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context that computes a network in one of `HALVES`, or, under fp32, as it is."""
+    """The context that computes a network in one of `HALVES`, or in fp32."""
     return torch.autocast(device.type, dtype=HALVES.get(precision), enabled=precision in HALVES)
 
 
 class Descent:
     """SGD with Nesterov momentum; single numbers (the scalar, CAMC's sharpness) are not decayed.
 
-    fp16 holds nothing below 6e-8, where many gradients lie. With it the loss is multiplied by a scale, and gradients
+    fp16 has no values below 6e-8, where many gradients lie. So the loss is multiplied by a scale, and gradients are
     divided by it before they are used (Micikevicius et al., arXiv 1710.03740). A step whose gradients are not finite is
-    left out and the scale halved; after two thousand good ones it is doubled. To know which it is, the host waits for a
-    GPU at each step.
+    skipped and the scale halved; after two thousand good steps it is doubled. To check, the host waits for the GPU at
+    each step.
 
     Args:
-        network: whose parameters are trained, but for those that need no gradient.
-        device: that the network is on.
+        network: its parameters are trained, except those that need no gradient.
+        device: of the network.
     """
 
     def __init__(self, network: nn.Module, config: FitConfig, device: torch.device) -> None:
@@ -54,7 +54,7 @@ class Descent:
         self.scaler.update()
 
     def tensors(self) -> dict[str, Tensor]:
-        """What goes on from step to step: `momentum.*`, and `scaler` under fp16."""
+        """The state between steps: `momentum.*`, and `scaler` for fp16."""
         buffers = {f"momentum.{i}": self.optimizer.state[p].get("momentum_buffer") for i, p in self._parameters()}
         tensors = {name: buffer for name, buffer in buffers.items() if buffer is not None}
         if state := self.scaler.state_dict():
@@ -62,7 +62,7 @@ class Descent:
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take up what `tensors` gave, where it is among these."""
+        """Restore what `tensors` gave, as far as it is in these."""
         for i, parameter in self._parameters():
             if (buffer := tensors.get(f"momentum.{i}")) is not None:
                 layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
@@ -76,5 +76,5 @@ class Descent:
 
 
 def _slower(name: str, config: FitConfig) -> bool:
-    """Whether a parameter of this name is of the trunk, where that learns at another rate."""
+    """Whether a parameter of this name belongs to a trunk with its own learning rate."""
     return config.trunk_lr != 1 and name.startswith("trunk.")

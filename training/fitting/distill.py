@@ -20,19 +20,19 @@ from camcal.training.run import Run, RunError, RunFolder
 
 
 class Teacher:
-    """Trained networks, as they were before calibration, that another network learns from.
+    """Trained networks, before calibration, that another network learns from.
 
-    Each network may have been trained for a class prior of its own, q_T and q (see `logit_prior`). A teacher's logits
-    are moved from the one to the other, so that one trained by plain cross-entropy does not pull a student of balanced
-    softmax back to the frequent classes. Of several the mean of the probabilities is heard.
+    Teacher and student may have been trained for different class priors, q_T and q (see `logit_prior`). A teacher's
+    logits are shifted from one to the other, so that a teacher trained with plain cross-entropy does not pull a student
+    with balanced softmax back to the frequent classes. The probabilities of several teachers are averaged.
 
     Args:
         run: the student's, whose recipe names the teachers.
 
     Raises:
         RecipeError: if the recipe names no teacher.
-        RunError: if a teacher's training is not finished, or was on other images than the student's: it would know
-            those that scalar and temperature are fitted on.
+        RunError: if a teacher's training is not finished, or was on other images than the student's: it could have
+            seen the held-out images.
     """
 
     def __init__(self, run: Run) -> None:
@@ -51,25 +51,24 @@ class Teacher:
         self.precision = recipe.fit.precision
 
     def compile(self) -> None:
-        """Compile the networks with their weights as constants, which makes them more than twice as fast."""
+        """Compile the networks with constant weights, which more than doubles their speed."""
         for i, network in enumerate(self.networks):
             self.networks[i] = cast(nn.Module, torch.compile(network, dynamic=False, options={"freezing": True}))
 
     def loss(self, images_BHWC: Tensor, logits_BK: Tensor) -> Tensor:
         """T²·KL(p_T ‖ softmax(z/T)), summed over the batch, of the student's logits z for these images.
 
-        p_T is the mean of softmax(z_T/T) over the teachers, of their z_T for the very images that the student sees,
-        augmented alike.
+        p_T is the mean over the teachers of softmax(z_T/T), with z_T for the same augmented images as the student's.
         """
         t = self.temperature
         with torch.no_grad(), autocast(images_BHWC.device, self.precision):
-            said = [
+            log_p = [
                 ((network(images_BHWC).float() + shift_K) / t).log_softmax(dim=1)
                 for network, shift_K in zip(self.networks, self.shifts_K, strict=True)
             ]
         divergence: Tensor = functional.kl_div(
             (logits_BK.float() / t).log_softmax(dim=1),
-            torch.stack(said).logsumexp(dim=0) - math.log(len(said)),
+            torch.stack(log_p).logsumexp(dim=0) - math.log(len(log_p)),
             reduction="sum",
             log_target=True,
         )
@@ -81,7 +80,7 @@ def load_teachers(recipe: Recipe) -> list[tuple[RunFolder, Trained]]:
     if recipe.distill.teacher is None:
         raise RecipeError(
             f"distill.weight is {recipe.distill.weight:g}, which needs a teacher: pass --set distill.teacher=RUN, or "
-            "have one trained first, such as by --set distill.set=fit.epochs=400"
+            "train one first with --set distill.set=fit.epochs=400"
         )
     teachers = []
     for path in recipe.distill.teacher:
@@ -93,13 +92,13 @@ def load_teachers(recipe: Recipe) -> list[tuple[RunFolder, Trained]]:
 
 
 def weights_digest(network: LongTailClassifier) -> str:
-    """By which a result knows its teacher: 16 hexadecimal digits."""
+    """Digest of a network's weights, by which results identify teachers: 16 hexadecimal digits."""
     weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in network.state_dict().values())
     return hashlib.sha256(weights).hexdigest()[:16]
 
 
 def _check_same_images(folder: RunFolder, taught_by: Recipe, recipe: Recipe) -> None:
-    """Of the two recipes, all that decides which images there are, of which size, and which of them are held out."""
+    """Raises RunError unless two recipes agree on images, their size, and which of them are held out."""
     theirs, ours = ({"seed": r.seed} | r.data.model_dump(exclude={"root", "mean", "std"}) for r in (taught_by, recipe))
     for key, value in ours.items():
         if theirs[key] != value:

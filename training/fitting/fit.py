@@ -1,4 +1,4 @@
-"""The training loop: resumable at every epoch, and the same run whether interrupted or not."""
+"""The training loop. It can resume after every epoch, with the same result as without interruption."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ READ_EVERY = 20
 def fit(run: Run, teacher: Teacher | None = None, begun: LongTailClassifier | None = None) -> LongTailClassifier:
     """Train to the recipe's last epoch, continuing from the run's checkpoint if there is one.
 
-    Each process of a run calls this and takes its part of every batch; the leading one writes the checkpoints.
+    Every process of a run calls this and takes its part of each batch; the leading one writes the checkpoints.
 
     Args:
         teacher: the networks to learn from beside the labels.
-        begun: whose weights training starts from, where there is no checkpoint; otherwise from the recipe's.
+        begun: a network whose weights training starts from if there is no checkpoint; by default the recipe's.
 
     Raises:
         RunError: if the folder holds a run of another recipe, no batch has an image for each process, or training
@@ -61,7 +61,7 @@ def fit(run: Run, teacher: Teacher | None = None, begun: LongTailClassifier | No
 
 
 def check_start(run: Run) -> None:
-    """Raises what `fit` would raise before anything is learned."""
+    """Raises what `fit` would raise before the first epoch."""
     build_network(run.recipe, len(run.data.classes), run.data.preprocessing)
     if run.recipe.model.reslt != "off":
         counts_K = run.data.train.labels.cpu().bincount(minlength=len(run.data.classes)).numpy()

@@ -1,4 +1,4 @@
-"""The class prior that a network's logits are for, by how it was trained. K classes."""
+"""The class prior that a network's logits are for, from how it was trained. K classes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ def logit_prior(recipe: Recipe, counts_K: NDArray[np.int64]) -> Floats:
     """The class prior q that softmax of the trained logits is for, K values.
 
     A network learns the posterior under the prior r_k ∝ (share of class k among the samples drawn)·(weight of class k).
-    Where log-priors τ·log π are added while training, they have taken their part of it: q_k ∝ r_k/π_k^τ. Plain
-    cross-entropy gives q = π, balanced softmax an even q. LDAM's margins, focal loss and label smoothing shift no prior
-    by a rule and count as cross-entropy. ResLT's branches for rarer classes move the logits away from π by no rule
-    either; they are taken as in its paper, for the even prior. The last epoch decides.
+    If log-priors τ·log π are added in training, q_k ∝ r_k/π_k^τ. Plain cross-entropy gives q = π, balanced softmax a
+    uniform q. LDAM's margins, focal loss and label smoothing have no known effect on the prior and count as
+    cross-entropy. ResLT's branches are taken to balance the classes, as in its paper. The last epoch counts.
 
     Args:
         counts_K: of the images trained on.
@@ -34,20 +33,20 @@ def logit_prior(recipe: Recipe, counts_K: NDArray[np.int64]) -> Floats:
 
 
 def is_balanced(prior_K: Floats, counts_K: NDArray[np.int64]) -> bool:
-    """Whether a prior is nearer to the even one than to the frequencies `counts_K`, or leans to the rare classes."""
+    """Whether a prior is nearer to the uniform one than to the frequencies `counts_K`, or favours the rare classes."""
     return bool(np.ptp(counts_K) > 0 and _lean(prior_K, counts_K) < 0.5 - 1e-9)
 
 
 def balanced_twice(prior_K: Floats, counts_K: NDArray[np.int64]) -> str | None:
-    """A sentence about a prior that leans to the rare classes as far as would be worth balancing; None for others."""
+    """A warning about a prior that strongly favours the rare classes; None for others."""
     if np.ptp(counts_K) == 0 or _lean(prior_K, counts_K) >= -0.5:
         return None
     return (
-        "loss, class weights and sampler together balance the classes more than once, and favour the rare ones; this "
-        "mostly costs accuracy: drop one of them"
+        "loss, class weights and sampler together balance the classes more than once and favour the rare ones, which "
+        "usually costs accuracy: drop one of them"
     )
 
 
 def _lean(prior_K: Floats, counts_K: NDArray[np.int64]) -> float:
-    """The slope of log q against log n: 1 for the frequencies themselves, 0 for the even prior."""
+    """The slope of log q against log n: 1 for the frequencies themselves, 0 for the uniform prior."""
     return float(np.polyfit(np.log(counts_K), np.log(prior_K), 1)[0])

@@ -1,4 +1,4 @@
-"""Losses for long-tailed classes, composed of what they change: logits, a sample's loss, a class's weight.
+"""Losses for long-tailed classes, composed of three parts: change of the logits, loss of a sample, class weights.
 
 B batch, R branches, K classes; n_k the training images of class k, N their sum.
 """
@@ -21,7 +21,7 @@ from camcal.training.recipe import LossConfig
 def grw_weights(counts_K: NDArray[np.int64], exponent: float) -> Tensor:
     """Generalised re-weighting: w_k ∝ (n_k/N)^-exponent, rescaled to sum to K (arXiv 2103.16370; MARC, 2112.07225).
 
-    A class without samples, which no sample weighs, counts as one with one.
+    A class without samples counts as a class with one.
     """
     counts_K = np.maximum(counts_K, 1)
     return _sum_to_classes((counts_K / counts_K.sum()) ** -exponent)
@@ -37,7 +37,7 @@ def _sum_to_classes(weights_K: NDArray[np.float64]) -> Tensor:
 
 
 def class_weights(config: LossConfig, counts_K: NDArray[np.int64]) -> Tensor:
-    """The weights of the classes once they apply, K values."""
+    """The class weights once they apply, K values."""
     if config.weights == "grw":
         return grw_weights(counts_K, config.exponent)
     if config.weights == "class_balanced":
@@ -52,7 +52,7 @@ def ldam_margins(counts_K: NDArray[np.int64], largest: float) -> Tensor:
 
 
 def log_prior(config: LossConfig, counts_K: NDArray[np.int64]) -> Tensor:
-    """What is added to logits while training: τ·log(n_k/N), K values; zeros for losses that add nothing.
+    """The offset added to logits in training: τ·log(n_k/N), K values; zeros for losses without one.
 
     Logit adjustment (Menon et al., arXiv 2007.07314); with τ = 1 it is balanced softmax (Ren et al., arXiv 2007.10740).
     """
@@ -61,10 +61,10 @@ def log_prior(config: LossConfig, counts_K: NDArray[np.int64]) -> Tensor:
 
 
 def smoothing(config: LossConfig, counts_K: NDArray[np.int64]) -> Tensor:
-    """How much of each class's label is spread over all classes, ε_k, K values.
+    """Label smoothing of each class, ε_k, K values.
 
-    Label-aware smoothing (MiSLAS, arXiv 2104.00466, the concave form): between the rarest class's ε and the commonest's
-    as sin(π/2·(n_k - n_min)/(n_max - n_min)).
+    Label-aware smoothing (MiSLAS, arXiv 2104.00466, the concave form): from the ε of the rarest class to that of the
+    most frequent as sin(π/2·(n_k - n_min)/(n_max - n_min)).
     """
     if config.smoothing_tail is None:
         return torch.full((len(counts_K),), config.smoothing)
@@ -154,6 +154,6 @@ class Criterion:
         spread_B = self.smoothing_K[labels_B]
         losses_B = -(1 - spread_B) * own_B - spread_B * log_p_BK.mean(dim=1)
         if self.config.name == "focal":
-            # 1-p is kept above zero, where a power below one has an infinite slope.
+            # At zero, a power below one has an infinite slope.
             losses_B = losses_B * (-torch.expm1(own_B)).clamp_min(1e-6) ** self.config.gamma
         return losses_B

@@ -1,4 +1,4 @@
-"""How often each class is seen in an epoch (Kang et al., Decoupling, arXiv 1910.09217). N samples, K classes."""
+"""How often each class occurs in an epoch (Kang et al., Decoupling, arXiv 1910.09217). N samples, K classes."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def class_shares(sampler: Sampler, counts_K: NDArray[np.int64], progress: float)
 def epoch_order(sampler: Sampler, labels_N: Tensor, progress: float, generator: torch.Generator) -> Tensor:
     """The positions of an epoch's samples in their order, N of them.
 
-    With `instance` each sample comes once. The others draw with replacement: a class by its share, and any of its
-    samples alike.
+    With `instance` each sample occurs once. The others draw with replacement: a class by its share, and each of its
+    samples with equal chance.
 
     Args:
         progress: the epochs done over all epochs.

@@ -55,7 +55,7 @@ class Training:
         self.made: list[Made] = []
 
     def begin(self) -> int:
-        """Take up the run's checkpoint if there is one, and get ready to train; returns the number of epochs done.
+        """Load the run's checkpoint if there is one, and get ready to train; returns the number of finished epochs.
 
         Raises:
             RunError: if the checkpoint is of another recipe, other data or another teacher, or no batch has an image
@@ -97,11 +97,11 @@ class Training:
         return len(_batches(torch.arange(len(self.images)), self.recipe.fit, self.run.processes))
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """One pass in the sampler's order: yields the summed loss, number of hits and size of this process's part of
-        each batch; the loss is what the part adds to the batch's mean, times the batch's size.
+        """One pass in the sampler's order. Yields loss, number of hits and size of this process's part of each batch.
 
-        The generators are seeded by (seed, epoch), so that an interrupted run continues as if it had not been. All
-        processes draw the same order, and each its own augmentations.
+        The loss is the part's share of the batch's mean loss, times the batch's size. Generators are seeded by (seed,
+        epoch), so that a resumed run equals an uninterrupted one. All processes draw the same order, and each draws its
+        own augmentations.
         """
         config, processes, device = self.recipe.fit, self.run.processes, self.run.device
         seed = self.recipe.training_seed * 1_000_003 + epoch
@@ -120,7 +120,7 @@ class Training:
             with autocast(device, config.precision):
                 logits = self.model(mixed.images_BHWC, mixed.labels_B)
             loss = mixed.loss(partial(self.criterion, progress=progress, whole_labels=whole_labels), logits)
-            if self.attention is not None and epoch > 0:  # in the first epoch the rows that teach it say nothing yet
+            if self.attention is not None and epoch > 0:  # in the first epoch the rows that teach it are still random
                 loss = loss + LESSON * self.attention.lesson * len(labels_B) / len(index)
             logits_BK = logits if logits.ndim == 2 else logits.sum(dim=1)
             if self.teacher:
@@ -133,7 +133,7 @@ class Training:
         """Raises RunError if an epoch ended in a loss that is not finite, or a scalar that is not positive."""
         lr = f"lower fit.lr (it is {self.recipe.fit.lr})"
         if not math.isfinite(mean_loss):
-            half = ", or take fit.precision = fp32: fp16 ends at 65504" * (self.recipe.fit.precision == "fp16")
+            half = ", or use fit.precision = fp32: fp16 ends at 65504" * (self.recipe.fit.precision == "fp16")
             raise RunError(f"the loss became {mean_loss} in epoch {epoch + 1}; {lr}{half}")
         if not (scalar := self.network.head.scalar) > 0:
             raise RunError(
@@ -157,7 +157,7 @@ class Training:
 
 
 class OverMaps(nn.Module):
-    """A network whose frozen trunk has seen the images before: maps in, logits out."""
+    """A network without its frozen trunk: maps in, logits out."""
 
     def __init__(self, network: LongTailClassifier) -> None:
         super().__init__()
@@ -174,9 +174,9 @@ class OverMaps(nn.Module):
 
 
 def compiled(model: nn.Module, device: torch.device, backend: str = "inductor") -> nn.Module:
-    """The network compiled for the two sizes that an epoch's batches have, as CUDA graphs on a GPU.
+    """The network compiled for the two batch sizes of an epoch, as CUDA graphs on a GPU.
 
-    It shares parameters and buffers with the network it is made from.
+    It shares parameters and buffers with the original network.
     """
     mode = "reduce-overhead" if device.type == "cuda" and backend == "inductor" else None
     return torch.compile(model, dynamic=False, backend=backend, mode=mode)  # type: ignore[return-value]

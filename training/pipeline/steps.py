@@ -16,6 +16,7 @@ from camcal.training.checkpoints import (
     check_data,
     load_finished,
     load_network,
+    load_tensors,
     network_tensors,
     save_json,
     save_tensors,
@@ -35,9 +36,9 @@ def open_run(folder: RunFolder, console: Console, overrides: Sequence[str] = ())
         RunError: if the folder holds no trained network.
         RecipeError: if an override is not accepted.
     """
-    _, recipe, _ = load_network(folder.network if folder.network.is_file() else folder.checkpoint)
-    changed = parse_recipe(recipe.model_dump(mode="json"), f"the recipe of {folder.path}", overrides)
-    return Run(recipe=changed, folder=folder, console=console, device=default_device())
+    _, meta = load_tensors(folder.network if folder.network.is_file() else folder.checkpoint)
+    recipe = parse_recipe(meta["recipe"], f"the recipe of {folder.path}", overrides)
+    return Run(recipe=recipe, folder=folder, console=console, device=default_device())
 
 
 def calibrate_run(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""From a recipe to a bundle: training with all that it needs first, and then the other steps."""
+"""From a recipe to a bundle: training, with teachers and second training, and the other steps."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from camcal.training.run import Run, RunError, RunFolder, default_device
 
 
 def train(recipe: Recipe, folder: RunFolder, console: Console) -> Bundle | None:
-    """All steps. A run that was interrupted continues; a finished one is only calibrated and exported again.
+    """All steps. An interrupted run continues; a finished one is only calibrated, evaluated and exported again.
 
-    Under `torchrun` all processes train, and the leading one does the rest; the others return None.
+    Under `torchrun` all processes train; the leading one does the rest, and the others return None.
     """
     with ExitStack() as stack:
         with process_group(default_device()) as (processes, device):
@@ -72,16 +72,14 @@ def _origin(recipe: Recipe) -> str:
         build_backbone(recipe.model.backbone, recipe.model.weights, recipe.data.input_size)
     except ValueError as error:
         raise RunError(f"{error}; or train without pretrained weights: camcal train photos-from-scratch") from None
-    held = ", which stay as they are" if recipe.fit.mode == "frozen" else ""
+    held = ", which stay frozen" if recipe.fit.mode == "frozen" else ""
     return (
         f"starting from pretrained weights of {recipe.model.backbone} ({Path(recipe.model.weights or '').name}){held}"
     )
 
 
 def fit_run(run: Run) -> None:
-    """Train the network of a run, and first its teachers if the recipe says so; with `calibrate.refit` a second time,
-    on all images.
-    """
+    """Train the network of a run, after its teachers if there are any; with `calibrate.refit` again on all images."""
     teacher = _teacher_of(run) if run.recipe.distill.weight else None
     run = mapped(run)
     if teacher and run.recipe.fit.compile:
@@ -93,7 +91,7 @@ def fit_run(run: Run) -> None:
 
 
 def _fit(run: Run, teacher: Teacher | None) -> None:
-    """One training; with `fit.mode = "head-then-all"` that of the head comes first, in a folder of its own."""
+    """One training; with `fit.mode = "head-then-all"` the head is trained first, in its own folder."""
     begun = None
     if run.recipe.fit.mode == "head-then-all" and not run.folder.checkpoint.is_file():
         first = run.recipe.head_first()
@@ -104,7 +102,7 @@ def _fit(run: Run, teacher: Teacher | None) -> None:
 
 
 def _teacher_of(run: Run) -> Teacher | None:
-    """The teachers of a run, trained if need be; None where the run has finished and listens no more."""
+    """The teachers of a run, trained if necessary; None if the run has finished and needs them no more."""
     recipe, console = run.recipe, run.console
     if not (teaching := recipe.teaching()):
         return Teacher(run)
@@ -120,13 +118,13 @@ def _teacher_of(run: Run) -> Teacher | None:
         fit(replace(run, recipe=taught_by, folder=each, given=run.data))
     run.processes.wait(run.device)  # one process writes the last checkpoint
     if any(missing):
-        console.print(f"training the network that learns: {recipe.model.backbone}, {recipe.fit.epochs} epochs")
+        console.print(f"training the student: {recipe.model.backbone}, {recipe.fit.epochs} epochs")
     named = recipe.distill.model_copy(update={"teacher": [each.path for each in folders]})
     return Teacher(replace(run, recipe=recipe.model_copy(update={"distill": named}), given=run.data))
 
 
 def mapped(run: Run) -> Run:
-    """The run, whose images come with the maps of the recipe's trunk where it is frozen; see `with_maps`."""
+    """The run with feature maps in place of images if the trunk is frozen; see `with_maps`."""
     if run.recipe.fit.mode != "frozen":
         return run
     network = build_network(run.recipe, len(run.data.classes)).to(run.device)

@@ -77,12 +77,12 @@ class DataConfig(Section):
     def _preprocessing_fits(self) -> DataConfig:
         if self.input_size > self.resize:
             raise ValueError(
-                f"input_size is cut from an image brought to resize and must be at most that: got {self.input_size} "
+                f"input_size is cut from an image of size resize, and must be at most that: got {self.input_size} "
                 f"and {self.resize}"
             )
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {list(self.std)}")
         if min(self.mean) < 0 or max(*self.mean, *self.std) > 1:
             found = f"{list(self.mean)} and {list(self.std)}"
-            raise ValueError(f"mean and std are of values from 0 to 1, as 0.485 and 0.229: got {found}")
+            raise ValueError(f"mean and std are for values from 0 to 1, such as 0.485 and 0.229: got {found}")
         return self

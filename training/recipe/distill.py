@@ -49,7 +49,7 @@ class DistillConfig(Section):
     )
 
     def changes(self) -> list[list[str]]:
-        """What `set` says, teacher by teacher."""
+        """The changes in `set`, teacher by teacher."""
         if self.set is None:
             return []
         several = [changes for changes in self.set if isinstance(changes, list)]
@@ -59,8 +59,8 @@ class DistillConfig(Section):
     def _one_teacher_heard(self) -> DistillConfig:
         if self.teacher is not None and self.set is not None:
             raise ValueError(
-                "distill.teacher and distill.set both say who teaches: choose one; distill.set=none is none"
+                "distill.teacher and distill.set exclude each other: choose one; distill.set=none unsets it"
             )
         if (self.teacher is not None or self.set is not None) and not self.weight:
-            raise ValueError("a teacher needs distill.weight above 0, such as 0.5; distill.set=none is no teacher")
+            raise ValueError("a teacher needs distill.weight above 0, such as 0.5; distill.set=none unsets it")
         return self

@@ -50,9 +50,9 @@ class FitConfig(Section):
     def _milestones_are_met(self) -> FitConfig:
         if late := [milestone for milestone in self.milestones if milestone >= self.epochs]:
             raise ValueError(
-                f"milestones must lie before the last epoch, or the rate would stay high to the end: {late[0]:g} does "
-                f"not with epochs = {self.epochs}; set both"
+                f"milestones must be before the last epoch, or the rate stays high to the end: {late[0]:g} is not with "
+                f"epochs = {self.epochs}; set both"
             )
         if self.milestones != sorted(set(self.milestones)):
-            raise ValueError(f"milestones must rise from one to the next, got {self.milestones}")
+            raise ValueError(f"milestones must increase, got {self.milestones}")
         return self

@@ -1,4 +1,4 @@
-"""Overrides that would change nothing in a recipe, and so are refused."""
+"""Overrides that would have no effect in a recipe, and so are refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _ONLY_WITH: dict[str, tuple[Mapping[str, tuple[object, ...]], ...]] = {
     "calibrate.momentum": _SGD,
     "calibrate.weight_decay": _SGD,
 }
-"""Keys that decide something only where, in one of these tables, all other keys have one of their values."""
+"""Keys that have an effect only if all the keys in one of their tables have one of the values there."""
 
 _IDLE_AT: dict[str, Mapping[str, object]] = {
     "augment.fill": {
@@ -58,11 +58,11 @@ _IDLE_AT: dict[str, Mapping[str, object]] = {
     },
     "distill.temperature": {"distill.weight": 0.0},
 }
-"""Keys that decide nothing where all of these other keys have these values."""
+"""Keys that have no effect if all of these other keys have these values."""
 
 
 def refuse_idle(recipe: Recipe, overrides: Sequence[str]) -> None:
-    """Raises RecipeError if one of the overrides decides nothing in this recipe: it was meant to do something."""
+    """Raises RecipeError if an override has no effect in this recipe, since it was meant to have one."""
     values = recipe.model_dump(mode="json")
 
     def found(key: str) -> object:
@@ -74,7 +74,7 @@ def refuse_idle(recipe: Recipe, overrides: Sequence[str]) -> None:
         at = _IDLE_AT.get(key)
         if at and all(found(other) == value for other, value in at.items()):
             here = " and ".join(f"{other} is {_shown(value)}" for other, value in at.items())
-            raise RecipeError(f"--set {override}: it would change nothing, for {here}")
+            raise RecipeError(f"--set {override}: it has no effect, since {here}")
         needs = _ONLY_WITH.get(key, ({},))
         missed = [[other for other, accepted in need.items() if found(other) not in accepted] for need in needs]
         if not all(missed):
@@ -84,7 +84,7 @@ def refuse_idle(recipe: Recipe, overrides: Sequence[str]) -> None:
             " and ".join(f"{other} = {', '.join(map(_shown, accepted))}" for other, accepted in need.items())
             for need in needs
         )
-        raise RecipeError(f"--set {override}: it would change nothing, for {here}; {key} is for {wanted}")
+        raise RecipeError(f"--set {override}: it has no effect, since {here}; {key} is for {wanted}")
 
 
 def only_with(key: str) -> str:

@@ -19,8 +19,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         source: the path of a TOML file or of a result file, or a name such as `digits`.
-        overrides: `section.key=value`, the value in TOML's syntax; bare words are taken as strings, and `none`
-            takes back what the recipe says of a key that may be left out.
+        overrides: `section.key=value`, the value in TOML syntax; bare words are strings, and `none` unsets a key
+            that is optional.
 
     Raises:
         RecipeError: naming the key, what was found, and what is accepted.
@@ -35,7 +35,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A recipe as TOML, or the one in a result file (docs/results/*.json), which so can be run again."""
+    """A recipe as TOML, or the one in a result file (docs/results/*.json), which can so be repeated."""
     try:
         text = path.read_text(encoding="utf-8")
         raw = json.loads(text)["recipe"] if path.suffix == ".json" else tomllib.loads(text)

@@ -54,8 +54,8 @@ class LossConfig(Section):
     def _in_order(self) -> LossConfig:
         if self.smoothing_tail is not None and self.smoothing_tail > self.smoothing:
             raise ValueError(
-                f"smoothing_tail must be at most smoothing, which the commonest class has: got {self.smoothing_tail:g} "
-                f"and {self.smoothing:g}"
+                "smoothing_tail must be at most smoothing, that of the most frequent class: got "
+                f"{self.smoothing_tail:g} and {self.smoothing:g}"
             )
         if self.branch_ranks is not None and not 0 <= self.branch_ranks[0] <= self.branch_ranks[1]:
             raise ValueError(f"branch_ranks must be two ranks in order, got {list(self.branch_ranks)}")

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in sentences."""
+"""Errors in a recipe, as sentences."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         value = text
     table = raw
     for part in parts[:-1]:
-        if table.get(part) is None:  # a recipe that was read back has null for what it does without
+        if table.get(part) is None:  # a recipe from a checkpoint has null for unset keys
             table[part] = {}
         table = table[part]
         if not isinstance(table, dict):

@@ -1,4 +1,4 @@
-"""A recipe: everything that decides a run, as TOML on disk and as typed models here."""
+"""A recipe: everything that determines a run, as TOML on disk and as typed models here."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _suits_the_backbone(self) -> Recipe:
-        """Where the data section leaves them out, mean, std and interpolation are those of the pretrained weights.
+        """Mean, std and interpolation default to those of the pretrained weights.
 
-        timm, which knows them, takes seconds to import: it is asked once all keys and values are right by themselves.
+        They are known to timm, which takes seconds to import: it is asked once all keys and values are valid.
         """
         check_backbone(self.model.backbone)
         if self.model.weights is None or not (inputs := inputs_of(self.model.backbone)):
@@ -60,8 +60,8 @@ class Recipe(Section):
             raise ValueError("loss.name = 'ldam' needs a normalised head, such as model.head = 'cosine'")
         if self.loss.weights != "none" and self.loss.reweight_from > 1 - 1 / self.fit.epochs:
             raise ValueError(
-                f"loss.reweight_from = {self.loss.reweight_from:g} never comes with fit.epochs = {self.fit.epochs}: no "
-                "epoch begins after that share of them"
+                f"loss.reweight_from = {self.loss.reweight_from:g} has no effect with fit.epochs = {self.fit.epochs}: "
+                "no epoch begins after that share of them"
             )
         if self.fit.mode == "frozen":
             self._freezes_well()
@@ -74,8 +74,8 @@ class Recipe(Section):
             )
         if self.augment.shift >= self.data.input_size:
             raise ValueError(
-                f"augment.shift must be below data.input_size = {self.data.input_size}, or whole images are moved out "
-                f"of sight, got {self.augment.shift}"
+                f"augment.shift must be below data.input_size = {self.data.input_size}, or images are moved out of "
+                f"sight, got {self.augment.shift}"
             )
         if self.calibrate.rescale != "off" and self.model.head != "linear":
             raise ValueError(f"calibrate.rescale = {self.calibrate.rescale!r} is for model.head = 'linear'")
@@ -83,8 +83,8 @@ class Recipe(Section):
             raise ValueError("calibrate.start = 'prior' and calibrate.rescale both balance the classes: choose one")
         if not self.calibrate.marc and self.calibrate.start == "identity" and self.calibrate.rescale == "off":
             raise ValueError(
-                "calibrate.start = 'identity' with calibrate.marc = false would leave probabilities for the classes' "
-                "training frequencies and call them balanced: leave calibrate.start out"
+                "calibrate.start = 'identity' with calibrate.marc = false would present probabilities for the training "
+                "frequencies as balanced ones: leave calibrate.start out"
             )
         if self.calibrate.refit and (self.calibrate.marc_on != "train" or self.calibrate.rescale != "off"):
             raise ValueError("calibrate.refit needs calibrate.marc_on = 'train' and calibrate.rescale = 'off'")
@@ -93,39 +93,39 @@ class Recipe(Section):
 
     def _freezes_well(self) -> None:
         if self.model.weights is None:
-            raise ValueError("a trunk can be frozen with pretrained weights alone, such as model.weights = 'pip'")
+            raise ValueError("a trunk can only be frozen with pretrained weights, such as model.weights = 'pip'")
         if self.data.source == "list":
-            raise ValueError("a frozen trunk needs all images in memory, which data.source = 'list' does not hold")
+            raise ValueError("a frozen trunk needs all images in memory, which data.source = 'list' does not load")
         if self.distill.weight:
-            raise ValueError("behind a frozen trunk nothing learns from a teacher: set distill.weight to 0")
+            raise ValueError("distillation does not work with a frozen trunk: set distill.weight to 0")
         drawn = self.augment.model_dump(exclude={"flip"})
         plain = AugmentConfig().model_dump()
         if changed := [key for key, value in drawn.items() if key != "fill" and value != plain[key]]:
             raise ValueError(
-                f"fit.mode = 'frozen' sees each image as it is and, with augment.flip, mirrored; leave "
-                f"augment.{changed[0]} out, or take fit.mode = 'all'"
+                f"fit.mode = 'frozen' uses each image as it is and, with augment.flip, mirrored: leave "
+                f"augment.{changed[0]} out, or use fit.mode = 'all'"
             )
 
     def head_first(self) -> Recipe:
-        """The recipe of the first part of `fit.mode = "head-then-all"`: what follows the trunk, trained alone."""
+        """The recipe of the first part of `fit.mode = "head-then-all"`: only what follows the trunk is trained."""
         raw = self.model_dump(mode="json", exclude={"augment", "fit"}, exclude_unset=True)
         fit = {"mode": "frozen", "epochs": self.fit.head_epochs, "lr": self.fit.head_lr, "warmup_epochs": 0}
         kept = self.fit.model_dump(include={"batch_size", "momentum", "weight_decay", "precision"})
         return Recipe.model_validate(raw | {"augment": {"flip": self.augment.flip}, "fit": kept | fit})
 
     def teaching(self) -> list[Recipe]:
-        """The recipes of the networks that `distill.set` has trained first; none without.
+        """The recipes of the teachers that `distill.set` trains; empty without it.
 
         Raises:
-            RecipeError: if one of its changes is no recipe's, or not a teacher's to have, or two teachers are the same.
+            RecipeError: if a change is not valid or not allowed for a teacher, or two teachers are the same.
         """
         several = self.distill.changes()
         if wrong := [change for changes in several for change in changes if not _OF_A_TEACHER.match(change)]:
             raise RecipeError(
                 f"distill.set: {wrong[0]!r} is not section.key=value with a key of augment, model, loss or fit, which "
-                'alone a teacher may have otherwise; several are a list, ["fit.epochs=400", "fit.lr=0.05"]'
+                'alone may differ for a teacher; several are a list, ["fit.epochs=400", "fit.lr=0.05"]'
             )
-        # What was not said is left to the other head, loss and so on.
+        # Unset keys take the defaults of the teacher's own head, loss and so on.
         recipes = []
         for changes in several:
             raw = self.model_dump(mode="json", exclude={"distill", "calibrate"}, exclude_unset=True)
@@ -133,23 +133,23 @@ class Recipe(Section):
                 raw.get("model", {}).pop("scalar", None)
             recipes.append(parse_recipe(raw, "distill.set", changes))
         if twice := [i for i, recipe in enumerate(recipes, start=1) if recipe in recipes[: i - 1]]:
-            raise RecipeError(f"distill.set: teacher {twice[0]} is one of those before it; let each be another one")
+            raise RecipeError(f"distill.set: teacher {twice[0]} is the same as one before it: each must differ")
         return recipes
 
     @property
     def training_seed(self) -> int:
-        """Of initial weights, order and augmentation. A student's differ from its teacher's, whose seed it shares."""
+        """Seed of initial weights, order and augmentation; a student's differs from its teacher's."""
         return self.seed + (2**31 if self.distill.weight else 0)
 
     def shown(self) -> dict[str, Any]:
-        """The recipe as JSON for others to read: without the places where data, weights and teacher lie."""
+        """The recipe as JSON without local paths of data, weights and teacher."""
         shown = self.model_dump(mode="json", exclude={"data": {"root"}, "distill": {"teacher"}})
         if self.model.weights is not None:
             shown["model"]["weights"] = Path(self.model.weights).name
         return shown
 
     def deciding(self) -> dict[str, Any]:
-        """What decides a run's figures, as JSON: all but where things lie and whether the network is compiled."""
+        """The part that determines a run's figures, as JSON: without paths, and whether the network is compiled."""
         return self.model_copy(update={"fit": self.fit.model_copy(update={"compile": False})}).shown()
 
 

@@ -17,7 +17,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _none_is_left_out(cls, found: object) -> object:
-        """TOML has no null: `none` takes back what another table says, where a key may be left out."""
+        """TOML has no null: `none` unsets an optional key."""
         if not isinstance(found, dict):
             return found
         optional = {key for key, field in cls.model_fields.items() if field.default is None}

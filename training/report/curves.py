@@ -1,4 +1,4 @@
-"""Curves for the report: what another scalar would have given."""
+"""Curves for the report: the effect of other scalars."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def scalar_curve(
     prior_K: metrics.Floats,
     scalars: Sequence[float],
 ) -> list[dict[str, float]]:
-    """Accuracy, ECE and NLL of softmax(s·cos) and of the same with its class prior taken out, for each s of `scalars`.
+    """Accuracy, ECE and NLL of softmax(s·cos), with and without the class prior, for each s of `scalars`.
 
     A scalar alone never changes the order of the classes; it does so through the prior, in softmax(s·cos - log q).
 
     Args:
         cosines_NK: logits over their scalar.
-        weights_N: of the samples, for the class frequencies to be judged under.
+        weights_N: weights of the samples, for the class frequencies of the evaluation.
         prior_K: q, the class prior that the logits are for.
     """
     points = []

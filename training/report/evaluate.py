@@ -1,4 +1,4 @@
-"""The report: honest figures of a calibrated network on the test part, before and after each step."""
+"""The report: figures of a calibrated network on the test part, before and after each step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from camcal.training.report.curves import scalar_curve, scalars_around
 from camcal.training.run import Run
 
 WORST = 12
-"""How many of the hardest classes the report names, with what they are mistaken for."""
+"""Number of hardest classes in the report."""
 
 
 def evaluate(
@@ -83,7 +83,7 @@ class _Part:
 
 
 class _Evaluation:
-    """What the sections of the report are made from, and the sections."""
+    """The sections of the report, and the probabilities that they are made from."""
 
     def __init__(
         self,
@@ -199,9 +199,9 @@ class _Evaluation:
         )
 
     def _temperature_only(self, step: Step) -> TemperatureOnly:
-        """What a temperature alone makes of a step, without MARC.
+        """Figures of a step with a temperature only, without MARC.
 
-        Fitted as after MARC, by class-balanced likelihood on the held-out part, and once more for the training prior.
+        Fitted as after MARC: by class-balanced likelihood on the held-out part, and again for the training prior.
         """
         held_NK, logits_NK, spread = self.held.logits[step], self.test.logits[step], self.recipe.calibrate.spread
         balanced = fit_temperature(held_NK, self.held.labels, self.even_K, spread)
@@ -293,7 +293,7 @@ def _steps(
     """The logits after each step of a network's calibration, N×K.
 
     Args:
-        offset_K: what the lean has added to what the network serves; it comes after `marc`.
+        offset_K: the correction of the lean in the network's logits; it comes after `marc`.
     """
     with torch.no_grad():
         logits_NK = network.rescale(trained_NK.to(network.mean.device)).cpu()

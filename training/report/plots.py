@@ -1,6 +1,6 @@
-"""Plots as inline SVG, drawn without any library. Colours come from the page's CSS, so that they follow its theme.
+"""Plots as inline SVG, drawn without a library. Colours come from the page's CSS and follow its theme.
 
-Every plot is 440 wide: two stand side by side on a screen, and one fills a telephone with its text still readable.
+Plots are 440 wide: two fit side by side on a screen, and one fills a phone with readable text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Axis:
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Where on the axis a value lies: 0 at `low`, 1 at `high`; values outside are moved to the nearer end."""
+        """The position of a value: 0 at `low`, 1 at `high`; values outside are clipped."""
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         place = math.log(max(value, self.low)) if self.log else value
         return min(1.0, max(0.0, (place - low) / (high - low)))
@@ -40,7 +40,7 @@ class Axis:
 
 
 def linear_axis(title: str, values: Sequence[float]) -> Axis:
-    """An axis of round ticks that holds all values."""
+    """An axis with round ticks that covers all values."""
     low, high = min(values), max(values)
     if low == high:
         low, high = low - 1, high + 1
@@ -53,7 +53,7 @@ def linear_axis(title: str, values: Sequence[float]) -> Axis:
 
 
 def log_axis(title: str, values: Sequence[float]) -> Axis:
-    """A logarithmic axis that holds all values (positive), with ticks at 1, 2 and 5 times powers of ten."""
+    """A logarithmic axis that covers all values (positive), with ticks at 1, 2 and 5 times powers of ten."""
     low, high = 0.85 * min(values), 1.15 * max(values)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
@@ -103,7 +103,7 @@ def scatter(label: str, x: Axis, y: Axis, series: Sequence[Series], *, link: boo
 
 
 def running_mean(points: Sequence[Point]) -> list[tuple[float, float]]:
-    """(x, y) means over neighbouring points in order of x, a sixth of them at a time and at least five."""
+    """(x, y) running means over points in order of x; the window is a sixth of them, five at least."""
     ordered = sorted(points, key=lambda p: p.x)
     window = min(len(ordered), max(5, len(ordered) // 6))
     result = []
@@ -115,7 +115,7 @@ def running_mean(points: Sequence[Point]) -> list[tuple[float, float]]:
 
 
 def bars(label: str, groups: Sequence[str], series: Sequence[tuple[str, Sequence[float | None]]], title: str) -> str:
-    """Upright bars in percent: each group has one bar of each (style, values) series; None is written n/a."""
+    """Vertical bars in percent: each group has one bar per (style, values) series; None is shown as n/a."""
     y = percent_axis(title)
     slot = (WIDTH - LEFT - RIGHT) / len(groups)
     width = min(34.0, 0.8 * slot / len(series))
@@ -136,7 +136,7 @@ def bars(label: str, groups: Sequence[str], series: Sequence[tuple[str, Sequence
 
 
 def lines(label: str, x: Axis, y: Axis, series: Sequence[Series], mark: float | None = None) -> str:
-    """Curves with their points; `mark` draws an upright line at that x."""
+    """Curves with their points; `mark` draws a vertical line at that x."""
     parts = [_axes(x, y)]
     if mark is not None:
         parts.append(_line("diagonal", x.x(mark), TOP, x.x(mark), HEIGHT - BOTTOM))
@@ -150,7 +150,7 @@ def lines(label: str, x: Axis, y: Axis, series: Sequence[Series], mark: float | 
 def reliability(label: str, bins: Sequence[ReliabilityBin], style: str) -> str:
     """Accuracy of each bin against its confidence, the gap to the diagonal, and below it the bins' shares.
 
-    A square plot, so that the diagonal is one.
+    The plot is square, so that the diagonal is at 45°.
     """
     size, left, top, low = 226, 40, 8, 34
 

@@ -15,7 +15,7 @@ from camcal.training.recipe import Recipe, parse_recipe
 
 _RESCALED = {"off": "+ scalar", "tau": "+ τ-norm", "lws": "+ weight scaling"}
 NAMED = 12
-"""How many classes a sentence names at most."""
+"""Most classes named in a sentence."""
 
 
 def recipe_in(report: Report) -> Recipe:
@@ -24,10 +24,10 @@ def recipe_in(report: Report) -> Recipe:
 
 
 def steps_taken(report: Report) -> dict[Step, str]:
-    """The steps from the trained network to the served probabilities, each with the name that tables give it.
+    """The steps from the trained network to the served probabilities, each with its name in tables.
 
-    One that changed nothing is left out, such as the scalar of a linear head. Without MARC, its place is that of the
-    prior taken out.
+    A step that changed nothing is left out, such as the scalar of a linear head. Without MARC, its step is the class
+    prior being subtracted.
     """
     settings = recipe_in(report).calibrate
     names: dict[Step, str] = {
@@ -43,7 +43,7 @@ def steps_taken(report: Report) -> dict[Step, str]:
 
 
 def steps_for_prior(report: Report) -> dict[PriorStep, str]:
-    """The same for another prior than the balanced one, where all of calibration is one step."""
+    """The same for a prior other than the balanced one, where all of calibration is one step."""
     names = steps_taken(report)
     last = names["calibrated"]
     if names.get("marc") == "+ MARC":
@@ -95,7 +95,7 @@ def reservations(report: Report) -> list[str]:
 
 
 def figures_table(title: str, groups: dict[str, int], rows: Mapping[str, Figures]) -> Table:
-    """Figures by row; all but NLL and Brier score are in percent. `groups` says how many classes each has."""
+    """Figures by row; all but NLL and Brier score are in percent. `groups` has the number of classes of each."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column()
     for name in ("top-1", *(f"{group} ({groups[group]})" for group in GROUPS), "ECE", "cwECE", "NLL", "Brier"):
@@ -106,25 +106,25 @@ def figures_table(title: str, groups: dict[str, int], rows: Mapping[str, Figures
 
 
 def groups_shown(report: Report) -> dict[str, int]:
-    """The groups by count and how many classes each has, or those by rank where one of the former has none."""
+    """The groups by count with their numbers of classes, or those by rank if a group by count is empty."""
     by_count = report.data.groups
     return by_count if all(by_count.values()) else report.rank_groups.sizes
 
 
 def group_table(report: Report, steps: Mapping[str, Mapping[str, GroupCalibration | None]]) -> Table:
-    """Of each step, how the predictions of each group's classes do, in percent."""
-    title = "predictions by the group of the class they name: mean confidence → accuracy (ECE)"
+    """For each step, confidence, accuracy and ECE of the predictions of each group, in percent."""
+    title = "by group of the predicted class: mean confidence → accuracy (ECE)"
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column()
     sizes = groups_shown(report)
     for group, size in sizes.items():
         table.add_column(f"{group} ({size})", justify="right", no_wrap=True)
     for step, found in steps.items():
-        table.add_row(step, *(_believed(found[group]) for group in sizes))
+        table.add_row(step, *(_reliability(found[group]) for group in sizes))
     return table
 
 
-def _believed(f: GroupCalibration | None) -> str:
+def _reliability(f: GroupCalibration | None) -> str:
     if f is None:
         return "none"
     return f"{100 * f.confidence:.1f} → {100 * f.accuracy:.1f} ({100 * f.ece:.1f})"

@@ -134,14 +134,14 @@ def test_a_network_that_says_nothing_finite_is_refused(digits_run: RunFolder, di
     network, _, _ = load_network(digits_run.checkpoint)
     with torch.no_grad():
         network.head.weight[3, 0] = torch.nan
-    with pytest.raises(CalibrationError, match="or the trained network itself is broken"):
+    with pytest.raises(CalibrationError, match="unless the trained network itself is broken"):
         calibrated(network, digits, load_recipe("digits", ["calibrate.marc=false"]))
 
 
 def test_margins_from_a_single_held_out_image_are_refused(digits_run: RunFolder, digits: Dataset) -> None:
     network, _, _ = load_network(digits_run.checkpoint)
     few = replace(digits, holdout=digits.holdout.subset(np.array([0])))
-    with pytest.raises(CalibrationError, match="needs two held-out images, and there are 1: take 'both', or a larger"):
+    with pytest.raises(CalibrationError, match="needs two held-out images, and there are 1: use 'both', or a larger"):
         calibrated(network, few, load_recipe("digits", ["calibrate.marc_on=holdout"]))
     calibrated(network, few, load_recipe("digits", ["calibrate.marc_on=both", "calibrate.penalty=10"]))
 
@@ -278,7 +278,9 @@ def test_marc_on_balanced_training_is_warned_about(
 ) -> None:
     _, fitted = _calibrated(digits_run, digits, override, "calibrate.iterations=2", "calibrate.passes=1")
     few, *rest = fitted.warnings
-    assert few.startswith(f"only {len(digits.holdout)} images are held out: scalar and temperature are rough guesses")
+    assert few.startswith(
+        f"only {len(digits.holdout)} images are held out, so scalar and temperature are rough estimates"
+    )
     if words is None:
         assert not rest
     else:
@@ -295,7 +297,7 @@ def test_marc_on_balanced_training_is_warned_about(
 def test_label_smoothing_is_warned_about(digits_run: RunFolder, digits: Dataset, marc: str) -> None:
     overrides = (f"calibrate.marc={marc}", "calibrate.iterations=2", "calibrate.passes=1")
     _, found = _calibrated(digits_run, digits, "loss.smoothing=0.1", *overrides)[1].warnings
-    assert found.endswith("where the logarithm of the prior is taken from them, rare classes are favoured")
+    assert found.endswith("subtracting the logarithm of the prior then favours rare classes")
 
 
 def test_a_penalty_that_is_given_is_taken(digits_run: RunFolder, digits: Dataset) -> None:
@@ -312,7 +314,7 @@ def test_the_penalty_of_the_likeliest_unseen_margins_is_chosen(digits_run: RunFo
     labels = digits.holdout.labels.numpy()
     weights = (0.1 / np.bincount(labels))[labels]
 
-    def unlikeliness(penalty: float) -> float:
+    def best_nll(penalty: float) -> float:
         """Of held-out images under margins of the other half, at their best temperature, by NumPy and SciPy."""
         recipe = load_recipe("digits", ["calibrate.marc_on=holdout", f"calibrate.penalty={penalty}"])
         cache = calibrate_module._Cache(TrainedLogits(network), digits, recipe)
@@ -321,7 +323,7 @@ def test_the_penalty_of_the_likeliest_unseen_margins_is_chosen(digits_run: RunFo
         best = minimize_scalar(lambda t: _mean_nll(np.exp(t) * z, labels, weights), bounds=(-4, 4), method="bounded")
         return float(best.fun)
 
-    found = {penalty: unlikeliness(penalty) for penalty in PENALTIES}
+    found = {penalty: best_nll(penalty) for penalty in PENALTIES}
     best, *others = sorted(PENALTIES, key=found.__getitem__)
     assert fitted.penalty == best and found[others[0]] > found[best] + 1e-4, found
 

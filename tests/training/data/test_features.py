@@ -215,8 +215,8 @@ def test_a_frozen_trunk_goes_from_photographs_to_a_bundle_and_stays_as_it_was(
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("model.weights=none", "can be frozen with pretrained weights alone, such as model.weights = 'pip'"),
-        ("augment.erase=0.3", "sees each image as it is and, with augment.flip, mirrored; leave augment.erase out"),
+        ("model.weights=none", "can only be frozen with pretrained weights, such as model.weights = 'pip'"),
+        ("augment.erase=0.3", "uses each image as it is and, with augment.flip, mirrored: leave augment.erase out"),
         ("distill.weight=0.5", "nothing learns from a teacher"),
     ],
 )

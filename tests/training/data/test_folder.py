@@ -88,8 +88,8 @@ def test_hidden_files_are_no_images_and_what_is_left_out_is_said(tmp_path: Path)
         (tmp_path / name).write_text("no image")
     listing = folder.list_images(tmp_path)
     assert listing.classes == ["cat", "dog"] and len(listing.train) == 2
-    assert ".webp are left out: 2 .heic, 1 " in listing.left_out and "1 no suffix" in listing.left_out
-    assert listing.left_out.endswith("; folders without an image are no classes: koala")
+    assert ".webp were skipped: 2 .heic, 1 " in listing.left_out and "1 no suffix" in listing.left_out
+    assert listing.left_out.endswith("; folders without images were skipped: koala")
 
 
 def test_split_file_with_names(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_wrong_split_file(tmp_path: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize("place", ["../a.jpg", "x/../../a.jpg", "/a.jpg"])
 def test_a_path_outside_of_the_data_is_refused(tmp_path: Path, place: str) -> None:
     (tmp_path / "s.csv").write_text(f"path,split,label\n{place},train,cat\n")
-    with pytest.raises(DataError, match=f"line 2: '{place}' is outside of .*; give paths below it"):
+    with pytest.raises(DataError, match=f"line 2: '{place}' is outside of .*: paths must stay below it"):
         folder.list_images(tmp_path, "s.csv")
 
 
@@ -142,7 +142,7 @@ def test_a_label_that_means_two_classes_is_refused(tmp_path: Path) -> None:
 def test_a_test_part_beside_classes_is_not_taken_for_one(tmp_path: Path) -> None:
     for name in ("cat/a.jpg", "dog/b.jpg", "Test/cat/c.jpg", "Test/dog/d.jpg"):
         _image(tmp_path / name)
-    with pytest.raises(DataError, match="has class folders beside Test, .* names: put the former into .*train"):
+    with pytest.raises(DataError, match="has class folders beside Test, .* names: move the former into .*train"):
         folder.list_images(tmp_path)
 
 
@@ -156,7 +156,7 @@ def test_a_class_table_with_a_short_row_is_named(tmp_path: Path) -> None:
 def test_missing_places(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder at .*nowhere"):
         folder.list_images(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="has 0 folders with images; expected one for each of at least two classes"):
+    with pytest.raises(DataError, match="has 0 folders with images; expected one per class, for two classes or more"):
         folder.list_images(tmp_path)
     with pytest.raises(DataError, match="s.csv cannot be read"):
         folder.list_images(tmp_path, "s.csv")

@@ -152,7 +152,7 @@ def test_an_unreadable_image_is_named_and_the_threads_end(root: Path) -> None:
         ("a.jpg 0\nb.jpg\n", "line 2: expected `relative/path label`, found 'b.jpg'"),
         ("a.jpg -1\n", "line 1: expected"),
         ("\n", "names no image"),
-        ("a.jpg 0\n../a.jpg 1\n", r"line 2: '\.\./a\.jpg 1' is outside of data.root; give a path below it"),
+        ("a.jpg 0\n../a.jpg 1\n", r"line 2: '\.\./a\.jpg 1' leaves data.root: paths must stay below it"),
         ("x/../../a.jpg 0\n", "is outside of data.root"),
         ("/a.jpg 0\n", "is outside of data.root"),
     ],

@@ -118,16 +118,16 @@ def test_a_folder_with_nothing_to_hold_out_is_refused(tmp_path: Path) -> None:
         (tmp_path / label).mkdir()
         for number in range(2):
             Image.new("RGB", (32, 32)).save(tmp_path / label / f"{number}.png")
-    with pytest.raises(DataError, match="no class has two training images, of which one could be held out"):
+    with pytest.raises(DataError, match="no class has two training images, so none can be held out"):
         load_dataset(DataConfig(source="folder", root=tmp_path), 0)
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["0.png,train,cat"], "0.png is named 2 times as a training image; name each once"),
-        (["x/.././0.png,train,cat"], "0.png is named 2 times as a training image"),
-        (["5.png,test,dog", "./4.png,test,cat"], "named both for training and for the test: 2 images, the first 4.png"),
+        (["0.png,train,cat"], "0.png is listed 2 times as a training image: list each once"),
+        (["x/.././0.png,train,cat"], "0.png is listed 2 times as a training image"),
+        (["5.png,test,dog", "./4.png,test,cat"], "2 images are listed for both training and test, the first 4.png"),
     ],
 )
 def test_an_image_named_twice_is_refused(tmp_path: Path, more: list[str], message: str) -> None:

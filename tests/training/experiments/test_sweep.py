@@ -62,7 +62,7 @@ def test_rows_with_other_teachers_and_nothing_else_are_refused(tmp_path: Path) -
         f'[[row]]\nmethod = "by {name}"\nset = ["distill.weight=0.5", "distill.teacher={name}"]\n' for name in "ab"
     )
     table = _table(tmp_path, f'seeds = [0]\n[[data]]\nrecipe = "digits"\n{rows}')
-    with pytest.raises(RecipeError, match="_by-a_small_s0 and .*_by-b_small_s0 differ in distill.teacher alone"):
+    with pytest.raises(RecipeError, match="_by-a_small_s0 and .*_by-b_small_s0 differ only in distill.teacher"):
         load_table(table)
     assert len(load_table(table, only="by-a")) == 1
 
@@ -84,7 +84,7 @@ def test_a_row_repeats_and_a_finished_table_is_left_alone(tmp_path: Path, digits
     console = _console()
     compiled = load_table(_table(tmp_path), overrides=["fit.compile=true"])
     assert run_table(jobs, tmp_path / "out", 1, console) == run_table(compiled, tmp_path / "out", 1, console) == 0
-    assert _text(console) == "3 of 3 rows are there already\n" * 2
+    assert _text(console) == "3 of 3 rows are finished already\n" * 2
 
 
 def test_several_processes_share_a_table(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_row_taught_by_another_network_is_not_taken_for_this_one(tmp_path: Pat
     assert run_table(jobs, tmp_path / "out", 1, _console()) == 0
     console = _console()
     assert run_table(jobs, tmp_path / "out", 1, console) == 0
-    assert _text(console) == "1 of 1 rows are there already\n"
+    assert _text(console) == "1 of 1 rows are finished already\n"
     tensors, meta = load_tensors(digits_run.checkpoint)
     other = RunFolder(tmp_path / "other")
     save_tensors(other.checkpoint, {name: tensor + 1 for name, tensor in tensors.items()}, meta)
@@ -155,7 +155,7 @@ def test_a_row_has_its_teacher_trained_first(tmp_path: Path) -> None:
     assert _results(tmp_path / "out")["digits-if10_linear_small_s0"]["teachers"][0]["recipe"]["fit"]["lr"] == 0.05
     console = _console()
     assert run_table(jobs, tmp_path / "out", 1, console) == 0
-    assert _text(console) == "1 of 1 rows are there already\n"
+    assert _text(console) == "1 of 1 rows are finished already\n"
 
 
 def test_jobs_come_seed_by_seed() -> None:
@@ -198,7 +198,7 @@ def test_data_of_one_kind_of_source_may_lie_in_two_places() -> None:
         (TABLE.replace("fit.epochs", "fit.epoch"), "unknown key 'fit.epoch'; did you mean 'epochs'?"),
         (
             TABLE.replace('method = "linear"', 'method = "none"\nplain = false'),
-            "small.toml: none: plain = false leaves no row with neither MARC nor the lean",
+            "small.toml: none: plain = false leaves no row without MARC and lean",
         ),
         (TABLE.replace('"digits"', '"cifar10-lt"'), "needs data: pass --data cifar10=PATH"),
     ],
@@ -216,6 +216,6 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
         load_table(_table(tmp_path), ["cifar10"])
     with pytest.raises(RecipeError, match="has no row whose name contains 'x'; the first is digits-if10_camc_small_s0"):
         load_table(_table(tmp_path), only="x")
-    with pytest.raises(RecipeError, match="--set calibrate.exponent=1: it would change nothing, for calibrate.marc is"):
+    with pytest.raises(RecipeError, match="--set calibrate.exponent=1: it has no effect, since calibrate.marc is"):
         load_table(_table(tmp_path), overrides=["calibrate.exponent=1"], only="linear")
     assert len(load_table(_table(tmp_path), overrides=["calibrate.exponent=1"])) == 3

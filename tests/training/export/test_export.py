@@ -189,7 +189,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(
     for name in others:
         (tmp_path / name).write_text("years of work")
     network, recipe, meta = load_network(digits_run.network)
-    said = f"holds {'thesis.txt' if 'thesis.txt' in others else 'model.onnx'}, which is no part of a bundle of ours"
+    said = f"holds {'thesis.txt' if 'thesis.txt' in others else 'model.onnx'}, which is not part of a bundle"
     with pytest.raises(ExportError, match=said):
         export_bundle(Trained(network, recipe, meta), Report.read(digits_run.report), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)

@@ -97,7 +97,7 @@ def test_a_smaller_graph_may_differ_by_what_its_export_allows(
 
 def test_other_classes_are_refused(bundle: Bundle, data: Dataset) -> None:
     renamed = replace(data, classes=[*data.classes[:-1], "another"])
-    with pytest.raises(VerifyError, match="10 classes, and they are not those of the bundle"):
+    with pytest.raises(VerifyError, match="10 classes, which are not those of the bundle"):
         verify(bundle, renamed, Console(quiet=True))
 
 
@@ -105,5 +105,5 @@ def test_the_recipe_may_be_told_where_the_data_lies(bundle: Bundle) -> None:
     assert recipe_of(bundle, []).data.root is None
     assert str(recipe_of(bundle, ["data.root=elsewhere"]).data.root) == "elsewhere"
     for other in ("data.rot=elsewhere", "fit.epochs=4", "data.imbalance=3"):
-        with pytest.raises(RecipeError, match=f"--set {other}: only data.root can change here"):
+        with pytest.raises(RecipeError, match=f"--set {other}: only data.root can change"):
             recipe_of(bundle, [other])

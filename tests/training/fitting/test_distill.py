@@ -370,7 +370,7 @@ def test_a_teacher_differs_from_its_student_by_what_the_recipe_says() -> None:
         ("[fit.epochs=3]", r"several are a list, \["),
         ("4", "'distill.set': expected section.key=value, a list of those for one teacher, or a list of such lists"),
         ('["fit.lr=0.1", ["fit.lr=0.2"], 3]', "a list of such lists"),
-        ('["fit.lr=0.1", ["fit.lr=0.1"]]', "distill.set: teacher 2 is one of those before it"),
+        ('["fit.lr=0.1", ["fit.lr=0.1"]]', "distill.set: teacher 2 is the same as one before it"),
         ('[["fit.lr=0.1"], ["fit.epoch=3"]]', "distill.set: unknown key 'fit.epoch'; did you mean 'epochs'"),
     ],
 )
@@ -380,5 +380,5 @@ def test_a_teacher_that_could_not_teach_is_refused(changes: str, message: str) -
 
 
 def test_two_teachers_are_refused() -> None:
-    with pytest.raises(RecipeError, match="both say who teaches: choose one; distill.set=none is none"):
+    with pytest.raises(RecipeError, match="exclude each other: choose one; distill.set=none unsets it"):
         load_recipe("digits", ["distill.weight=0.5", "distill.set=[]", "distill.teacher=somewhere"])

@@ -30,7 +30,7 @@ def test_an_override_that_would_change_nothing_is_refused() -> None:
         ["calibrate.marc_on=holdout", "calibrate.passes=2"],
         ["calibrate.penalty=1", "calibrate.lr=0.1"],
     ):
-        with pytest.raises(RecipeError, match=f"--set {idle[-1]}: it would change nothing, for .* is ('|false|0)"):
+        with pytest.raises(RecipeError, match=f"--set {idle[-1]}: it has no effect, since .* is ('|false|0)"):
             refuse_idle(load_recipe("digits", idle), idle)
 
 

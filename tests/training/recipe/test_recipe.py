@@ -43,7 +43,7 @@ def test_overrides_are_toml_values_or_bare_words(tmp_path: Path) -> None:
         ),
         (
             MINIMAL + "[calibrate]\nmarc = false\nstart = 'identity'",
-            "would leave probabilities for the classes' training frequencies and call them balanced",
+            "would present probabilities for the training frequencies as balanced ones",
         ),
         (
             MINIMAL + "[model]\nbackbone = 'resnet33'",
@@ -51,7 +51,7 @@ def test_overrides_are_toml_values_or_bare_words(tmp_path: Path) -> None:
         ),
         (
             MINIMAL + "[loss]\nsmoothing_tail = 0.3",
-            "smoothing_tail must be at most smoothing, which the commonest class has: got 0.3 and 0",
+            "smoothing_tail must be at most smoothing, that of the most frequent class: got 0.3 and 0",
         ),
         (MINIMAL + "[loss]\nbranch_ranks = [7, 3]", r"branch_ranks must be two ranks in order, got \[7, 3\]"),
         (
@@ -95,11 +95,11 @@ def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
     [
         (
             ["fit.epochs=40", "fit.milestones=[20, 40]"],
-            "must lie before the last epoch, .*: 40 does not with epochs = 40",
+            "must be before the last epoch, .*: 40 is not with epochs = 40",
         ),
         (
             ["loss.weights=grw", "loss.reweight_from=0.8", "fit.epochs=4"],
-            "reweight_from = 0.8 never comes with fit.epoc",
+            "reweight_from = 0.8 has no effect with fit.epo",
         ),
         (["loss.weights=grw", "loss.reweight_from=1"], "'loss.reweight_from': Input should be less than 1"),
         (["calibrate.spread=0"], "'calibrate.spread': Input should be greater than or equal to 0.001"),
@@ -109,11 +109,11 @@ def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
         (["data.std=[0.2, 0, 0.2]"], r"std must be positive, got \[0.2, 0.0, 0.2\]"),
         (
             ["data.std=[70, 68, 71]"],
-            r"are of values from 0 to 1, .*: got \[0.485, 0.456, 0.406\] and \[70.0, 68.0, 71.0",
+            r"are for values from 0 to 1, .*: got \[0.485, 0.456, 0.406\] and \[70.0, 68.0, 71.0",
         ),
-        (["data.mean=[125, 123, 114]"], "mean and std are of values from 0 to 1"),
+        (["data.mean=[125, 123, 114]"], "mean and std are for values from 0 to 1"),
         (["fit.epochs=40", "fit.milestones=[-5]"], "'fit.milestones.0': Input should be greater than 0"),
-        (["fit.epochs=40", "fit.milestones=[20, 20]"], r"must rise from one to the next, got \[20.0, 20.0\]"),
+        (["fit.epochs=40", "fit.milestones=[20, 20]"], r"must increase, got \[20.0, 20.0\]"),
         (["augment.shift=32"], "augment.shift must be below data.input_size = 32, .*, got 32"),
         (["data.mean=[1, 2]"], r"'data.mean' has too few values \(found \[1, 2\]\)"),
         (["data.source=list", "augment.area=[0.5, 1.1]"], "augment.area must be at most 1 with data.source = 'list'"),
