@@ -23,7 +23,7 @@ from camcal.service.environment import variable
 from camcal.service.http.errors import KINDS
 from camcal.service.metrics import Metrics
 from camcal.service.settings import DEFAULT_BUNDLE, Settings
-from camcal.training.recipe import Recipe
+from camcal.training.recipe import reference
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKER = re.compile(r"<!-- generated: (\w+) -->")
@@ -92,7 +92,7 @@ def manifest() -> str:
 
 def recipe() -> str:
     """Every key of a recipe."""
-    return _model(Recipe.model_json_schema())
+    return reference.tables()
 
 
 PARTS: dict[str, Callable[[], str]] = {

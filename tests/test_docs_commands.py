@@ -17,7 +17,7 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
-from camcal.training.run import Run
+from camcal.training.run import RunFolder
 from tests.documents import ROOT, Block, blocks, documents
 
 RUN = [document for document in documents() if any(b.marker in ("run", "run: background") for b in blocks(document))]
@@ -47,7 +47,7 @@ def test_blocks_run(document: Path, clone: Path, request: pytest.FixtureRequest)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     if "runs/digits" in document.read_text():
-        run: Run = request.getfixturevalue("digits_run")
+        run: RunFolder = request.getfixturevalue("digits_run")
         shutil.copytree(run.path, clone / "runs" / "digits")
     path = f"{clone.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "CAMCAL_PORT": str(port), "CAMCAL_DRAIN_S": "0", "NO_PROXY": "*"}

@@ -28,8 +28,13 @@ def sections() -> dict[str, type[Section]]:
 
 def markdown() -> str:
     """The reference as a Markdown page."""
+    return f"{_INTRODUCTION}\n{tables()}"
+
+
+def tables() -> str:
+    """The body of that page: a table for each section."""
     top = [key for key in Recipe.model_fields if key not in sections()]
-    parts = [_INTRODUCTION, "## Top level\n", _table([(key, f"{key}") for key in top])]
+    parts = ["## Top level\n", _table([(key, key) for key in top])]
     for section, kind in sections().items():
         parts.append(f"## `{section}`\n\n{_doc(kind)}\n")
         parts.append(_table([(key, f"{section}.{key}") for key in kind.model_fields]))
