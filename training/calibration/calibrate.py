@@ -243,56 +243,79 @@ def _fit_margins(
     held-out images take part and no penalty is given, it is the one of `PENALTIES` for which these logits, at their
     best temperature, have the best class-balanced likelihood.
     """
-    config, norms_K = cache.recipe.calibrate, network.weight_norms().detach().cpu()
-    crossed = config.marc and config.marc_on != "train"
-    as_published = config.marc and not crossed
-    if crossed and config.marc_on == "holdout" and len(cache.held_labels) < 2:
-        raise CalibrationError(
-            f"calibrate.marc_on = 'holdout' needs two held-out images, and there are {len(cache.held_labels)}: use "
-            "'both', or a larger data.holdout_fraction"
-        )
-    start = config.start or ("identity" if as_published or config.rescale != "off" else "prior")
-    start_K = torch.zeros(cache.classes)
-    if start == "prior":
-        start_K = -torch.from_numpy(np.log(prior_K * cache.classes)).float()
-    rescale = Rescale(cache.classes)
-    rescale.load_state_dict(network.rescale.state_dict())
-    held_NK, everything = rescale(cache.held_NK), torch.arange(len(cache.held_labels))
+    config, margins = cache.recipe.calibrate, _Margins(network, cache, prior_K)
+    everything = torch.arange(len(cache.held_labels))
+    if not config.marc or config.marc_on == "train":
+        penalty = config.penalty or 0.0
+        marc = margins.fit(everything, penalty)
+        unseen_NK = margins.calibrated(marc, everything)
+    else:
+        if config.marc_on == "holdout" and len(everything) < 2:
+            raise CalibrationError(
+                f"calibrate.marc_on = 'holdout' needs two held-out images, and there are {len(everything)}: use 'both' "
+                "or a larger data.holdout_fraction"
+            )
+        candidates = margins.unseen(PENALTIES if config.penalty is None else (config.penalty,))
+        penalty = min(candidates, key=lambda p: _best_nll(candidates[p], cache.held_labels, weights_N))
+        marc, unseen_NK = margins.fit(everything, penalty), candidates[penalty]
+    network.marc.load_state_dict(marc.state_dict())
+    return unseen_NK, penalty
 
-    def fit(held: Tensor, penalty: float, near: MARC | None = None) -> MARC:
-        if not config.marc:
-            marc = MARC(cache.classes)
-            marc.beta.data = start_K / norms_K
+
+def _best_nll(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor) -> float:
+    """At the best temperature."""
+    return mean_nll(fit_scale(logits_NK, labels_N, weights_N) * logits_NK, labels_N, weights_N)
+
+
+class _Margins:
+    """Fits of MARC to the cached logits of a network that is rescaled already.
+
+    Args:
+        prior_K: the class prior that the trained logits are for.
+    """
+
+    def __init__(self, network: LongTailClassifier, cache: _Cache, prior_K: Floats) -> None:
+        self.cache, self.config = cache, cache.recipe.calibrate
+        self.norms_K = network.weight_norms().detach().cpu()
+        self.rescale = Rescale(cache.classes)
+        self.rescale.load_state_dict(network.rescale.state_dict())
+        self.held_NK = self.rescale(cache.held_NK)
+        as_published = self.config.marc and self.config.marc_on == "train"
+        start = self.config.start or ("identity" if as_published or self.config.rescale != "off" else "prior")
+        self.start_K = torch.zeros(cache.classes)
+        if start == "prior":
+            self.start_K = -torch.from_numpy(np.log(prior_K * cache.classes)).float()
+
+    def fit(self, held: Tensor, penalty: float, near: MARC | None = None) -> MARC:
+        """Margins fitted with these held-out positions, as far as the recipe uses them; `near` as in `fit_marc`."""
+        if not self.config.marc:
+            marc = MARC(self.cache.classes)
+            marc.beta.data = self.start_K / self.norms_K
             return marc
-        logits_NK, labels_N, counts_K = cache.samples(held)
-        logits_NK = rescale(logits_NK)
-        return fit_marc(logits_NK, labels_N, norms_K, counts_K, config, cache.recipe.seed, start_K, penalty, near)
+        logits_NK, labels_N, counts_K = self.cache.samples(held)
+        logits_NK, seed = self.rescale(logits_NK), self.cache.recipe.seed
+        return fit_marc(logits_NK, labels_N, self.norms_K, counts_K, self.config, seed, self.start_K, penalty, near)
 
-    def unseen(penalties: Sequence[float]) -> dict[float, Tensor]:
-        """For each penalty, the logits of each half, calibrated by margins fitted on the other half.
+    def calibrated(self, marc: MARC, held: Tensor) -> Tensor:
+        """The held-out logits at these positions."""
+        found: Tensor = marc(self.held_NK[held], self.norms_K).detach()
+        return found
+
+    def unseen(self, penalties: Sequence[float]) -> dict[float, Tensor]:
+        """For each penalty, the held-out logits of each half, calibrated by margins fitted on the other half.
 
         The halves alternate within each class.
         """
+        everything = torch.arange(len(self.held_NK))
         half_N = torch.empty_like(everything)
-        half_N[cache.held_labels.argsort(stable=True)] = everything % 2
-        found = {penalty: torch.empty_like(held_NK) for penalty in penalties}
+        half_N[self.cache.held_labels.argsort(stable=True)] = everything % 2
+        found = {penalty: torch.empty_like(self.held_NK) for penalty in penalties}
         for half in (0, 1):
             marc = None
             for penalty in sorted(penalties, reverse=True):  # the strongest is quickest, and a start for the next
-                marc = fit(everything[half_N != half], penalty, marc)
-                found[penalty][half_N == half] = marc(held_NK[half_N == half], norms_K).detach()
+                marc = self.fit(everything[half_N != half], penalty, marc)
+                found[penalty][half_N == half] = self.calibrated(marc, everything[half_N == half])
         return found
-
-    def best_nll(logits_NK: Tensor) -> float:
-        return mean_nll(fit_scale(logits_NK, cache.held_labels, weights_N) * logits_NK, cache.held_labels, weights_N)
-
-    penalty = config.penalty or 0.0
-    if crossed:
-        candidates = unseen(PENALTIES if config.penalty is None else (config.penalty,))
-        penalty = min(candidates, key=lambda p: best_nll(candidates[p]))
-    marc = fit(everything, penalty)
-    network.marc.load_state_dict(marc.state_dict())
-    return candidates[penalty] if crossed else marc(held_NK, norms_K).detach(), penalty
 
 
 def _warnings(recipe: Recipe, prior_K: Floats, counts_K: NDArray[np.int64], held: int) -> list[str]:
