@@ -21,9 +21,8 @@ from camcal.training.report.summary import recipe_in
 
 Row = dict[str, Any]
 
-FOLDER = Path(__file__).parents[2] / "results"
-"""`docs/results` of the repository: a link in src/camcal, and files in an installed package."""
-
+FOLDER = Path(__file__).with_name("published")
+"""The results in docs/results, which an installation holds too."""
 SETTING = ("dataset", "imbalance", "backbone", "epochs", "augmentation")
 """Rows are compared if these are equal."""
 
