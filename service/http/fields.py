@@ -9,7 +9,6 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from camcal.service.http.body import FIELD
-from camcal.service.http.documented import without_null
 from camcal.service.http.errors import Problem, bad_parameter
 from camcal.service.http.multipart import Part
 
@@ -46,15 +45,17 @@ def with_fields(options: Options, queried: Container[str], fields: Sequence[Part
     return options.model_copy(update={name: getattr(formed, name) for name in values})
 
 
-def form_schema(options: type[BaseModel]) -> dict[str, Any]:
-    """The properties of `options` for the schema of a form.
+def form_schema(image: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a form with the field `image`.
 
-    Without their defaults, which generated clients send: one in the form would contradict another value in the query.
+    The other fields are in the query's parameters: documented twice, clients would send their defaults twice, which
+    contradict any other value in one place.
     """
-    properties: dict[str, Any] = options.model_json_schema()["properties"]
     return {
-        name: {key: value for key, value in without_null(schema).items() if key not in ("title", "default")}
-        for name, schema in properties.items()
+        "type": "object",
+        "required": [FIELD],
+        "properties": {FIELD: image},
+        "additionalProperties": {"type": "string", "description": "A query parameter, as text."},
     }
 
 

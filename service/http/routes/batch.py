@@ -15,7 +15,7 @@ from camcal.service.address import client_address
 from camcal.service.engine.admission import Ticket
 from camcal.service.engine.decoding import Data
 from camcal.service.http.access import needs
-from camcal.service.http.body import FIELD, FORM, check_size, images_of_form, read_body, require_form
+from camcal.service.http.body import FORM, check_size, images_of_form, read_body, require_form
 from camcal.service.http.dependencies import Running, TimeoutMs, latest, unless_gone
 from camcal.service.http.documented import problems
 from camcal.service.http.errors import Problem, refused
@@ -30,19 +30,13 @@ router = APIRouter(tags=["predict"])
 
 MAX_CLASSES = 2**16  # in all predictions of one answer: they are put together in the event loop
 
-_FORM = {
-    "type": "object",
-    "required": [FIELD],
-    "properties": {
-        FIELD: {
-            "type": "array",
-            "items": {"type": "string", "format": "binary"},
-            "description": "JPEG, PNG, WebP, GIF or BMP images.",
-        },
-        **form_schema(PredictOptions),
-    },
-    "additionalProperties": False,
-}
+_FORM = form_schema(
+    {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "description": "JPEG, PNG, WebP, GIF or BMP images.",
+    }
+)
 _BODY = {"required": True, "content": {FORM: {"schema": _FORM}}}
 
 
@@ -61,7 +55,10 @@ async def predict_batch(
     queried: Annotated[PredictOptions, Query()],
     timeout_ms: TimeoutMs = None,
 ) -> Response:
-    """Send the images as files in the field `image` of a form. An invalid image does not affect the others."""
+    """Send the images as files in the field `image` of a form. An invalid image does not affect the others.
+
+    The query parameters may be fields of the form instead.
+    """
     model, settings, predictor, wish = runtime.model, runtime.settings, runtime.predictor, latest(timeout_ms)
     options, wanted = read_options(request, model, queried)
     content_type = request.headers.get("content-type", "")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from camcal.service.address import client_address
 from camcal.service.http.access import needs
-from camcal.service.http.body import FIELD, read_upload
+from camcal.service.http.body import FORM, read_upload
 from camcal.service.http.dependencies import Running, TimeoutMs, latest, unless_gone
 from camcal.service.http.documented import binary, header, problems
 from camcal.service.http.fields import form_schema
@@ -19,16 +19,8 @@ from camcal.service.metrics import server_timing
 
 router = APIRouter(tags=["predict"])
 
-_FORM = {
-    "type": "object",
-    "required": [FIELD],
-    "properties": {
-        FIELD: {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, GIF or BMP image."},
-        **form_schema(PredictOptions),
-    },
-    "additionalProperties": False,
-}
-_BODY = {"required": True, "content": {"multipart/form-data": {"schema": _FORM}, **binary("image/*")}}
+_FORM = form_schema({"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, GIF or BMP image."})
+_BODY = {"required": True, "content": {FORM: {"schema": _FORM}, **binary("image/*")}}
 _HEADERS = {"Server-Timing": header("Durations of decode, queue, inference and post in milliseconds.")}
 
 
@@ -47,7 +39,10 @@ async def predict(
     queried: Annotated[PredictOptions, Query()],
     timeout_ms: TimeoutMs = None,
 ) -> Response:
-    """Send the image as the file field `image` of a form, or as a raw body with the content type `image/*`."""
+    """Send the image as the file field `image` of a form, or as a raw body with the content type `image/*`.
+
+    The query parameters may be fields of the form instead.
+    """
     model, wish, settings, predictor = runtime.model, latest(timeout_ms), runtime.settings, runtime.predictor
     options, wanted = read_options(request, model, queried)
     with runtime.admission.ticket(client_address(request.scope)) as ticket:

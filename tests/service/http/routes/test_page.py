@@ -20,12 +20,9 @@ from camcal.models.bundle import MANIFEST_FILE, Bundle
 from camcal.service.engine.session import Session
 from camcal.service.http.app import create_app
 from camcal.service.settings import Settings
-from tests.service.browser import Tab, browser, find_chromium
+from tests.service.browser import Tab
 from tests.service.conftest import KEY, encoded, picture, png
 from tests.service.test_live import running, wait_for
-
-CHROMIUM = find_chromium()
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome found: apt-get install chromium")
 
 SHOWN = "document.querySelector('#heatmap').naturalWidth > 0 && !document.querySelector('#result').hidden"
 NAMES = "[...document.querySelectorAll('#classes .name')].map((name) => name.innerText)"
@@ -43,23 +40,6 @@ def sampled(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.load(folder)
 
 
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    assert CHROMIUM is not None
-    with browser(CHROMIUM, tmp_path_factory.mktemp("chromium")) as tab:
-        yield tab
-
-
-@pytest.fixture
-def tab(chromium: Tab) -> Iterator[Tab]:
-    """The browser, which must not have complained by the end of the test."""
-    chromium.open("about:blank")  # the page of the test before says no more
-    chromium.console_errors.clear()
-    yield chromium
-    chromium.run("0")  # what it said meanwhile has come
-    assert chromium.console_errors == []
-
-
 def serve(session: Session, **settings: Any) -> Any:
     chosen = Settings(bundle=session.bundle.path, max_batch=session.max_batch, **settings)
     return running(create_app(chosen, session))
@@ -69,13 +49,6 @@ def serve(session: Session, **settings: Any) -> Any:
 def url(session: Session) -> Iterator[str]:
     with serve(session) as url:
         yield f"{url}/"
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    path = tmp_path / "photo.png"
-    path.write_bytes(png(7, (300, 200)))
-    return path
 
 
 def shown(tab: Tab, url: str, photo: Path, **window: int) -> None:
