@@ -242,18 +242,18 @@ def _summary(bundle: Bundle) -> list[str]:
     counts = sorted(info.train_count for info in manifest.classes)
     rule, calibration = manifest.preprocessing, manifest.calibration
     return [
-        f"{manifest.name} {manifest.version}, made {manifest.created}",
+        f"{manifest.name} {manifest.version}, created {manifest.created}",
         f"classes        {len(groups)}: " + ", ".join(f"{groups.count(group)} {group}" for group in GROUPS),
-        f"training       {sum(counts)} images with those held out, {counts[0]} to {counts[-1]} a class",
-        f"preprocessing  {rule.fit} to {rule.resize} px, then the central {rule.input_size}×{rule.input_size}",
+        f"training       {sum(counts)} images including held-out images, {counts[0]} to {counts[-1]} per class",
+        f"preprocessing  {rule.fit} to {rule.resize} px, then centre crop to {rule.input_size}×{rule.input_size}",
         f"heatmaps       {manifest.grid[0]}×{manifest.grid[1]}",
         f"calibration    scalar {calibration.scalar:.4g}, temperature {calibration.temperature:.4g}, "
         f"omega {min(calibration.omega):.4g} to {max(calibration.omega):.4g}, "
         f"beta {min(calibration.beta):.4g} to {max(calibration.beta):.4g}",
         *(f"  {name:<28} {value}" for name, value in _flat("", manifest.figures)),
-        *_believed((bundle.report.by_predicted_group or {}).get("calibrated", {})),
+        *_by_predicted_group((bundle.report.by_predicted_group or {}).get("calibrated", {})),
         f"canary         {_canary(bundle)}",
-        f"files          {len(manifest.files)}, all checksums right",
+        f"files          {len(manifest.files)}, checksums verified",
     ]
 
 
@@ -263,12 +263,12 @@ def _canary(bundle: Bundle) -> str:
     return f"outputs on {len(bundle.canary.top_classes)} test images, checked at startup and reload"
 
 
-def _believed(found: dict[str, GroupCalibration | None]) -> Iterator[str]:
-    """A line for each group of classes that calibrated predictions name: how sure they are, how many are right."""
-    for group, figures in found.items():
+def _by_predicted_group(groups: dict[str, GroupCalibration | None]) -> Iterator[str]:
+    """One line per group of the predicted class: mean confidence and accuracy of these predictions."""
+    for group, figures in groups.items():
         if figures is not None:
             name = f"predicted {group}"
-            yield f"  {name:<28} {figures.confidence:.1%} sure, {figures.accuracy:.1%} right"
+            yield f"  {name:<28} mean confidence {figures.confidence:.1%}, accuracy {figures.accuracy:.1%}"
 
 
 def _flat(prefix: str, figures: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from camcal.__main__ import app
-from camcal.models.bundle import MODEL_FILE, Bundle
+from camcal.models.bundle import MODEL_FILE, REPORT_FILE, Bundle
 from camcal.service.heatmaps.sheet import TILE
 from camcal.service.http.app import create_app
 from camcal.service.http.app import openapi as document
@@ -228,11 +228,32 @@ def test_inspect(bundle: Bundle) -> None:
     result = run("inspect", bundle.path)
     assert result.exit_code == 0
     assert result.stdout.startswith(f"{bundle.manifest.name} {bundle.manifest.version}")
-    assert "all checksums right" in result.stdout
+    assert "checksums verified" in result.stdout
     few = json.loads((bundle.path / "report.json").read_text())["by_predicted_group"]["calibrated"]["few"]
-    assert f"few                {few['confidence']:.1%} sure, {few['accuracy']:.1%} right" in result.stdout
+    figures = f"mean confidence {few['confidence']:.1%}, accuracy {few['accuracy']:.1%}"
+    assert re.search(f"predicted few +{re.escape(figures)}\n", result.stdout)
     as_json = run("inspect", bundle.path, "--json")
     assert json.loads(as_json.stdout) == json.loads(bundle.manifest.model_dump_json())
+
+
+@pytest.mark.parametrize(
+    ("groups", "field"),
+    [
+        (3, "by_predicted_group"),
+        ({"calibrated": [1]}, "by_predicted_group.calibrated"),
+        ({"calibrated": {"few": {"share": 1, "confidence": "high", "accuracy": 1, "ece": 0}}}, "few.confidence"),
+    ],
+)
+def test_inspect_refuses_a_report_of_the_wrong_type(bundle: Bundle, tmp_path: Path, groups: object, field: str) -> None:
+    def change(folder: Path) -> None:
+        report = json.loads((folder / REPORT_FILE).read_text())
+        (folder / REPORT_FILE).write_text(json.dumps(report | {"by_predicted_group": groups}))
+        hostile.reseal(folder)
+
+    result = run("inspect", hostile.make(bundle.path, tmp_path / "bundle", change))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert "report.json: " in result.stderr and f"{field}: Input should be " in result.stderr
 
 
 @pytest.mark.parametrize("command", ["inspect", "serve"])
