@@ -1,7 +1,7 @@
 """The decoder process for large images. It decodes one image at a time, in a child process with resource limits.
 
 The workers connect with one end of a socket pair per image (`engine.large`), send the image, and receive the result.
-The kernel kills a child that exceeds its CPU time or memory. `engine.large.DecoderProcess` starts this program:
+The kernel limits the CPU time and memory of each child. `engine.large.DecoderProcess` starts this program:
 python -m camcal.service.engine.decoder DESCRIPTOR SECONDS
 """
 

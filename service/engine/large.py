@@ -1,9 +1,9 @@
 """Large images: start the separate process that decodes them, and send it images.
 
-A file of a few kilobytes can contain fifty megapixels. The header tells the cost to decode an image (`engine.cost`). If
-it exceeds a few hundredths of a second or a thread's share of the memory, a separate process decodes the image, with
-resource limits and at the lowest priority. All workers share that process. Large images thus wait for each other, and
-ordinary images never wait for large ones.
+A file of a few kilobytes can contain fifty megapixels. The cost to decode an image is estimated from its header
+(`engine.cost`). An image is large if the cost exceeds a few hundredths of a second, or a thread's share of the memory.
+A separate process decodes large images, with resource limits and at the lowest priority. All workers share that
+process. Large images thus wait for each other, and ordinary images never wait for large ones.
 """
 
 from __future__ import annotations
