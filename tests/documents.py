@@ -6,7 +6,7 @@ A block of `bash` or `python` stands below a comment that says whether the tests
     <!-- run: background -->   the same, and it goes on: a service, which the blocks below it may use
     <!-- not run: REASON -->
 
-Outputs are blocks of `text`.
+An output is a block of `text`; below `<!-- output -->` it has lines that the block run before it must print.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("bash", "python")
 
 _FENCE = re.compile(r"^ *```(\w*)$")
-_MARKER = re.compile(r"^<!-- (run|run: background|not run: \S.*) -->$")
+_MARKER = re.compile(r"^<!-- (run|run: background|not run: \S.*|output) -->$")
 
 
 @dataclass(frozen=True, kw_only=True)

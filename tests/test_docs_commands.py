@@ -51,8 +51,12 @@ def test_blocks_run(document: Path, clone: Path, request: pytest.FixtureRequest)
         shutil.copytree(run.path, clone / "runs" / "digits")
     path = f"{clone.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "CAMCAL_PORT": str(port), "CAMCAL_DRAIN_S": "0", "NO_PROXY": "*"}
+    printed = ""
     with ExitStack() as services:
         for block in blocks(document):
+            if block.marker == "output":
+                assert [line for line in block.text.splitlines() if _words(line) not in printed] == [], str(block)
+                continue
             words = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
             words.append(block.text.replace(SHOWN_ADDRESS, f"127.0.0.1:{port}"))
             if block.marker == "run: background":
@@ -63,6 +67,12 @@ def test_blocks_run(document: Path, clone: Path, request: pytest.FixtureRequest)
                 )
                 assert ended.returncode == 0, f"{block}\n{ended.stdout}\n{ended.stderr}"
                 assert "Traceback" not in ended.stderr
+                printed = _words(ended.stdout)
+
+
+def _words(text: str) -> str:
+    """Columns may be wider or narrower."""
+    return " ".join(text.split())
 
 
 @contextmanager

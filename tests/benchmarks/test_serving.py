@@ -146,10 +146,10 @@ def test_the_harness_measures_and_stops_a_server(
     model = measured | {"date": "2026-01-01", "minutes": 1.0, "commit": "0f0f", "failed": {"ray": "no such package"}}
     page = report.markdown(results | {"models": {"shipped": model}})
     assert "## digits: resnet8 at 32², 10 classes" in page
-    assert f"| camcal, a worker a core | {found['closed']['1']['rate']:.0f} |" in page
+    assert f"| camcal, one worker per core | {found['closed']['1']['rate']:.0f} |" in page
     assert "2026-01-01, at 0f0f, 1 rounds, 1 minutes." in page
     assert "- Ray Serve, HAProxy failed: no such package" in page
-    assert "camcal, a worker a core: overload" in page and "requests/s offered" in page
+    assert "camcal, one worker per core: overload" in page and "requests/s offered" in page
     loops = (f"{found[step]['p50_ms']:.0f} / {found[step]['p99_ms']:.0f}" for step in ("open", "same"))
     assert " | ".join(loops) + " |" in page
     memory = f"{found['memory_mb']:.2f}"

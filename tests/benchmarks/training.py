@@ -218,10 +218,10 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"One epoch of ResNet-32 over {result['images']:,} images of 32×32 pixels, batch {result['batch_size']},",
         f"with crop, flip, AutoAugment and Cutout, on {result['hardware']}.",
-        f"Medians of {len(result['epoch_s']['usual'])} epochs each, in turns; the usual loop has {result['workers']} "
+        f"Medians of {len(result['epoch_s']['usual'])} epochs each, in turns. The usual loop has {result['workers']} "
         f"worker processes. Written by `{command}`{f' at {commit}' if (commit := result.get('commit')) else ''}.",
         "",
-        "| loop | seconds an epoch | images a second | against the usual loop |",
+        "| loop | seconds per epoch | images per second | against the usual loop |",
         "|---|---:|---:|---:|",
     ]
     titles = {"usual": "the usual loop: DataLoader, PIL, fp32"} | {name: title for name, (title, _) in LOOPS.items()}
@@ -232,7 +232,7 @@ def markdown(result: dict[str, Any]) -> str:
         slow / fast - 1
         for slow, fast in zip(result["epoch_s"]["camcal_camc"], result["epoch_s"]["camcal"], strict=True)
     )
-    lines += ["", f"CAMC makes an epoch {cost:+.0%} longer, in the median of the pairs."]
+    lines += ["", f"CAMC changes the time of an epoch by {cost:+.0%}, in the median of the pairs."]
     return "\n".join(lines) + "\n"
 
 

@@ -72,17 +72,17 @@ def markdown(result: dict[str, Any]) -> str:
         f"The photographs' accuracy is {_by_group(result['accuracy']['raw'])} before calibration and "
         f"{_by_group(result['accuracy']['calibrated'])} after it (all; {', '.join(GROUPS)}).",
         "",
-        "## The maps that each method gives by itself",
+        "## Maps as each method gives them",
         "",
         "The class is the calibrated prediction for camcal's calibrated maps and the plain prediction for all others.",
         "",
         *_own_classes(result),
-        "## Which effect is which",
+        "## Effects of method and calibration",
         "",
         "The mean of the four measures when all methods explain the same class. Down a column the class is the same "
         "and the map changes: that is CAMC, and the method. Along a row the map is the same and the class changes: "
-        "that is calibration. The plain and the calibrated map of one class are one map in two units, as ω > 0: the "
-        f"largest difference found between the two after scaling is {result['order_changed']:.1e}.",
+        "that is calibration. The plain and the calibrated map of one class are one map in two units, since ω > 0: the "
+        f"largest difference between the two after scaling is {result['order_changed']:.1e}.",
         "",
         *_effects(result["localisation"]["given"]),
         "",
@@ -157,7 +157,7 @@ def _effects(localisation: dict[str, Any]) -> list[str]:
 
 def _faithfulness(result: dict[str, Any]) -> list[str]:
     groups = _groups_of(result)
-    lines = [f"On {result['setup']['probes']} of the photographs, as many of each group."]
+    lines = [f"On {result['setup']['probes']} of the photographs, the same number of each group."]
     for version, found in result["faithfulness"].items():
         rows = []
         for name, title in TITLES.items():
@@ -174,8 +174,8 @@ def _mosaics(found: dict[str, Any]) -> list[str]:
     groups = list(found["asked"])
     lines = [
         f"{found['mosaics']} pictures of four photographs each, of four classes that the network recognises, drawn at "
-        "random from the surest. Each class is asked for in turn: how much of the positive part of its map lies on its "
-        "own photograph. A map that does not depend on the class gets 25 %."
+        "random from those of the highest confidence. For each class in turn: how much of the positive part of its map "
+        "lies on its own photograph. A map that does not depend on the class gets 25 %."
     ]
     for version, shares in found["shares"].items():
         rows = [
@@ -203,14 +203,15 @@ def _speed(result: dict[str, Any]) -> list[str]:
         for name, value in sorted(found["methods"].items(), key=lambda item: float(item[1]["ms"]))
     ]
     words = (
-        f"One image, the network's forward pass included, {found['threads']} threads: medians of {found['rounds']} "
-        "rounds in which all take turns on the same image, in random order, and medians of the ratio in each round. "
-        f"A turn is {TURNS} runs, of which the last counts: the threads of the one before wait awake for a while. Once "
-        "with the map of one class, once with those of five, which is what a prediction comes with: the peers get the "
-        "image five times in one batch. What has no second time has one map for all classes, or would take minutes."
+        f"One image, the network's forward pass included, {found['threads']} threads. Times are medians of "
+        f"{found['rounds']} rounds in which all methods take turns on the same image, in random order. Ratios are "
+        f"medians of the ratio in each round. A turn is {TURNS} runs, of which the last counts, since the threads of "
+        "the previous method stay awake for a while. *Five maps* is what a prediction comes with: the others get the "
+        "image five times in one batch. A method without a second time has one map for all classes, or would take "
+        "minutes."
     )
     header = ["", "one map, ms", "against camcal", "target", "five maps, ms", "against camcal"]
-    return ["## Milliseconds an image", "", words, "", *_table(header, rows), ""]
+    return ["## Milliseconds per image", "", words, "", *_table(header, rows), ""]
 
 
 def _time(value: dict[str, float]) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from tests.benchmarks.serving.servers import OURS, SERVERS
 from tests.benchmarks.serving.summary import Spread, ratio, spread
 
 TITLES = {
-    "camcal": "camcal, a worker a core",
+    "camcal": "camcal, one worker per core",
     "camcal-1": "camcal, one process",
     "fastapi": "FastAPI, `def` endpoint",
     "litserve": "LitServe",
@@ -20,16 +20,18 @@ TITLES = {
 INTRO = """\
 # Serving, side by side
 
-Made by `make bench-serving`; the figures of every round are in [serving.json](serving.json). Medians over the rounds.
+`make bench-serving` writes this page. [serving.json](serving.json) has the figures of every round; the tables have
+medians over the rounds.
 
-The same ONNX file and the same {photos} behind every server, {decoder}.
-In each round every server is started, warmed up, loaded and stopped, one after another in changing order. The load
-generator runs on the same {cores} cores ({cpu}); against a server that does nothing it makes
-{generator:.0f} requests/s and takes {cpu_us:.0f} µs of CPU for each. How the peers are set up, and after which page of
-their documentation, stands at the head of each file in `tests/benchmarks/serving/apps/`. camcal answers with five
-classes and stores their heatmaps, once with a worker a core and once as one process; the peers answer with five classes
-and are spared the maps. *Ceiling*: decoding and inference in one process without HTTP, the best of three ways to use
-the cores, measured in the same rounds.
+All servers have the same ONNX file and the same {photos}, {decoder}. In each
+round every server is started, warmed up, loaded and stopped, one after another in changing order. The load generator
+runs on the same {cores} cores ({cpu}). Against a server that does nothing it makes
+{generator:.0f} requests/s and takes {cpu_us:.0f} µs of CPU for each.
+
+The head of each file in `tests/benchmarks/serving/apps/` says how that server is set up, and which page of its
+documentation advises it. camcal answers with five classes and stores their heatmaps, once with one worker per core and
+once as one process. The others answer with five classes and make no maps. The *ceiling* is decoding and inference in one
+process without HTTP, the best of three ways to use the cores, measured in the same rounds.
 """
 DECODERS = {
     "camcal": "each with camcal's own decoder, so that what differs is the server",
@@ -86,7 +88,7 @@ def _model(name: str, model: Entry) -> str:
         f"(decoding {_value(_ceiling(rounds, 'decode_ms'), '{:.1f}')}, "
         f"inference {_value(_ceiling(rounds, 'inference_ms'), '{:.1f}')}).",
         "",
-        "Answers per second:",
+        "Responses per second:",
         "",
         *_throughput(rounds, counts),
         "",
