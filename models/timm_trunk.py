@@ -67,7 +67,7 @@ class TimmTrunk(nn.Module):
         if len(shape) == 4:
             return int(shape[3 if self.channels_last else 1])
         raise ValueError(
-            f"{PREFIX}{name} gives {shape or type(found).__name__} and not a map of positions, which heatmaps need: "
+            f"{PREFIX}{name} gives {shape or type(found).__name__} and no map of positions, which heatmaps need: "
             "choose another network, such as timm/convnext_tiny or timm/vit_small_patch16_224"
         )
 

@@ -40,5 +40,5 @@ def test_depth_is_bounded() -> None:
     graph = b""
     for _ in range(MAX_DEPTH):  # a graph within an attribute of a node of a graph
         graph = message(1, message(5, message(6, graph)))
-    with pytest.raises(ValueError, match="over 100 messages within each other"):
+    with pytest.raises(ValueError, match="messages nested over 100 deep"):
         external_files(message(7, graph))

@@ -61,7 +61,8 @@ def test_hostile_bundles_under_load(bundle: Bundle, tmp_path: Path, current: Cal
         refusals = [line for line in end_quickly(child).splitlines() if "reload failed" in line]
     assert len(refusals) == len(hostile.HOSTILE)
     for line, (_, message) in zip(refusals, hostile.HOSTILE.values(), strict=True):
-        assert re.search(message, line), line
+        # On a busy machine the time limit may come first.
+        assert re.search(f"{message}|took more than {TIMEOUT_S} s", line), line
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

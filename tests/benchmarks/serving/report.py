@@ -30,8 +30,8 @@ runs on the same {cores} cores ({cpu}). Against a server that does nothing it ma
 
 The head of each file in `tests/benchmarks/serving/apps/` says how that server is set up, and which page of its
 documentation advises it. camcal answers with five classes and stores their heatmaps, once with one worker per core and
-once as one process. The others answer with five classes and make no maps. The *ceiling* is decoding and inference in one
-process without HTTP, the best of three ways to use the cores, measured in the same rounds.
+once as one process. The others answer with five classes and make no maps. The *ceiling* is decoding and inference in
+one process without HTTP, the best of three ways to use the cores, measured in the same rounds.
 """
 DECODERS = {
     "camcal": "each with camcal's own decoder, so that what differs is the server",

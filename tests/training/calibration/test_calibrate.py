@@ -141,7 +141,7 @@ def test_a_network_that_says_nothing_finite_is_refused(digits_run: RunFolder, di
 def test_margins_from_a_single_held_out_image_are_refused(digits_run: RunFolder, digits: Dataset) -> None:
     network, _, _ = load_network(digits_run.checkpoint)
     few = replace(digits, holdout=digits.holdout.subset(np.array([0])))
-    with pytest.raises(CalibrationError, match="needs two held-out images, and there are 1: use 'both', or a larger"):
+    with pytest.raises(CalibrationError, match="needs two held-out images, and there are 1: use 'both' or a larger"):
         calibrated(network, few, load_recipe("digits", ["calibrate.marc_on=holdout"]))
     calibrated(network, few, load_recipe("digits", ["calibrate.marc_on=both", "calibrate.penalty=10"]))
 

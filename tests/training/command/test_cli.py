@@ -98,7 +98,7 @@ def test_the_steps_are_commands(run: RunFolder, tmp_path: Path) -> None:
         (["evaluate", "OUT"], "checkpoint.safetensors is missing: has `camcal train` finished"),
         (["evaluate", "OUT", "--set", "fit.lr=1"], "--set fit.lr=1: only data.root can change after training"),
         (["export", "OUT"], "checkpoint.safetensors is missing: has `camcal train` finished"),
-        (["results", "--from", "OUT"], "no folder of results at"),
+        (["results", "--from", "OUT"], "no result files at"),
         (["results", "--json", "--markdown"], "--json and --markdown exclude each other: choose one"),
         (["verify", str(SHIPPED), "--set", "fit.epochs=4"], "--set fit.epochs=4: only data.root can change"),
         (["bench-table", "OUT", "--out", "OUT"], "no table at"),

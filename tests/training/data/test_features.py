@@ -217,7 +217,7 @@ def test_a_frozen_trunk_goes_from_photographs_to_a_bundle_and_stays_as_it_was(
     [
         ("model.weights=none", "can only be frozen with pretrained weights, such as model.weights = 'pip'"),
         ("augment.erase=0.3", "uses each image as it is and, with augment.flip, mirrored: leave augment.erase out"),
-        ("distill.weight=0.5", "nothing learns from a teacher"),
+        ("distill.weight=0.5", "distillation does not work with a frozen trunk"),
     ],
 )
 def test_what_a_frozen_trunk_cannot_have_is_refused(

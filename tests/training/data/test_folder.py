@@ -63,7 +63,9 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 def test_a_test_part_alone_is_not_taken_for_classes(tmp_path: Path) -> None:
     for part in ("Test/cat/a.jpg", "Val/cat/b.jpg"):
         _image(tmp_path / part)
-    with pytest.raises(DataError, match="has Test and Val, but none of them is a train folder with a folder for each"):
+    with pytest.raises(
+        DataError, match="has Test and Val, but none of them is a train folder with one folder per class"
+    ):
         folder.list_images(tmp_path)
 
 
@@ -71,7 +73,7 @@ def test_parts_without_class_folders_are_not_taken_for_classes(tmp_path: Path) -
     for part in ("train/cat.1.jpg", "test/1.jpg"):
         _image(tmp_path / part)
     with pytest.raises(
-        DataError, match="has test and train, but none of them is a train folder with a folder for each"
+        DataError, match="has test and train, but none of them is a train folder with one folder per class"
     ):
         folder.list_images(tmp_path)
 

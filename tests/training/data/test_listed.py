@@ -153,8 +153,8 @@ def test_an_unreadable_image_is_named_and_the_threads_end(root: Path) -> None:
         ("a.jpg -1\n", "line 1: expected"),
         ("\n", "names no image"),
         ("a.jpg 0\n../a.jpg 1\n", r"line 2: '\.\./a\.jpg 1' leaves data.root: paths must stay below it"),
-        ("x/../../a.jpg 0\n", "is outside of data.root"),
-        ("/a.jpg 0\n", "is outside of data.root"),
+        ("x/../../a.jpg 0\n", "leaves data.root"),
+        ("/a.jpg 0\n", "leaves data.root"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -33,7 +33,7 @@ def _printed(rows: list[Row], width: int) -> str:
 def test_the_table_fits_and_loses_no_figure(rows: list[Row], width: int) -> None:
     text = _printed(rows, width)
     assert max(map(len, text.splitlines())) <= width and "…" not in text
-    assert ("long-tailed" in text) != ("a terminal of 92 columns shows" in text)
+    assert ("long-tailed" in text) != ("a terminal with 92 columns also shows" in text)
     (line,) = [line for line in text.splitlines() if line.startswith("cosine + MARC")]
     mean = 100 * (rows[2]["accuracy"] + 0.01)
     assert line.split()[3:5] == ["2", f"{mean:.1f}±1.4"]

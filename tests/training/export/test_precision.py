@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from camcal.__main__ import app
 from camcal.models.bundle import OUTPUTS, Bundle, Precision
-from camcal.models.report import Report
+from camcal.models.report import HeldOut, Report
 from camcal.training.checkpoints import load_network
 from camcal.training.data import Dataset, load_dataset
 from camcal.training.export import bundle, precision
@@ -139,11 +139,11 @@ def test_a_loss_of_half_a_point_is_allowed_and_more_is_not(
 ) -> None:
     path = digits_run.bundle / "model.onnx"
     wide = dataclasses.replace(data, holdout=data.test)
-    figures = iter([{"accuracy": 0.8, "ece": 0.03}, {"accuracy": 0.7951, "ece": 0.0349}] * 2)
+    figures = iter([HeldOut(accuracy=0.8, ece=0.03), HeldOut(accuracy=0.7951, ece=0.0349)] * 2)
     monkeypatch.setattr(precision, "_held", lambda *_: next(figures))
     assert len(wide.holdout) > 200 > len(data.holdout)
     precision.compare(path, path, "fp16", wide, 1.0)
-    figures = iter([{"accuracy": 0.8, "ece": 0.03}, {"accuracy": 0.8, "ece": 0.0351}] * 2)
+    figures = iter([HeldOut(accuracy=0.8, ece=0.03), HeldOut(accuracy=0.8, ece=0.0351)] * 2)
     with pytest.raises(PrecisionError, match=r"ECE from 3.00% to 3.51%; 0.5% is allowed for each"):
         precision.compare(path, path, "fp16", wide, 1.0)
     # Half a point of 79 images is less than one of them: one is allowed.
@@ -178,5 +178,5 @@ def test_a_graph_is_judged_under_the_training_prior(digits_run: RunFolder, data:
     bins = np.ceil(sure * 15)
     ece = sum(abs((right[bins == b] - sure[bins == b]).sum()) for b in set(bins)) / len(sure)
     found = precision.compare(path, path, "fp16", data, temperature)["fp32"]
-    assert found == pytest.approx({"accuracy": right.mean(), "ece": ece}, rel=1e-4)
+    assert vars(found) == pytest.approx({"accuracy": right.mean(), "ece": ece}, rel=1e-4)
     assert (np.exp(z).argmax(axis=1) != p.argmax(axis=1)).any()
