@@ -230,8 +230,7 @@ def test_wheel_holds_every_file_of_the_packages_and_no_other(wheel: dict[str, in
     files = [file for path in inside for file in ([path] if path.is_file() else path.glob("*.json"))]  # a linked folder
     of_packages = {f"camcal/{file.relative_to(ROOT)}" for file in files}
     on_top = {name.removeprefix("src/") for name in tracked() if (ROOT / name).is_file() and name.startswith("src/")}
-    results = {f"camcal/results/{path.name}" for path in (ROOT / "docs" / "results").glob("*.json")}
-    assert set(wheel) == of_packages | on_top | results
+    assert set(wheel) == of_packages | on_top
 
 
 def test_installed_camcal_prints_the_results(built_wheel: Path, tmp_path: Path) -> None:
