@@ -120,7 +120,7 @@ def predict(
         from camcal.service.command.offline import draw_top, find_images, predict_files
         from camcal.service.command.output import CamWriter, open_writer
         from camcal.service.engine.decoding import Limits
-        from camcal.service.engine.prediction import Ranker
+        from camcal.service.engine.ranking import Ranker
         from camcal.service.heatmaps.sheet import sheet
 
         if grid and not cam:

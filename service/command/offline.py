@@ -20,7 +20,7 @@ from camcal.service.engine.decoding import (
     UnsupportedFormatError,
     decode,
 )
-from camcal.service.engine.prediction import Ranker, explain
+from camcal.service.engine.ranking import Ranker, explain
 from camcal.service.engine.session import Session
 from camcal.service.heatmaps.explanation import Explanation
 from camcal.service.heatmaps.heatmap import View, render

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from camcal.models.bundle import MAX_FILES, Manifest
-from camcal.service.engine.prediction import Ranker
 from camcal.service.engine.proofs import Proofs
+from camcal.service.engine.ranking import Ranker
 from camcal.service.engine.session import RunBatch, Session, load_sessions
 from camcal.service.settings import Settings
 

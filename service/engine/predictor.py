@@ -20,7 +20,7 @@ from camcal.service.engine.deadline import in_thread
 from camcal.service.engine.decoding import Data, Decoded, LargeImageError, Limits, decode
 from camcal.service.engine.large import LargeImages
 from camcal.service.engine.model import Model
-from camcal.service.engine.prediction import Ranking, explain
+from camcal.service.engine.ranking import Ranking, explain
 from camcal.service.engine.served import ServedModel
 from camcal.service.heatmaps.stores import MapStore, new_id
 from camcal.service.mailbox import Mailbox

@@ -11,8 +11,8 @@ from camcal.models.canary import canary_images
 from camcal.service.background import in_background
 from camcal.service.engine.batching import Batcher, BatchReport
 from camcal.service.engine.model import Model, load_model, stamp
-from camcal.service.engine.prediction import Ranking
 from camcal.service.engine.proofs import Proofs
+from camcal.service.engine.ranking import Ranking
 from camcal.service.engine.session import DeviceError
 from camcal.service.engine.soundness import Soundness
 from camcal.service.metrics import Metrics

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Colormap = Literal["turbo", "viridis", "magma", "inferno", "gray", "coolwarm"]
+DEFAULT: Colormap = "turbo"
+DEFAULT_SIGNED: Colormap = "coolwarm"  # of heatmaps with zero in the middle of the colours
 
 # Every 15th colour of matplotlib's maps, interpolated linearly; the error is at most 7 of 255. Turbo is by Mikhailov,
 # coolwarm by Moreland, the others by van der Walt and Smith; all are free to use. coolwarm is diverging.

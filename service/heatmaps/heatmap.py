@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from camcal.models.enlargement import enlargement
-from camcal.service.heatmaps.colormaps import COLORMAPS, Colormap
+from camcal.service.heatmaps.colormaps import COLORMAPS, DEFAULT, Colormap
 from camcal.service.heatmaps.legend import Caption, add_legend, room_for_legend
 from camcal.service.heatmaps.png import encode_png
 
@@ -48,7 +48,7 @@ class View:
     """
 
     size: int  # longest side, px
-    colormap: Colormap = "turbo"
+    colormap: Colormap = DEFAULT
     alpha: float = 0.6  # opacity of the strongest colour, in [0, 1]
     overlay: bool = True  # draw on the picture; otherwise the colours only
     format: PictureFormat = "png"

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from camcal.models.bundle import Prior
 from camcal.service.engine.model import Model
 from camcal.service.engine.predictor import Prediction, PredictionRequest
+from camcal.service.engine.ranking import DEFAULT_TOP_K
 from camcal.service.http.access import owner_of
 from camcal.service.http.errors import bad_parameter
 from camcal.service.http.fields import with_fields
@@ -29,7 +30,9 @@ class PredictOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: int | None = Field(None, ge=1, description="Number of classes to return; 5 by default, at most all.")
+    top_k: int | None = Field(
+        None, ge=1, description=f"Number of classes to return; {DEFAULT_TOP_K} by default, at most all."
+    )
     cam: bool = Field(True, description="Keep heatmaps of these classes.")
     cam_classes: list[str] = Field(
         [], description="Index or label of another class to keep a heatmap of. May be repeated."

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from camcal.service.address import client_address
-from camcal.service.engine.prediction import is_index
-from camcal.service.heatmaps.colormaps import Colormap
+from camcal.service.engine.ranking import is_index
+from camcal.service.heatmaps.colormaps import DEFAULT, DEFAULT_SIGNED, Colormap
 from camcal.service.heatmaps.explanation import Explanation
 from camcal.service.heatmaps.heatmap import View, render
 from camcal.service.heatmaps.legend import MIN_SIZE
@@ -79,7 +79,7 @@ class CamOptions(BaseModel):
         description="What the strongest colour stands for: the highest contribution in this heatmap (`map`) or in all "
         "heatmaps kept for the image (`image`), which makes their colours comparable.",
     )
-    colormap: Colormap | None = Field(None, description="By default `turbo`, or `coolwarm` if signed.")
+    colormap: Colormap | None = Field(None, description=f"By default `{DEFAULT}`, or `{DEFAULT_SIGNED}` if signed.")
     alpha: float = Field(0.6, ge=0, le=1, description="Opacity of the strongest colour.")
     size: int = Field(384, ge=16, le=1024, description="Longest side in pixels, including the legend.")
     legend: bool = Field(
@@ -90,7 +90,7 @@ class CamOptions(BaseModel):
     @property
     def zero_in_the_middle(self) -> bool:
         """What `signed` says, or its default."""
-        return (self.versus is not None or self.colormap == "coolwarm") if self.signed is None else self.signed
+        return (self.versus is not None or self.colormap == DEFAULT_SIGNED) if self.signed is None else self.signed
 
 
 @router.get(
@@ -224,7 +224,7 @@ def _body(explanation: Explanation, place: int, versus: int | None, options: Cam
     scale = explanation.scale(place, options.calibrated, versus, signed=signed, common=options.scale == "image")
     view = View(
         size=options.size,
-        colormap=options.colormap or ("coolwarm" if signed else "turbo"),
+        colormap=options.colormap or (DEFAULT_SIGNED if signed else DEFAULT),
         alpha=options.alpha,
         overlay=options.overlay,
         format=options.format,

@@ -12,7 +12,7 @@ from PIL import Image
 from camcal.models.bundle import Bundle
 from camcal.service.command.offline import predict_files
 from camcal.service.engine.decoding import Limits
-from camcal.service.engine.prediction import Ranker
+from camcal.service.engine.ranking import Ranker
 from camcal.service.engine.session import Session, load_session
 from camcal.service.engine.soundness import MAX_FAILURES
 from camcal.service.http.app import create_app

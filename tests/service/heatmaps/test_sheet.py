@@ -9,7 +9,7 @@ from PIL import Image
 
 from camcal.models.bundle import Bundle
 from camcal.service.engine.decoding import Limits, decode
-from camcal.service.engine.prediction import Ranker, explain
+from camcal.service.engine.ranking import Ranker, explain
 from camcal.service.engine.session import Session
 from camcal.service.heatmaps.explanation import Explanation
 from camcal.service.heatmaps.legend import builtin_font

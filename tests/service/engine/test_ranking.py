@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from camcal.models.bundle import Bundle
-from camcal.service.engine.prediction import Ranker
+from camcal.service.engine.ranking import Ranker
 from camcal.service.engine.session import Outputs, Session
 
 
