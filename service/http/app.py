@@ -55,11 +55,11 @@ def create_app(
 
     Args:
         settings: by default those of the environment.
-        sessions: a loaded model, once a device; by default the lifespan loads `settings.bundle`, which may raise
-            BundleError or DeviceError.
+        sessions: a loaded model, one session per device; by default the lifespan loads `settings.bundle`, which may
+            raise BundleError or DeviceError.
         siblings: the other workers, if this process is one of several.
         decoder: the mailbox of the `DecoderProcess` that they share.
-        metrics: bound sockets on which to serve /metrics alone, if CAMCAL_METRICS_PORT is set.
+        metrics: bound sockets for /metrics, if CAMCAL_METRICS_PORT is set.
     """
     settings = settings or load_settings()
     app = FastAPI(
@@ -69,11 +69,11 @@ def create_app(
         openapi_tags=TAGS,
         generate_unique_id_function=_operation_id,
         lifespan=_lifespan,
-        docs_url=None,  # both pages would load scripts from elsewhere
+        docs_url=None,  # both pages load scripts from other hosts
         redoc_url=None,
         openapi_url=None,  # served below, as a route with a template like all others
         redirect_slashes=False,
-        # Prometheus has the metrics, standard error the log; only traces are OpenTelemetry's.
+        # Metrics go to Prometheus and logs to standard error; only traces use OpenTelemetry.
         telemetry={
             "tracing": settings.otel,
             "auto_configure": settings.otel,
@@ -117,7 +117,7 @@ def create_app(
 
 
 def keyring(settings: Settings) -> Keyring:
-    """The keys that `settings` name. Raises SettingsError if the file cannot be used."""
+    """The API keys in `settings`. Raises SettingsError if the file is invalid."""
     main = settings.api_key
     try:
         return Keyring(None if main is None else main.get_secret_value(), settings.api_keys_file)
@@ -131,7 +131,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     siblings: Siblings | None = app.state.siblings
     proofs = siblings.proofs if siblings else Proofs()
     sessions = app.state.sessions or await in_background(lambda: load_proven(settings, proofs))
-    app.state.sessions = ()  # the model is the runtime's alone, which a reload frees
+    app.state.sessions = ()  # only the runtime holds the model, so that a reload frees it
     app.state.runtime = runtime = Runtime(
         settings, Model(tuple(sessions)), app.state.metrics, siblings, app.state.decoder
     )
@@ -154,9 +154,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 async def _openapi_json(request: Request) -> Response:
     state = request.app.state
-    if state.openapi is None:  # 50 ms of work, once
+    if state.openapi is None:  # takes 50 ms, once
         document = await asyncio.to_thread(openapi, request.app)
-        if root_path := state.settings.root_path:  # or clients would ask the proxy for /predict
+        if root_path := state.settings.root_path:  # or clients would call the proxy without the prefix
             document["servers"] = [{"url": root_path}]
         state.openapi = orjson.dumps(document)
     return Response(state.openapi, media_type="application/json")

@@ -1,4 +1,4 @@
-"""Reads request bodies within the limits on bytes and time, and finds the images in them."""
+"""Reads request bodies within the limits on size and time, and extracts their images."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from camcal.service.settings import ENVELOPE_BYTES, Settings
 
 FIELD = "image"
 FORM = "multipart/form-data"
-ACCEPTED_TYPES = f"{FORM} with the field `{FIELD}`, or the image itself with the content type image/*"
+ACCEPTED_TYPES = f"{FORM} with the field `{FIELD}`, or the raw image with the content type image/*"
 
-OTHER_PARTS = 15  # that a form may have beside its images
-QUICK_BYTES = 256 * 1024  # of a form, that are searched at once; more, in a thread
+OTHER_PARTS = 15  # maximum number of other parts in a form
+QUICK_BYTES = 256 * 1024  # a larger form is parsed in a thread
 
-# The client may still be sending: the connection cannot carry another request.
+# The client may still be sending the body, so the connection cannot be used for another request.
 CLOSE = {"Connection": "close"}
 
-# A body of more bytes has to come at CAMCAL_MIN_BODY_RATE. Faster parts make up for a pause of so many seconds.
+# A body larger than SMALL_BYTES has to arrive at CAMCAL_MIN_BODY_RATE. Faster parts allow a pause of up to PAUSE_S.
 SMALL_BYTES, PAUSE_S = 64 * 1024, 10.0
 
 
 async def read_body(
     request: Request, settings: Settings, ticket: Ticket, *, max_bytes: int, too_large: str
 ) -> bytearray:
-    """The whole body of `request`, which must not have been read.
+    """The whole body of `request`, which must not have been read yet.
 
     Args:
-        request: whose body is wanted.
-        settings: limits on its time and rate.
-        ticket: holds its bytes.
-        max_bytes: limit on the body.
-        too_large: the sentence for the client whose body exceeds it.
+        request: the request.
+        settings: the limits on time and rate.
+        ticket: reserves the bytes.
+        max_bytes: the limit on the size.
+        too_large: the error message for a larger body.
 
     Raises:
         Problem: 408, 413 or 499.
-        QueueFullError: if there is no room for it.
+        QueueFullError: if the queue has no room for the body.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise Problem("too-large", too_large, CLOSE)
     body, rate, clock = bytearray(), settings.min_body_rate, asyncio.get_running_loop().time
     end = clock() + settings.body_timeout_s
-    due = math.inf  # when it has come too slowly
+    due = math.inf  # when the body is too slow
     try:
         if declared.isdecimal():
             ticket.check_length(int(declared))
@@ -68,16 +68,16 @@ async def read_body(
     except TimeoutError:
         message = f"the body was not complete after {settings.body_timeout_s:g} s (CAMCAL_BODY_TIMEOUT_S)"
         if due < end:
-            message = f"the body came slower than {rate} bytes a second (CAMCAL_MIN_BODY_RATE)"
+            message = f"the body arrived at less than {rate} bytes per second (CAMCAL_MIN_BODY_RATE)"
         raise Problem("body-timeout", message, CLOSE) from None
     except ClientDisconnect:
-        raise Problem("client-gone", "the client left before its body was complete") from None
+        raise Problem("client-gone", "the client disconnected before the body was complete") from None
     return body
 
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """A body that holds one image: raw, or as the field `image` of a form."""
+    """A request body with one image: raw, or in the field `image` of a form."""
 
     content_type: str
     body: bytearray
@@ -85,14 +85,14 @@ class Upload:
 
     @property
     def takes_long(self) -> bool:
-        """Whether `read` is nothing for the event loop."""
+        """Whether `read` would block the event loop for too long."""
         return len(self.body) > QUICK_BYTES and _kind(self.content_type) == FORM
 
     def read(self) -> tuple[Data, list[Part]]:
-        """The image's bytes, and the other fields of its form.
+        """The bytes of the image, and the other fields of the form.
 
         Raises:
-            Problem: 400 or 413, with a sentence for the client.
+            Problem: 400 or 413.
         """
         image: Data = self.body
         fields: list[Part] = []
@@ -106,7 +106,7 @@ class Upload:
 
 
 async def read_upload(request: Request, settings: Settings, held: Ticket) -> Upload:
-    """The body of `request`, which holds one image; otherwise as `read_body`. Raises Problem 415 too."""
+    """The body of `request` with one image. Like `read_body`, and raises Problem 415 for another content type."""
     content_type = request.headers.get("content-type", "")
     kind = _kind(content_type)
     if kind != FORM and not kind.startswith("image/"):
@@ -123,26 +123,26 @@ async def read_upload(request: Request, settings: Settings, held: Ticket) -> Upl
 
 
 def images_of_form(content_type: str, body: bytearray, max_images: int) -> tuple[list[memoryview], list[Part]]:
-    """The files in the field `image` of a form, in order, and its other fields. Not for the event loop.
+    """The files in the field `image` of a form, in order, and the other fields. Too slow for the event loop.
 
     Raises:
-        Problem: 400 or 415, with a sentence for the client.
+        Problem: 400 or 415.
     """
     images, fields = _parts(content_type, body, max_images)
     if len(images) > max_images:
-        limit = f"{max_images}, the lower of CAMCAL_MAX_IMAGES and a client's share of CAMCAL_QUEUE_LIMIT"
+        limit = f"{max_images}, the smaller of CAMCAL_MAX_IMAGES and a client's share of CAMCAL_QUEUE_LIMIT"
         raise _bad_field(f"the form has {len(images)} images; the limit is {limit}")
     return images, fields
 
 
 def require_form(content_type: str) -> None:
-    """Raises Problem 415 for any content type but that of a form."""
+    """Raises Problem 415 unless the content type is a form's."""
     if (kind := _kind(content_type)) != FORM:
         raise _other_type(kind, f"{FORM} with one or more files in the field `{FIELD}`")
 
 
 def check_size(image: Data, max_bytes: int) -> None:
-    """Raises Problem 400 for no bytes at all, 413 for more than `max_bytes`."""
+    """Raises Problem 400 for an empty image, 413 for more than `max_bytes`."""
     if not image:
         raise Problem("malformed-request", f"the image is empty; send {ACCEPTED_TYPES}")
     if len(image) > max_bytes:
@@ -155,9 +155,9 @@ def _parts(content_type: str, body: bytearray, max_images: int) -> tuple[list[me
         parts = parse_form(content_type, body, max_parts)
     except TooManyPartsError:
         limits = f"{max_images} images and {OTHER_PARTS} other fields"
-        raise _bad_field(f"the form has more than {max_parts} parts; it may have {limits}") from None
+        raise _bad_field(f"the form has more than {max_parts} parts; the limit is {limits}") from None
     except FormError as error:
-        raise Problem("malformed-request", f"the form cannot be read: {error}") from None
+        raise Problem("malformed-request", f"the form cannot be parsed: {error}") from None
     images = [part for part in parts if part.name == FIELD]
     if not images:
         raise _bad_field(f"expected a file in the field {FIELD!r}; the form has {_names(parts)}")

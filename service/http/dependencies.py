@@ -1,4 +1,4 @@
-"""What routes depend on: the runtime, the time a client waits, and whether it is still there."""
+"""Dependencies of routes: the runtime, the time limit of a request, and cancellation when the client disconnects."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ TimeoutMs = Annotated[
 
 
 def running(app: FastAPI) -> Runtime | None:
-    """The app's runtime, or None before its start and after its end."""
+    """The runtime of the app; None before its start and after its end."""
     runtime: Runtime | None = getattr(app.state, "runtime", None)
     return runtime
 
 
 async def get_runtime(request: Request) -> Runtime:
-    """The runtime that answers `request`. Raises Problem 503 when there is none."""
+    """The runtime for `request`. Raises Problem 503 if there is none."""
     if runtime := running(request.app):
         return runtime
     raise Problem("not-ready", "the model is not loaded")
@@ -43,42 +43,42 @@ Running = Annotated[Runtime, Depends(get_runtime)]
 
 
 def require_alive(app: FastAPI) -> None:
-    """Raises Problem 503 when the model fails on every batch, which a restart may mend."""
+    """Raises Problem 503 if the model fails on every batch, which a restart may fix."""
     if (runtime := running(app)) and runtime.broken:
         raise Problem("not-ready", runtime.broken)
 
 
 def require_ready(runtime: Runtime) -> None:
-    """Raises Problem 503 while the service drains, and when the model fails on every batch."""
+    """Raises Problem 503 while the service drains, and if the model fails on every batch."""
     if runtime.unready:
         raise Problem("not-ready", runtime.unready)
 
 
-def latest(wish_ms: int | None) -> float:
-    """The moment, in the time of `time.monotonic`, `wish_ms` from now; infinitely late without a wish."""
-    return math.inf if wish_ms is None else time.monotonic() + wish_ms / 1000
+def deadline_of(timeout_ms: int | None) -> float:
+    """The time `timeout_ms` from now, on the clock of `time.monotonic`; infinity if it is None."""
+    return math.inf if timeout_ms is None else time.monotonic() + timeout_ms / 1000
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled as soon as the client has left.
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client disconnects.
 
-    The body of `request` must have been read: the next message of its connection is then the client's leaving.
+    The body of `request` must have been read, so that the next message of the connection is the disconnect.
 
     Raises:
         Problem: of kind `client-gone`.
     """
 
-    async def left() -> None:
+    async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(left())
-    # What `asyncio.gather` gives counts as failed once it is cancelled, and a failure nobody looks at is logged.
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
+    # A cancelled `asyncio.gather` counts as failed, and asyncio logs failures that nobody retrieves.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise Problem("client-gone", "the client left before its answer")
+            raise Problem("client-gone", "the client disconnected before the response")
         return task.result()
     finally:
         task.cancel()

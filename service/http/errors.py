@@ -1,4 +1,4 @@
-"""The one place where exceptions become `application/problem+json` (RFC 9457)."""
+"""Converts exceptions into `application/problem+json` responses (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ PROBLEM_JSON = "application/problem+json"
 
 # kind → (status, title). `urn:camcal:error:<kind>` is the problem's `type`: stable, for programs.
 KINDS: dict[str, tuple[int, str]] = {
-    "malformed-request": (400, "The request is malformed"),
-    "unauthorized": (401, "The API key is missing or wrong"),
-    "forbidden": (403, "Not allowed"),
-    "not-found": (404, "There is nothing here"),
-    "method-not-allowed": (405, "The method is not allowed"),
-    "body-timeout": (408, "The request body came too slowly"),
-    "too-large": (413, "The image is too large"),
-    "unsupported-format": (415, "The format is not accepted"),
-    "undecodable-image": (422, "The image cannot be decoded"),
-    "invalid-parameter": (422, "A parameter is not valid"),
-    "unknown-host": (421, "The host is unknown"),
-    "queue-full": (429, "The queue is full"),
+    "malformed-request": (400, "Malformed request"),
+    "unauthorized": (401, "Missing or invalid API key"),
+    "forbidden": (403, "Forbidden"),
+    "not-found": (404, "Not found"),
+    "method-not-allowed": (405, "Method not allowed"),
+    "body-timeout": (408, "Request body timeout"),
+    "too-large": (413, "Image or request body too large"),
+    "unsupported-format": (415, "Unsupported format"),
+    "undecodable-image": (422, "Image cannot be decoded"),
+    "invalid-parameter": (422, "Invalid parameter"),
+    "unknown-host": (421, "Unknown host"),
+    "queue-full": (429, "Queue full"),
     "rate-limited": (429, "Too many requests"),
-    "too-many-attempts": (429, "Too many wrong API keys"),
-    "client-gone": (499, "The client has gone"),
-    "internal": (500, "The service failed"),
-    "not-ready": (503, "The service is not ready"),
-    "out-of-memory": (503, "The service is out of memory"),
-    "deadline-passed": (504, "The deadline has passed"),
+    "too-many-attempts": (429, "Too many invalid API keys"),
+    "client-gone": (499, "Client disconnected"),
+    "internal": (500, "Internal error"),
+    "not-ready": (503, "Service not ready"),
+    "out-of-memory": (503, "Out of memory"),
+    "deadline-passed": (504, "Deadline exceeded"),
 }
 
-SHOWN = 20  # faults of one request
+SHOWN = 20  # maximum number of invalid fields in one response
 
 _REJECTIONS = {
     "rate-limited": "rate_limited",
@@ -57,7 +57,7 @@ _REJECTIONS = {
 
 @dataclass(eq=False)
 class Problem(Exception):
-    """An error for the client: `kind` is a key of KINDS, `detail` a sentence, `errors` the fields at fault."""
+    """An error response: `kind` is a key of KINDS, `detail` a sentence, `errors` the invalid fields."""
 
     kind: str
     detail: str
@@ -69,13 +69,13 @@ class Problem(Exception):
         return KINDS[self.kind][0]
 
     def body(self) -> dict[str, Any]:
-        """The members of RFC 9457, and `errors` where fields are at fault."""
+        """The members of RFC 9457, and `errors` if fields are invalid."""
         status, title = KINDS[self.kind]
         body = {"type": f"urn:camcal:error:{self.kind}", "title": title, "status": status, "detail": self.detail}
         return body | ({"errors": self.errors} if self.errors else {})
 
     def response(self, scope: Scope) -> Response:
-        """The answer to the request of `scope`; under /v2 in the form of the Open Inference Protocol."""
+        """The response to the request of `scope`; under /v2 in the format of the Open Inference Protocol."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path == "/v2" or path.startswith("/v2/"):
             return Response(orjson.dumps({"error": self.detail}), self.status, self.headers, "application/json")
@@ -83,12 +83,12 @@ class Problem(Exception):
 
 
 def bad_parameter(name: str, message: str, where: str = "query") -> Problem:
-    """A parameter whose value is not valid; `message` is a sentence that names it and what is accepted."""
+    """An invalid parameter; `message` is a sentence that names it and the accepted values."""
     return Problem("invalid-parameter", message, errors=[{"in": where, "field": name, "message": message}])
 
 
 def problem_of(error: Exception) -> Problem:
-    """What a client is told of `error`. Anything unforeseen is `internal`, and says nothing of the inside."""
+    """The problem for `error`. An unexpected exception becomes `internal`, without details."""
     match error:
         case Problem():
             return error
@@ -101,16 +101,16 @@ def problem_of(error: Exception) -> Problem:
         case QueueFullError():
             headers = {"Retry-After": str(error.retry_after_s)}
             if error.reason.endswith("_bytes"):
-                headers["Connection"] = "close"  # the client is still sending
+                headers["Connection"] = "close"  # the client is still sending the body
             return Problem("queue-full", str(error), headers)
         case RateLimitError():
             return Problem("rate-limited", str(error), {"Retry-After": str(error.retry_after_s)})
         case DeadlineError():
-            return Problem("deadline-passed", "the model had no room for this request in time; try again later")
+            return Problem("deadline-passed", "the request was not processed in time; try again later")
         case ClosedError():
             return Problem("not-ready", str(error))
         case MemoryError():
-            message = "there was not enough memory for this request; try again later"
+            message = "not enough memory for this request; try again later"
             return Problem("out-of-memory", message, {"Retry-After": "1"})
         case DecoderError():
             return Problem("not-ready", f"{error}; try again", {"Retry-After": "1"})
@@ -118,11 +118,11 @@ def problem_of(error: Exception) -> Problem:
             return _invalid(error)
         case HTTPException():
             return _http(error)
-    return Problem("internal", "the service failed on this request; its log says why")
+    return Problem("internal", "the request failed; see the service's log")
 
 
 def refused(error: Exception, metrics: Metrics) -> Problem:
-    """The problem of `error`, which is counted where it was for want of room or time."""
+    """The problem for `error`. Counts rejections in `metrics`."""
     problem = problem_of(error)
     if reason := error.reason if isinstance(error, QueueFullError) else _REJECTIONS.get(problem.kind):
         metrics.rejected.labels(reason).inc()
@@ -130,7 +130,7 @@ def refused(error: Exception, metrics: Metrics) -> Problem:
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:
-    """Let every foreseen exception of a route be answered by its problem, and count what was refused."""
+    """Handle the expected exceptions of routes."""
 
     async def answer(request: Request, error: Exception) -> Response:
         return refused(error, metrics).response(request.scope)
@@ -160,7 +160,7 @@ def _invalid(error: RequestValidationError) -> Problem:
         name = ".".join(path)
         if found["type"] == "extra_forbidden":
             name = name[:100]
-            message = f"{name!r} is no parameter of this route; GET /openapi.json lists them"
+            message = f"{name!r} is not a parameter of this route; see GET /openapi.json"
         else:
             message = f"{name} is {str(found['input'])[:100]!r}: {sentence(found['msg'])}"
         errors.append({"in": where, "field": name, "message": message})
@@ -174,7 +174,7 @@ def _http(error: HTTPException) -> Problem:
     headers = dict(error.headers or {})
     match error.status_code:
         case 404:
-            return Problem("not-found", "no route has this path; GET /openapi.json lists them all", headers)
+            return Problem("not-found", "no route has this path; see GET /openapi.json", headers)
         case 405:
             allowed = set(headers.get("Allow", "").split(", "))
             headers["Allow"] = ", ".join(sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))

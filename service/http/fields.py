@@ -1,4 +1,4 @@
-"""Parameters that come as text fields of the form with the image, read as if they were in the query."""
+"""Query parameters that are sent as text fields of the form instead."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Options = TypeVar("Options", bound=BaseModel)
 
 
 def with_fields(options: Options, queried: Container[str], fields: Sequence[Part]) -> Options:
-    """`options`, of which `queried` were in the query, and those that are `fields` of the form.
+    """`options`, of which `queried` were in the query, updated with the `fields` of the form.
 
     Raises:
-        Problem: 422 for a field that is no option, or has another value elsewhere.
-        RequestValidationError: for a value that is not valid.
+        Problem: 422 for a field that is not an option, or has another value in the query or in the form.
+        RequestValidationError: for an invalid value.
     """
     given: dict[str, list[str]] = {}
     for part in fields:
@@ -31,7 +31,7 @@ def with_fields(options: Options, queried: Container[str], fields: Sequence[Part
     for name, texts in given.items():
         repeatable = get_origin(model.model_fields[name].annotation) is list
         if not repeatable and len(set(texts)) > 1:
-            raise _bad(name, f"the form has the field {name} twice, with different values; send it once")
+            raise _bad(name, f"the form has the field {name} twice with different values; send it once")
         values[name] = texts if repeatable else texts[0]
     try:
         formed = model(**values)
@@ -48,8 +48,8 @@ def with_fields(options: Options, queried: Container[str], fields: Sequence[Part
 def form_schema(image: dict[str, Any]) -> dict[str, Any]:
     """The schema of a form with the field `image`.
 
-    The other fields are in the query's parameters: documented twice, clients would send their defaults twice, which
-    contradict any other value in one place.
+    The other fields are documented as query parameters only. Otherwise generated clients would send their defaults
+    twice, and a default in the form would contradict another value in the query.
     """
     return {
         "type": "object",
@@ -63,7 +63,7 @@ def _name(part: Part, options: BaseModel) -> str:
     accepted = type(options).model_fields
     if part.name not in accepted:
         name, others = part.name[:100], ", ".join(accepted)
-        raise _bad(name, f"{name!r} is no field of this form; it may have {FIELD} for the image, and {others}")
+        raise _bad(name, f"{name!r} is not a field of this form; it accepts {FIELD} for the image, and {others}")
     return part.name
 
 

@@ -1,6 +1,6 @@
-"""The tensors of the Open Inference Protocol v2: from a request's body to arrays, and from arrays to a response's body.
+"""The Open Inference Protocol v2: parses request bodies into arrays, and builds response bodies from arrays.
 
-Tensors are JSON lists, or bytes after the JSON (the protocol's binary tensor data extension):
+Tensors are JSON lists, or bytes after the JSON (the binary tensor data extension):
 https://github.com/kserve/open-inference-protocol
 """
 
@@ -20,22 +20,22 @@ from camcal.models.bundle import OUTPUTS, Manifest
 from camcal.service.settings import sentence
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-# JSON is read without letting another thread run, some 30 ms for a MiB; so much is allowed, or what one image takes.
-MAX_JSON_BYTES, JSON_BYTES = 2**20, 8  # in all, and for each number of one image
+# Parsing JSON holds the GIL, about 30 ms per MiB. The limit is 1 MiB, or the size of one image if that is larger.
+MAX_JSON_BYTES, JSON_BYTES = 2**20, 8  # in total, and per number of one image
 MAX_DIMENSIONS = 8
 DATATYPES = {"top_classes": "INT64"}  # of outputs; the others are FP32
 
 
 class ProtocolError(ValueError):
-    """The body is no request of this protocol for this model; the message says why."""
+    """The body is not a valid request for this model; the message says why."""
 
 
 class TooLongError(ProtocolError):
-    """The JSON exceeds its limit."""
+    """The JSON exceeds the limit."""
 
 
 class RequestTensor(BaseModel):
-    """One input. Its values are in `data`, flat or nested, or `parameters.binary_data_size` bytes after the JSON."""
+    """An input. Its values are in `data`, flat or nested, or in `parameters.binary_data_size` bytes after the JSON."""
 
     name: str
     shape: list[Annotated[int, Field(ge=1, le=2**31)]] = Field(max_length=MAX_DIMENSIONS)
@@ -45,14 +45,14 @@ class RequestTensor(BaseModel):
 
 
 class RequestedOutput(BaseModel):
-    """One output, as bytes after the JSON with `parameters.binary_data`."""
+    """An output. With `parameters.binary_data`, its values are bytes after the JSON."""
 
     name: str
     parameters: dict[str, Any] = {}
 
 
 class InferenceRequest(BaseModel):
-    """Inputs are `images` (UINT8, N×H×W×3) and optionally `top_k` (INT64, one value). All outputs by default."""
+    """Inputs: `images` (UINT8, N×H×W×3) and optionally `top_k` (INT64, one value). By default all outputs."""
 
     id: str | None = None
     parameters: dict[str, Any] = {}
@@ -68,22 +68,24 @@ class InferenceError(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:
-    """What a request asks for."""
+    """A parsed request."""
 
     id: str | None
     images: NDArray[np.uint8]  # N×H×W×3
     top_k: int | None
-    outputs: list[tuple[str, bool]]  # names, and whether as bytes
+    outputs: list[tuple[str, bool]]  # names, and whether they are binary
 
 
 class TensorMetadata(BaseModel):
+    """An input or output of the model."""
+
     name: str
     datatype: str
-    shape: list[int] = Field(description="-1 is any size.")
+    shape: list[int] = Field(description="-1 stands for any size.")
 
 
 def input_metadata(manifest: Manifest) -> list[TensorMetadata]:
-    """What the model takes."""
+    """The inputs of the model."""
     size = manifest.preprocessing.input_size
     return [
         TensorMetadata(name="images", datatype="UINT8", shape=[-1, size, size, 3]),
@@ -92,7 +94,7 @@ def input_metadata(manifest: Manifest) -> list[TensorMetadata]:
 
 
 def output_metadata(manifest: Manifest) -> list[TensorMetadata]:
-    """What the model returns."""
+    """The outputs of the model."""
     shapes = {"top_classes": [-1, -1], "maps": [-1, -1, *manifest.grid]}
     classes = [-1, len(manifest.classes)]
     return [
@@ -102,11 +104,11 @@ def output_metadata(manifest: Manifest) -> list[TensorMetadata]:
 
 
 def parse(body: bytearray, header_length: str | None, input_size: int, max_images: int) -> Inference:
-    """The request in `body`, whose first `header_length` bytes are JSON; all of them by default.
+    """Parse `body`, whose first `header_length` bytes are JSON; all of it by default.
 
     Raises:
-        TooLongError: if the JSON has more than `MAX_JSON_BYTES`, and more than one image takes.
-        ProtocolError: with a sentence for the client.
+        TooLongError: if the JSON exceeds the limit.
+        ProtocolError: if the request is invalid, with an error message for the client.
     """
     length = -1
     if header_length is None:
@@ -123,7 +125,7 @@ def parse(body: bytearray, header_length: str | None, input_size: int, max_image
     try:
         request = InferenceRequest.model_validate(orjson.loads(memoryview(body)[:length]))
     except orjson.JSONDecodeError as error:
-        raise ProtocolError(f"the request is no JSON: {error}") from None
+        raise ProtocolError(f"the request is not valid JSON: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the request"
@@ -140,7 +142,7 @@ def parse(body: bytearray, header_length: str | None, input_size: int, max_image
 
 
 def compose(inference: Inference, manifest: Manifest, arrays: dict[str, NDArray[Any]]) -> tuple[bytes, int | None]:
-    """The body of the response, and how many of its bytes are JSON if others follow."""
+    """The body of the response, and the length of its JSON if binary tensors follow."""
     outputs: list[dict[str, Any]] = []
     tail: list[memoryview] = []
     for name, binary in inference.outputs:
@@ -160,7 +162,7 @@ def compose(inference: Inference, manifest: Manifest, arrays: dict[str, NDArray[
 
 
 def _check_shape(tensor: RequestTensor, input_size: int, max_images: int) -> None:
-    """Before any of the data is looked at."""
+    """Check the shape before reading any data."""
     if tensor.name == "images":
         if tensor.shape[1:] != [input_size, input_size, 3] or tensor.shape[0] > max_images:
             expected = f"[N, {input_size}, {input_size}, 3] with N from 1 to {max_images} (CAMCAL_MAX_IMAGES)"
@@ -170,7 +172,7 @@ def _check_shape(tensor: RequestTensor, input_size: int, max_images: int) -> Non
 
 
 def _tensors(request: InferenceRequest, tail: memoryview) -> dict[str, NDArray[Any]]:
-    """The inputs by name. The bytes of binary ones follow each other in `tail`."""
+    """The inputs by name. `tail` holds the binary inputs one after another."""
     datatypes: dict[str, tuple[str, type[np.integer[Any]]]] = {
         "images": ("UINT8", np.uint8),
         "top_k": ("INT64", np.int64),
@@ -178,7 +180,7 @@ def _tensors(request: InferenceRequest, tail: memoryview) -> dict[str, NDArray[A
     tensors: dict[str, NDArray[Any]] = {}
     for tensor in request.inputs:
         if tensor.name not in datatypes or tensor.name in tensors:
-            raise ProtocolError(f"the input {tensor.name[:100]!r} is unknown or twice there; expected images and top_k")
+            raise ProtocolError(f"the input {tensor.name[:100]!r} is unknown or sent twice; expected images and top_k")
         name, dtype = datatypes[tensor.name]
         if tensor.datatype != name:
             raise ProtocolError(f"the input {tensor.name!r} is {tensor.datatype[:20]!r}; expected {name}")
@@ -193,7 +195,7 @@ def _tensors(request: InferenceRequest, tail: memoryview) -> dict[str, NDArray[A
                 "that follow the JSON"
             )
     if len(tail):
-        raise ProtocolError(f"{len(tail)} bytes at the end belong to no input")
+        raise ProtocolError(f"{len(tail)} bytes after the JSON belong to no input")
     return tensors
 
 
@@ -203,14 +205,14 @@ def _from_json(tensor: RequestTensor, dtype: type[np.integer[Any]]) -> NDArray[A
     whole = values.size and values.dtype.kind == "i" and limits.min <= values.min() <= values.max() <= limits.max
     if not whole or values.size != math.prod(tensor.shape):
         raise ProtocolError(
-            f"the data of {tensor.name!r} must be {math.prod(tensor.shape)} whole numbers from {limits.min} to "
-            f"{limits.max}, as its shape {tensor.shape} says"
+            f"the data of {tensor.name!r} must be {math.prod(tensor.shape)} integers from {limits.min} to {limits.max} "
+            f"for the shape {tensor.shape}"
         )
     return values.reshape(tensor.shape)
 
 
 def _numbers(values: list[Any]) -> list[int]:
-    """The whole numbers of a list, or of lists of such lists, all of one length; none if there is anything else."""
+    """The integers of a flat or rectangular nested list; an empty list if it holds anything else."""
     for _ in range(MAX_DIMENSIONS):
         if set(map(type, values)) != {list}:
             break

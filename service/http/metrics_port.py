@@ -1,4 +1,4 @@
-"""`/metrics` on a port of its own, beside the app's."""
+"""`/metrics` on a separate port."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from camcal.service.http.scraping import scrape
 
 @asynccontextmanager
 async def metrics_port(app: FastAPI, sockets: Sequence[socket.socket]) -> AsyncIterator[None]:
-    """Serve the metrics of `app`, and nothing else, on `sockets`."""
+    """Serve only the metrics of `app` on `sockets`."""
     if not sockets:
         yield
         return
@@ -44,7 +44,7 @@ async def metrics_port(app: FastAPI, sockets: Sequence[socket.socket]) -> AsyncI
     config.load()
     state, loop = ServerState(), asyncio.get_running_loop()
 
-    def protocol() -> asyncio.Protocol:  # as uvicorn makes it for a socket that it listens on
+    def protocol() -> asyncio.Protocol:  # as uvicorn creates it for its own sockets
         return config.http_protocol_class(config=config, server_state=state, app_state={})  # type: ignore[call-arg]
 
     servers = [await loop.create_server(protocol, sock=listener) for listener in sockets]

@@ -1,4 +1,4 @@
-"""Round every request: an id, the metrics, safe headers, an answer even to what nobody foresaw, and quick refusals."""
+"""ASGI middleware: request ids, metrics, security headers, unexpected errors, and admission control."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from camcal.service.metrics import Metrics
 log = logging.getLogger("camcal")
 access = logging.getLogger("camcal.access")
 
-_FREE = ("/health/", "/v2/health/", "/metrics")  # for probes and Prometheus, whatever the rate of their address
+_FREE = ("/health/", "/v2/health/", "/metrics")  # for probes and Prometheus, without a rate limit
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -54,10 +54,10 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         method = scope["method"]
-        if method == "HEAD":  # what GET answers; uvicorn leaves the body out
+        if method == "HEAD":  # the response to GET; uvicorn leaves out the body
             scope = {**scope, "method": "GET"}
         exchange = _Exchange(scope, method, receive, send, self.headers)
-        request_id.set(exchange.id)  # for the log; the context is this request's own
+        request_id.set(exchange.id)  # for the log; each request has its own context
         trace.get_current_span().set_attribute("camcal.request_id", exchange.id)
         try:
             with self.metrics.in_flight.track_inprogress():
@@ -90,14 +90,14 @@ class RequestMiddleware:
 
 
 class _Exchange:
-    """One request and what was answered."""
+    """One request and its response."""
 
     def __init__(self, scope: Scope, method: str, receive: Receive, send: Send, headers: SecurityHeaders):
         self.scope = scope
         self.method = method
         self.started = time.perf_counter()
         self.code: int | None = None
-        self.bytes_in = self.bytes_out = 0  # of bodies
+        self.bytes_in = self.bytes_out = 0  # of the bodies
         self._receive = receive
         self._send = send
         self._headers = headers
@@ -106,7 +106,7 @@ class _Exchange:
 
     @property
     def route(self) -> str:
-        """The route's template; never the path, of which there are infinitely many."""
+        """The template of the route. A label with the path would have unlimited values."""
         return getattr(self.scope.get("route"), "path", "unmatched")
 
     async def send(self, message: Message) -> None:
@@ -117,13 +117,13 @@ class _Exchange:
             headers["X-Request-Id"] = self.id
             runtime = running(self.scope["app"]) if "app" in self.scope else None
             if runtime and runtime.draining:
-                headers["Connection"] = "close"  # let clients that keep connections find another replica
+                headers["Connection"] = "close"  # clients with keep-alive connections reconnect to another replica
         else:
             self.bytes_out += len(message.get("body", b""))
         await self._send(message)
 
     async def receive(self) -> Message:
-        """As the server's, with the bytes counted."""
+        """Receive a message, and count its bytes."""
         message = await self._receive()
         self.bytes_in += len(message.get("body", b""))
         return message
@@ -165,15 +165,15 @@ class ErrorMiddleware:
 
 
 class AdmissionMiddleware:
-    """Refuses what no queue has room for before FastAPI looks at it: under overload, refusals are most of the work.
+    """ASGI middleware that rejects requests if the queue is full or the address exceeds its rate limit.
 
-    So it does what exceeds the rate of an address.
+    It runs before FastAPI handles the request, because rejections must be cheap under overload.
 
     Args:
-        app: the rest.
-        metrics: count what is refused.
-        routes: all of them, for the metrics.
-        queued: whose requests wait for the model. Their other checks, of the API key too, come after this one.
+        app: the next ASGI app.
+        metrics: the metrics to update.
+        routes: all routes, for the metrics.
+        queued: the routes whose requests wait for the model. Their other checks, such as the API key, come later.
     """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, routes: Sequence[BaseRoute], queued: Sequence[BaseRoute]):
@@ -208,7 +208,7 @@ class AdmissionMiddleware:
 
 
 def _name_route(scope: Scope, routes: Sequence[BaseRoute]) -> bool:
-    """Note which of `routes` the request of `scope` is for, for the metrics; False if it is for none of them."""
+    """Store the matching route in `scope` for the metrics; False if no route matches."""
     for route in routes:
         if route.matches(scope)[0] is Match.FULL:
             scope["route"] = route

@@ -48,11 +48,11 @@ class PredictOptions(BaseModel):
 def read_options(
     request: Request, model: Model, queried: PredictOptions, fields: Sequence[Part] = ()
 ) -> tuple[PredictOptions, PredictionRequest]:
-    """The options of `request`, in its query and in `fields` of its form, and what they ask of `model`.
+    """The options of `request`, from its query and from the `fields` of its form, checked against `model`.
 
     Raises:
-        Problem: 422 for what they cannot be, or the model does not have.
-        RequestValidationError: for a field that is not valid.
+        Problem: 422 if they contradict each other or do not fit the model.
+        RequestValidationError: for an invalid field.
     """
     options = with_fields(queried, request.query_params, fields) if fields else queried
     formed = {field.name for field in fields}
@@ -65,7 +65,7 @@ def read_options(
             raise bad_parameter(name, message, "body" if name in formed else "query") from None
 
     if options.cam_classes and not options.cam:
-        message = "cam_classes is given, but cam is false; leave out one of them"
+        message = "cam_classes needs heatmaps, but cam is false; omit one of them"
         raise bad_parameter("cam_classes", message, "body" if "cam_classes" in formed else "query")
     ranker = model.ranker
     request.scope[MODEL] = model.manifest.version
@@ -78,23 +78,23 @@ def read_options(
     )
 
 
-def to_json(predicted: Prediction, options: PredictOptions, root_path: str) -> bytes:
-    """One image's answer, in the form of `schemas.Prediction`. `root_path` is the app's, as the client sees it."""
-    manifest, ranking, stored = predicted.model.manifest, predicted.ranking, predicted.stored
+def to_json(prediction: Prediction, options: PredictOptions, root_path: str) -> bytes:
+    """The JSON of `schemas.Prediction` for one image. `root_path` is the URL prefix of the app."""
+    manifest, ranking, stored = prediction.model.manifest, prediction.ranking, prediction.stored
     body: dict[str, Any] = {
-        "id": predicted.id,
+        "id": prediction.id,
         "model": {"name": manifest.name, "version": manifest.version},
         "prior": options.prior,
-        "predictions": predicted.model.ranker.rows(ranking),
+        "predictions": prediction.model.ranker.rows(ranking),
         "cam": None
         if stored is None
         else {
-            "url": f"{root_path}/cam/{predicted.id}",
+            "url": f"{root_path}/cam/{prediction.id}",
             "classes": stored.classes,
             "grid": manifest.grid,
             "expires_at": datetime.fromtimestamp(stored.expires_at, UTC).isoformat(timespec="seconds"),
         },
-        "image": {"width": predicted.width, "height": predicted.height},
+        "image": {"width": prediction.width, "height": prediction.height},
     }
     if options.logits == "all":
         for name in ("logits", "calibrated_logits", "probabilities", "calibrated_probabilities"):

@@ -1,4 +1,4 @@
-"""Token buckets: how many requests a second an address or an API key may send."""
+"""Rate limits for addresses and API keys: token buckets."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 from starlette.types import Scope
 
-MAX_BUCKETS = 10_000  # remembered at once
+MAX_BUCKETS = 10_000  # remembered at the same time
 
-_PAID = "camcal.buckets"  # in a request's scope: the name and rate of each bucket that it took a token from
+_PAID = "camcal.buckets"  # in the scope of a request: name and rate of each bucket that it took a token from
 
 
 class RateLimitError(RuntimeError):
-    """Somebody sends faster than allowed; one request is allowed again in `retry_after_s`, in whole seconds."""
+    """A client exceeds its rate limit. `retry_after_s` is when to retry, in whole seconds."""
 
     def __init__(self, message: str, retry_after_s: int):
         super().__init__(message)
@@ -23,14 +23,14 @@ class RateLimitError(RuntimeError):
 
 
 class RateLimits:
-    """A token bucket for each name. Used from one event loop only, so it needs no lock.
+    """One token bucket per name. Used from one event loop only, so it needs no lock.
 
-    A bucket is one number: when it will be full again. The name that was idle longest is forgotten for a new one; its
-    bucket then counts as full.
+    A bucket is stored as the time when it will be full. If there are too many, the least recently used one is dropped,
+    which makes it full.
 
     Args:
-        burst_s: a full bucket holds the tokens of so many seconds, and at least one.
-        workers: processes that share each rate.
+        burst_s: seconds of tokens in a full bucket, which holds at least one token.
+        workers: number of processes that share each rate.
         clock: the time, in seconds.
     """
 
@@ -44,12 +44,12 @@ class RateLimits:
         return len(self._full_at)
 
     def spend(self, name: str, rate: float, setting: str) -> None:
-        """Take the token of one request from the bucket of `name`.
+        """Take the token for one request from the bucket of `name`.
 
         Args:
             name: an address, or `key` and the name of a key.
-            rate: tokens a second, of all workers together.
-            setting: what the operator calls this limit.
+            rate: tokens per second, for all workers together.
+            setting: the setting of this limit, for the error message.
 
         Raises:
             RateLimitError: if the bucket is empty.
@@ -59,7 +59,7 @@ class RateLimits:
         full_at = max(now, self._full_at.get(name, now))
         wait_s = full_at + token_s - now - max(self._burst_s, token_s)
         if wait_s > 1e-6:
-            limit = f"{rate:g} requests a second" if rate >= 1 else f"one request in {1 / rate:g} s"
+            limit = f"{rate:g} requests per second" if rate >= 1 else f"one request per {1 / rate:g} s"
             raise RateLimitError(f"{name} may send {limit} ({setting}); wait for {wait_s:.1f} s", math.ceil(wait_s))
         self._full_at[name] = full_at + token_s
         self._full_at.move_to_end(name)
@@ -67,15 +67,15 @@ class RateLimits:
             self._full_at.popitem(last=False)
 
     def owe(self, name: str, rate: float, tokens: int) -> None:
-        """Take more `tokens`, even if the bucket does not have them: the next request then waits the longer."""
+        """Take more `tokens`, even if the bucket does not have them. The next request then waits longer."""
         if name in self._full_at:
             self._full_at[name] += tokens * self._workers / rate
 
 
 def limit(scope: Scope, name: str, rate: float, setting: str) -> None:
-    """Let the request of `scope` spend a token as `RateLimits.spend`, and pay for its images later.
+    """Take a token for the request of `scope`, like `RateLimits.spend`. `charge_images` takes more for its images.
 
-    The check of API keys calls this once it knows the key: `limit(scope, f"key {name}", rate, "CAMCAL_KEY_RATE")`.
+    The check of API keys calls this with the key: `limit(scope, f"key {name}", rate, "CAMCAL_KEY_RATE")`.
     """
     limits: RateLimits = scope["app"].state.rates
     limits.spend(name, rate, setting)
@@ -83,7 +83,7 @@ def limit(scope: Scope, name: str, rate: float, setting: str) -> None:
 
 
 def charge_images(scope: Scope, images: int) -> None:
-    """Count each image of a request with several as a request."""
+    """Count each image of a request as one request."""
     limits: RateLimits = scope["app"].state.rates
     for name, rate in scope.get(_PAID, ()):
         limits.owe(name, rate, images - 1)

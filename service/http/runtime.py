@@ -1,4 +1,4 @@
-"""What a running service is made of."""
+"""The parts of a running service."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from camcal.service.settings import Settings
 
 T = TypeVar("T")
 
-PATIENT = 64  # requests that may wait for as long as it takes: a few dozen clients are no overload for a slow model
+PATIENT = 64  # requests that may wait for any time: a few dozen clients do not overload a slow model
 
 
 class Runtime:
-    """The served model with its predictor, queues, threads and store. Made and closed inside one event loop.
+    """The served model with its predictor, queues, threads and store. Created and closed in the same event loop.
 
     Args:
-        settings: of this process.
-        model: what to serve first.
-        metrics: where to count.
+        settings: the settings of this process.
+        model: the first model to serve.
+        metrics: the metrics to update.
         siblings: the other workers, if this process is one of several.
-        decoder: the mailbox of the process that decodes large images, if another process has started it.
+        decoder: the mailbox of the process that decodes large images, if it runs already.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Runtime:
         self.served = ServedModel(settings, model, metrics, siblings.proofs if siblings else Proofs())
         self.admission = _admission(settings, settings.queue_bytes)
         self.drawings = _admission(settings, 0)
-        # One thread of its own: many large heatmaps must not hold up decoding, for which the model waits.
+        # A separate thread: large heatmaps must not delay decoding, for which the model waits.
         self._render = ThreadPoolExecutor(1, thread_name_prefix="render", initializer=yield_to_event_loop)
         self._own_store = MemoryStore(
             settings.cam_max_bytes, lambda reason: metrics.store_evictions.labels(reason).inc()
@@ -71,30 +71,30 @@ class Runtime:
 
     @property
     def model(self) -> Model:
-        """The one that is served now; a request takes it once, and uses it to its end."""
+        """The model that is served now. A request reads it once and keeps it until its end."""
         return self.served.model
 
     @property
     def manifest(self) -> Manifest:
-        """Of the model that is served now."""
+        """The manifest of the model that is served now."""
         return self.served.manifest
 
     @property
     def broken(self) -> str | None:
-        """Why only a restart helps, or a new bundle; None while the model answers."""
+        """Why the service needs a restart or a new bundle; None while the model works."""
         return self.served.broken
 
     @property
     def unready(self) -> str | None:
-        """Why requests should go elsewhere; None while they should not."""
-        return "the service is draining: it serves what still comes, and will stop" if self.draining else self.broken
+        """Why requests should go to another replica; None if the service is ready."""
+        return "the service is draining and will stop" if self.draining else self.broken
 
     def drain(self) -> None:
-        """Tell balancers to go elsewhere; requests that still come are served."""
+        """Tell load balancers that the service is not ready. Requests that still arrive are served."""
         self.draining = True
 
     async def close(self) -> None:
-        """Answer what waits, then give everything back."""
+        """Process the waiting requests, then release everything."""
         self.draining = True
         await self.served.close()
         self.predictor.close()
@@ -104,10 +104,10 @@ class Runtime:
         await self.store.close()
 
     async def draw(self, client: str, work: Callable[[], T]) -> T:
-        """Run `work` of a `client` in the thread that draws heatmaps.
+        """Run `work` for a `client` in the thread that renders heatmaps.
 
         Raises:
-            QueueFullError: if too many wait for it.
+            QueueFullError: if too many requests wait for it.
         """
         self.drawings.check(client)
         with self.drawings.ticket(client) as ticket:
@@ -115,7 +115,7 @@ class Runtime:
             return await in_thread(self._render, work)
 
     async def answer(self, question: str) -> bytes:
-        """What another worker wants: `metrics`, the heatmap of an id, or `delete` and an id."""
+        """The response to another worker, which asks for `metrics`, for the heatmap of an id, or to `delete` an id."""
         if question == "metrics":
             return await asyncio.to_thread(self.metrics.render)
         if question.startswith(DELETE):

@@ -1,4 +1,4 @@
-"""The answer to Prometheus: the metrics of every worker."""
+"""The response to Prometheus: the metrics of all workers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from camcal.service.metrics import Metrics, joined
 
 
 async def scrape(state: State) -> Response:
-    """The answer to Prometheus, of the app with this `state`."""
-    if state.scrape is None:  # those who ask meanwhile share the answer: nobody may keep the service busy with this
+    """The response to Prometheus, for the app with this `state`."""
+    if state.scrape is None:  # concurrent scrapes share one response, so that scraping cannot overload the service
         state.scrape = asyncio.ensure_future(_render(state.metrics, state.siblings))
         state.scrape.add_done_callback(lambda _: setattr(state, "scrape", None))
     text = await asyncio.shield(state.scrape)

@@ -1,4 +1,4 @@
-"""What browsers are told about every answer, and which hosts and other web pages the service answers."""
+"""Security headers for browsers, allowed hosts, and cross-origin requests."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _EXPOSED = ("ETag", "Inference-Header-Content-Length", "Retry-After", "Server-Ti
 
 
 class SecurityHeaders:
-    """Headers that an answer gets unless it has them already. The page brings a policy of its own.
+    """Security headers for responses that do not set them. The web page has its own Content-Security-Policy.
 
     Args:
-        public: whether pages of every origin may use the API: then they may embed pictures too.
+        public: whether pages of any origin may use the API. They may then also embed its images.
     """
 
     def __init__(self, *, public: bool = False):
@@ -44,16 +44,16 @@ class SecurityHeaders:
         self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 
     def add(self, message: Message) -> None:
-        """Add them to the message that begins an answer."""
-        there = {name for name, _ in message["headers"]}  # ASGI has them in lower case
+        """Add them to the message that starts a response."""
+        there = {name for name, _ in message["headers"]}  # in lower case, as ASGI requires
         message["headers"] = [*message["headers"], *(pair for pair in self._headers if pair[0] not in there)]
 
 
 class Hosts:
-    """The names by which the service may be called, against pages that have their own name point to it.
+    """The accepted Host headers, against DNS rebinding.
 
     Args:
-        allowed: names in lower case; `*.example.org` stands for all below it. None at all is any.
+        allowed: names in lower case; `*.example.org` matches all subdomains. An empty list accepts any host.
     """
 
     def __init__(self, allowed: Sequence[str]):
@@ -61,7 +61,7 @@ class Hosts:
         self._suffixes = tuple(host[1:] for host in allowed if host.startswith("*"))
 
     def check(self, scope: Scope) -> None:
-        """Raises Problem 421 for another Host, but on the routes of health, which are called by address."""
+        """Raises Problem 421 for another host, except on the health routes, which probes call by address."""
         if not self._exact and not self._suffixes:
             return
         host = _without_port(Headers(scope=scope).get("host", "")).lower().rstrip(".")
@@ -69,12 +69,12 @@ class Hosts:
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if not path.startswith(("/health/", "/v2/health/")):
-            message = f"the Host header is {host[:100]!r}, which CAMCAL_ALLOWED_HOSTS does not list"
+            message = f"the Host header is {host[:100]!r}, which is not in CAMCAL_ALLOWED_HOSTS"
             raise Problem("unknown-host", message, {"Connection": "close"})
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, with our methods and headers, never with credentials, and with our form of errors."""
+    """Starlette's CORS middleware with our methods, headers and error format, and without credentials."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]):
         super().__init__(
@@ -91,7 +91,7 @@ class Cors(CORSMiddleware):
         if response.status_code == 200:
             return Response(status_code=204, headers=headers)
         found = bytes(response.body).decode().removeprefix("Disallowed CORS ")
-        problem = Problem("forbidden", f"another web page may not use this {found} (CAMCAL_CORS_ORIGINS)", headers)
+        problem = Problem("forbidden", f"{found} not allowed for cross-origin requests (CAMCAL_CORS_ORIGINS)", headers)
         return problem.response({"path": "/"})
 
 

@@ -13,7 +13,7 @@ export async function ask(path, options = {}) {
     const megabytes = (options.size ?? 0) / 1e6;
     throw new Error(
       megabytes > 1
-        ? `The service cannot be reached, or it refuses a file of ${megabytes.toFixed(1)} MB.`
+        ? `The service cannot be reached, or it rejects a file of ${megabytes.toFixed(1)} MB.`
         : "The service cannot be reached.",
     );
   }
@@ -21,7 +21,7 @@ export async function ask(path, options = {}) {
   const problem = await response.json().catch(() => ({}));
   if (response.status === 401) $("key-label").hidden = false;
   const wait = response.headers.get("Retry-After");
-  const words = `${problem.title ?? "The service failed"}: ${problem.detail ?? response.status}.`;
+  const words = `${problem.title ?? "Request failed"}: ${problem.detail ?? response.status}.`;
   throw Object.assign(new Error(wait ? `${words} Try again in ${wait} s.` : words), { status: response.status });
 }
 

@@ -1,10 +1,10 @@
-// The model's card: what it knows, how well, and whether its probabilities can be believed.
+// The model card: classes, accuracy, and the reliability of the probabilities.
 
 import { GROUPS, reliabilityDiagram, tailChart } from "./charts.js";
 import { $, element, percent } from "./dom.js";
 
 const GROUP_TITLES = { many: "many: over 100", medium: "medium: 20 to 100", few: "few: under 20" };
-const STEPS = { trained: "as trained", calibrated: "calibrated" };
+const STEPS = { trained: "uncalibrated", calibrated: "calibrated" };
 
 /** Fill the card with the response of `GET /model`. */
 export function describe(model) {
@@ -26,13 +26,13 @@ function about(model) {
   const total = counts.reduce((sum, count) => sum + count, 0).toLocaleString("en");
   const size = model.preprocessing.input_size;
   return (
-    `${model.name} ${model.version}: ${counts.length} classes and ${total} training images, those for calibration ` +
-    `included: ${counts[0]} of the most frequent class and ${counts.at(-1)} of the rarest. ` +
-    `It sees ${size} × ${size} px and explains itself on a grid of ${model.grid.join(" × ")}.`
+    `${model.name} ${model.version}: ${counts.length} classes and ${total} training images (including those for ` +
+    `calibration), from ${counts[0]} of the most frequent class to ${counts.at(-1)} of the rarest. ` +
+    `Images are resized to ${size} × ${size} px; heatmaps have ${model.grid.join(" × ")} positions.`
   );
 }
 
-/** What there is of `parts`, one below the other. */
+/** A column of the parts that are not null. */
 function stack(...parts) {
   const present = parts.filter(Boolean);
   return present.length ? [element("div", { class: "stack" }, ...present)] : [];
@@ -62,10 +62,10 @@ function accuracy(model) {
     ...GROUPS.map((group) => row(`${group} (${model.groups[group]})`, ...cells((figures) => figures.groups[group]))),
   ];
   const columns = steps.map((step) => STEPS[step]);
-  return card("Accuracy on test images", table(columns, element("tbody", {}, ...rows)));
+  return card("Test accuracy", table(columns, element("tbody", {}, ...rows)));
 }
 
-/** Confidence and accuracy of the calibrated answers in each group; by rank if a group by count has no class. */
+/** Mean confidence and accuracy per group of the predicted class; by rank if a group by count has no class. */
 function believed(model) {
   const found = model.by_predicted_group?.calibrated;
   if (!found) return null;
@@ -73,16 +73,16 @@ function believed(model) {
   const rows = (ranked ? ["head", "middle", "tail"] : GROUPS).map((group) =>
     row(group, ...["share", "confidence", "accuracy"].map((name) => share(found[group]?.[name]))),
   );
-  const which = ranked
-    ? "one of the commonest 36 %, the next 35 % or the rarest 29 % of the classes"
-    : "a many-, medium- or few-shot class";
+  const ranks = "Head, middle and tail are the most frequent 36 %, the next 35 % and the rarest 29 % of the classes.";
   return card(
-    "Answers by the group they name",
-    table(["of all", "confidence", "right"], element("tbody", {}, ...rows)),
+    "Predictions by group",
+    table(["share", "confidence", "accuracy"], element("tbody", {}, ...rows)),
     element(
       "p",
       {},
-      `Of the calibrated answers that name ${which}: confidence is their mean, and can be believed where as many are right.`,
+      "Mean confidence and accuracy of the calibrated predictions, by group of the predicted class. ",
+      "They should be equal. ",
+      ranked ? ranks : "",
     ),
   );
 }
@@ -90,7 +90,7 @@ function believed(model) {
 function tail(model) {
   const words = GROUPS.map((group) => `${model.groups[group]} ${group}`).join(", ");
   const legend = GROUPS.flatMap((group) => [badge(group, GROUP_TITLES[group]), " "]);
-  return card(`The long tail: ${words}`, tailChart(model), element("p", {}, ...legend));
+  return card(`Class frequencies: ${words}`, tailChart(model), element("p", {}, ...legend));
 }
 
 const badge = (group, text = group) => element("span", { class: `group ${group}` }, text);
@@ -99,11 +99,11 @@ function reliability(model, step) {
   const bins = model.reliability?.[step];
   if (!Array.isArray(bins)) return null;
   const ece = model.figures?.[step]?.ece;
-  const title = `Reliability ${STEPS[step]}${ece == null ? "" : `, ECE ${percent(ece)}`}`;
+  const title = `Reliability, ${STEPS[step]}${ece == null ? "" : `: ECE ${percent(ece)}`}`;
   const words =
     step === "trained"
-      ? "How many answers are right at each confidence? On the dashed line, confidence can be believed; red is the gap."
-      : "The same after calibration. ECE, the expected calibration error, is the mean gap over all answers.";
+      ? "Accuracy at each confidence. On the dashed line, the two are equal; red is the gap."
+      : "The same after calibration. ECE, the expected calibration error, is the mean gap over all predictions.";
   return card(title, reliabilityDiagram(bins, title, step === "trained"), element("p", {}, words));
 }
 

@@ -1,4 +1,4 @@
-// The charts of the model's card.
+// The charts of the model card.
 
 import { drawn, percent } from "./dom.js";
 
@@ -17,14 +17,14 @@ export function tailChart(model) {
   };
   // One path per group: thousands of classes are three elements.
   const path = (group) => sorted.map((info, place) => (info.group === group ? bar(info, place) : "")).join("");
-  const label = `Training images of each class, from ${most} down to ${fewest}`;
+  const label = `Training images per class, from ${most} down to ${fewest}`;
   return drawn(
     "svg",
     { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
     ...GROUPS.map((group) => drawn("path", { class: group, d: path(group) })),
     drawn("text", { x: 2, y: 10 }, String(most)),
     drawn("text", { x: width, y: Math.max(20, base - barHeight(fewest) - 5), "text-anchor": "end" }, String(fewest)),
-    drawn("text", { x: 0, y: height - 5 }, "training images of each class, logarithmic"),
+    drawn("text", { x: 0, y: height - 5 }, "training images per class, logarithmic"),
   );
 }
 
@@ -35,8 +35,8 @@ export function reliabilityDiagram(bins, title, before) {
   const y = (share) => top + (1 - share) * size;
   const rect = (bin, kind, low, high) => {
     const words =
-      `confidence ${percent(bin.confidence)}, right ${percent(bin.accuracy)}, ` +
-      `${percent(bin.share)} of the answers`;
+      `mean confidence ${percent(bin.confidence)}, accuracy ${percent(bin.accuracy)}, ` +
+      `${percent(bin.share)} of the predictions`;
     const box = { x: x(bin.low) + 1, width: (bin.high - bin.low) * size - 2, y: y(high), height: (high - low) * size };
     return drawn("rect", { class: kind, ...box }, drawn("title", {}, words));
   };
@@ -59,6 +59,6 @@ export function reliabilityDiagram(bins, title, before) {
     drawn("line", { class: "ideal", x1: left, y1: top + size, x2: left + size, y2: top }),
     ...ticks,
     drawn("text", { x: x(0.5), y: top + size + 30, "text-anchor": "middle" }, "confidence, %"),
-    drawn("text", { x: 12, y: y(0.5), ...upwards }, "right, %"),
+    drawn("text", { x: 12, y: y(0.5), ...upwards }, "accuracy, %"),
   );
 }

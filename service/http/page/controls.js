@@ -24,7 +24,7 @@ export function showOpacity() {
 export function offerRivals(predictions, keep) {
   const selected = keep ? $("versus").value : "";
   const options = predictions.map(({ class_id, label }) => element("option", { value: class_id }, label));
-  $("versus").replaceChildren(element("option", { value: "" }, "nothing: this class alone"), ...options);
+  $("versus").replaceChildren(element("option", { value: "" }, "no other class"), ...options);
   $("versus").value = options.some((option) => option.value === selected) ? selected : "";
 }
 
@@ -46,22 +46,22 @@ export function caption(answer, prediction, query) {
   const kind = score();
   const logit = kind === "calibrated" ? "calibrated_logit" : "logit";
   const rival = answer.predictions.find((other) => String(other.class_id) === query.get("versus"));
-  const prior = answer.prior === "balanced" ? "" : " The class prior weighs on probabilities alone.";
+  const prior = answer.prior === "balanced" ? "" : " The class prior changes probabilities, not scores.";
   if (!rival) {
     const value = prediction[logit].toFixed(2);
     return [
-      `Where the evidence for ${prediction.label} is: all positions sum to its ${kind} score, ${value}.${prior}`,
+      `Evidence for ${prediction.label}. All positions sum to its ${kind} score, ${value}.${prior}`,
       `Heatmap of ${prediction.label}`,
     ];
   }
   const signed = ["", "coolwarm"].includes($("colormap").value);
   const pair = signed
-    ? `${prediction.label} (red) rather than ${rival.label} (blue)`
-    : `${prediction.label} rather than ${rival.label}`;
+    ? `${prediction.label} (red) compared with ${rival.label} (blue)`
+    : `${prediction.label} compared with ${rival.label}`;
   const difference = (prediction[logit] - rival[logit]).toFixed(2);
   return [
-    `What speaks for ${pair}: all positions sum to the difference of their ${kind} scores, ${difference}.${prior}`,
-    `Heatmap of ${prediction.label} rather than ${rival.label}`,
+    `Evidence for ${pair}. All positions sum to the difference of their ${kind} scores, ${difference}.${prior}`,
+    `Heatmap of ${prediction.label} compared with ${rival.label}`,
   ];
 }
 

@@ -35,7 +35,7 @@ export class Heatmap {
     }
     const texts = query
       ? caption(answer, prediction, query)
-      : ["No heatmap was kept for this prediction.", nameOf(image)];
+      : ["No heatmap was stored for this prediction.", nameOf(image)];
     await decoded(url);
     if (isLatest()) draw(url, ...texts);
     return false;

@@ -24,7 +24,7 @@ async function classify() {
   const isLatest = requests.start();
   const question = { image, choices: choices.values };
   const same = shown?.image === image;
-  say(`Looking at ${nameOf(image)} …`);
+  say(`Classifying ${nameOf(image)} …`);
   $("result").setAttribute("aria-busy", "true");
   try {
     const answer = await predict(image, choices.query);
@@ -53,7 +53,7 @@ function summary() {
   const best = answer.predictions[0];
   return (
     `${nameOf(image)}, ${answer.image.width} × ${answer.image.height} px: ${best.label}, ` +
-    `${percent(best.calibrated_probability)} sure (${percent(best.probability)} before calibration)`
+    `${percent(best.calibrated_probability)} (${percent(best.probability)} before calibration)`
   );
 }
 

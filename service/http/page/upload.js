@@ -22,9 +22,9 @@ export function acceptImages(take) {
     event.preventDefault();
     highlight(false);
     const entry = [...event.dataTransfer.items].find((item) => item.kind === "file")?.webkitGetAsEntry();
-    if (entry?.isDirectory) say("", `${entry.name} is a folder: drop one image of it.`);
+    if (entry?.isDirectory) say("", `${entry.name} is a folder; drop an image instead.`);
     else if (event.dataTransfer.files.length) first(event.dataTransfer.files);
-    else say("", "No file was dropped: save the image first, or copy and paste it.");
+    else say("", "No file was dropped; save the image first, or copy and paste it.");
   });
 }
 

@@ -16,7 +16,7 @@ from camcal.service.engine.admission import Ticket
 from camcal.service.engine.decoding import Data
 from camcal.service.http.access import needs
 from camcal.service.http.body import FORM, check_size, images_of_form, read_body, require_form
-from camcal.service.http.dependencies import Running, TimeoutMs, latest, unless_gone
+from camcal.service.http.dependencies import Running, TimeoutMs, deadline_of, while_connected
 from camcal.service.http.documented import problems
 from camcal.service.http.errors import Problem, refused
 from camcal.service.http.fields import form_schema
@@ -28,7 +28,7 @@ log = logging.getLogger("camcal")
 
 router = APIRouter(tags=["predict"])
 
-MAX_CLASSES = 2**16  # in all predictions of one answer: they are put together in the event loop
+MAX_CLASSES = 2**16  # in all predictions of one response, which is built in the event loop
 
 _FORM = form_schema(
     {
@@ -59,7 +59,8 @@ async def predict_batch(
 
     The query parameters may be fields of the form instead.
     """
-    model, settings, predictor, wish = runtime.model, runtime.settings, runtime.predictor, latest(timeout_ms)
+    client_deadline = deadline_of(timeout_ms)
+    model, settings, predictor = runtime.model, runtime.settings, runtime.predictor
     options, wanted = read_options(request, model, queried)
     content_type = request.headers.get("content-type", "")
     require_form(content_type)
@@ -72,7 +73,7 @@ async def predict_batch(
             max_bytes=settings.max_body_bytes,
             too_large=f"the form exceeds the limit of {settings.max_body_bytes} bytes (CAMCAL_MAX_BODY_BYTES)",
         )
-        deadline = min(wish, time.monotonic() + settings.timeout_s)
+        deadline = min(client_deadline, time.monotonic() + settings.timeout_s)
         images, fields = await predictor.in_thread(
             lambda: images_of_form(content_type, body, settings.images_limit),
             deadline=deadline,
@@ -83,27 +84,27 @@ async def predict_batch(
         if (classes := len(images) * wanted.top_k) > MAX_CLASSES:
             raise Problem(
                 "invalid-parameter",
-                f"{wanted.top_k} classes of {len(images)} images are {classes} predictions; the limit of one answer is "
-                f"{MAX_CLASSES}: ask for fewer at once",
+                f"{wanted.top_k} classes of {len(images)} images are {classes} predictions; the limit per response is "
+                f"{MAX_CLASSES}: reduce top_k, or send fewer images",
             )
         charge_images(request.scope, len(images))
         tickets = [stack.enter_context(runtime.admission.ticket(client)) for _ in images]
         for ticket in tickets:
             ticket.join()
 
-        async def answer(image: Data, ticket: Ticket) -> orjson.Fragment:
+        async def result(image: Data, ticket: Ticket) -> orjson.Fragment:
             try:
                 check_size(image, settings.max_bytes)
-                predicted = await predictor.predict(
+                prediction = await predictor.predict(
                     model, lambda: image, wanted, deadline=deadline, place=ticket, body=body_ticket
                 )
-                return orjson.Fragment(to_json(predicted, options, root_path))
-            except Exception as error:  # whatever befalls one image, the others are answered
+                return orjson.Fragment(to_json(prediction, options, root_path))
+            except Exception as error:  # one image fails, the others are not affected
                 ticket.leave()
                 problem = refused(error, runtime.metrics)
                 if problem.kind == "internal":
                     log.error("an image of a batch failed", exc_info=error)
                 return orjson.Fragment(orjson.dumps(problem.body()))
 
-        results = await unless_gone(request, asyncio.gather(*map(answer, images, tickets)))
+        results = await while_connected(request, asyncio.gather(*map(result, images, tickets)))
     return Response(orjson.dumps({"results": results}), media_type="application/json")

@@ -22,7 +22,7 @@ from camcal.service.heatmaps.heatmap import View, render
 from camcal.service.heatmaps.legend import MIN_SIZE
 from camcal.service.heatmaps.stores import is_id
 from camcal.service.http.access import needs, owner_of
-from camcal.service.http.dependencies import Running, unless_gone
+from camcal.service.http.dependencies import Running, while_connected
 from camcal.service.http.documented import binary, header, problems
 from camcal.service.http.errors import Problem, bad_parameter
 from camcal.service.http.runtime import Runtime
@@ -89,7 +89,7 @@ class CamOptions(BaseModel):
 
     @property
     def zero_in_the_middle(self) -> bool:
-        """What `signed` says, or its default."""
+        """The value of `signed`, or its default."""
         return (self.versus is not None or self.colormap == DEFAULT_SIGNED) if self.signed is None else self.signed
 
 
@@ -113,11 +113,11 @@ async def get_cam(
 ) -> Response:
     """An image that shows which positions support the class, or the contributions, whose sum is the score."""
     explanation = await _find(runtime, id, owner_of(request.scope))
-    # Of the model that made it, which a reload may have replaced by one with fewer classes.
+    # A reload may have replaced the model of the heatmap by one with fewer classes.
     classes = max(len(runtime.manifest.classes), 1 + max(explanation.classes))
     place, versus = _places(explanation, options, classes)
     etag = f'"{hashlib.sha256(repr((id, place, versus, options)).encode()).hexdigest()[:32]}"'
-    # The clock may have been set since: nobody may keep a picture longer than the service does.
+    # The clock may have been changed since. A client must not keep an image longer than the service would.
     life_s = min(max(0, int(explanation.expires_at - time.time())), int(runtime.settings.cam_ttl_s))
     headers = {"ETag": etag, "Cache-Control": f"private, max-age={life_s}, immutable"}
     if if_none_match and _matches(if_none_match, etag):
@@ -127,7 +127,7 @@ async def get_cam(
         started = time.perf_counter()
         return _body(explanation, place, versus, options), time.perf_counter() - started
 
-    body, render_s = await unless_gone(request, runtime.draw(client_address(request.scope), draw))
+    body, render_s = await while_connected(request, runtime.draw(client_address(request.scope), draw))
     runtime.metrics.stage_seconds.labels("render").observe(render_s)
     headers["Server-Timing"] = server_timing({"render": render_s})
     return Response(body, headers=headers, media_type=_MEDIA_TYPES[options.format])
@@ -147,52 +147,55 @@ async def delete_cam(request: Request, runtime: Running, id: PredictionId) -> Re
     await _find(runtime, id, owner_of(request.scope))
     try:
         deleted = await runtime.store.delete(id)
-    except Exception as error:  # whatever a store can raise: the client must not believe that it is gone
+    except Exception as error:  # of any store; the client must not assume that the heatmap is deleted
         runtime.metrics.store_failures.labels("delete").inc()
-        log.error("a heatmap could not be removed: %s", error)
-        raise Problem("internal", "the heatmap could not be removed; try again") from None
-    if not deleted:  # another request was quicker
+        log.error("could not delete a heatmap: %s", error)
+        raise Problem("internal", "the heatmap could not be deleted; try again") from None
+    if not deleted:  # another request has deleted it
         raise _lost(runtime)
     return Response(status_code=204)
 
 
 async def _find(runtime: Runtime, id: str, owner: str | None) -> Explanation:
-    """The explanation `id`, if it is the owner's."""
+    """The explanation `id`, if it belongs to `owner`."""
     data = None
     if is_id(id):
         try:
             data = await runtime.store.get(id)
-        except Exception as error:  # whatever a store can raise; for the client the heatmap is lost
-            log.warning("a heatmap could not be read: %s", error)
+        except Exception as error:  # of any store; for the client the heatmap is lost
+            log.warning("could not read a heatmap: %s", error)
             runtime.metrics.store_failures.labels("get").inc()
     runtime.metrics.store_reads.labels("hit" if data else "miss").inc()
     if data is None:
         raise _lost(runtime)
     explanation = Explanation.unpack(data)
-    if explanation.owner != owner:  # which is not told, so that nobody learns which ids there are
+    if explanation.owner != owner:  # the same response, which does not reveal whether the id exists
         raise _lost(runtime)
     return explanation
 
 
 def _lost(runtime: Runtime) -> Problem:
-    life = f"its life of {runtime.settings.cam_ttl_s:g} s is over, or newer ones took its room (CAMCAL_CAM_MAX_BYTES)"
-    return Problem("not-found", f"no heatmap has this id, or {life}; predict again")
+    reasons = (
+        f"it has expired after {runtime.settings.cam_ttl_s:g} s (CAMCAL_CAM_TTL_S), or newer heatmaps have replaced it "
+        "(CAMCAL_CAM_MAX_BYTES)"
+    )
+    return Problem("not-found", f"no heatmap has this id, or {reasons}; predict again")
 
 
 def _places(explanation: Explanation, options: CamOptions, classes: int) -> tuple[int, int | None]:
-    """Where the classes of `class` and `versus` stand among the maps kept."""
+    """The places of `class` and `versus` among the stored maps."""
     place = 0 if options.class_ is None else _place(explanation, "class", options.class_, classes)
     versus = None if options.versus is None else _place(explanation, "versus", options.versus, classes)
     if place == versus:
         label = explanation.labels[place]
-        raise bad_parameter("versus", f"versus is {label!r}, the class that is shown; choose another to compare with")
+        raise bad_parameter("versus", f"versus is {label!r}, the same class as shown; choose another class")
     if options.legend and options.size < MIN_SIZE:
-        raise bad_parameter("size", f"size is {options.size}; a legend needs {MIN_SIZE} or more")
+        raise bad_parameter("size", f"size is {options.size}; a legend needs at least {MIN_SIZE}")
     return place, versus
 
 
 def _place(explanation: Explanation, name: str, wanted: str, classes: int) -> int:
-    """Where class `wanted` stands among the maps kept. Digits below the number of classes are an index."""
+    """The place of class `wanted` among the stored maps. A number below the number of classes is an index."""
     try:
         if is_index(wanted, classes):
             return explanation.classes.index(int(wanted))
@@ -201,8 +204,8 @@ def _place(explanation: Explanation, name: str, wanted: str, classes: int) -> in
         pairs = zip(explanation.classes, explanation.labels, strict=True)
         kept = ", ".join(f"{k} ({label})" for k, label in list(pairs)[:20])
         message = (
-            f"{name} is {wanted[:100]!r}; this prediction kept {kept}: "
-            f"predict with a larger top_k, or with cam_classes, for more"
+            f"{name} is {wanted[:100]!r}; this prediction has heatmaps of {kept}: "
+            f"predict with a larger top_k or with cam_classes for more"
         )
         raise bad_parameter(name, message) from None
 

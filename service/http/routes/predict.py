@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from camcal.service.address import client_address
 from camcal.service.http.access import needs
 from camcal.service.http.body import FORM, read_upload
-from camcal.service.http.dependencies import Running, TimeoutMs, latest, unless_gone
+from camcal.service.http.dependencies import Running, TimeoutMs, deadline_of, while_connected
 from camcal.service.http.documented import binary, header, problems
 from camcal.service.http.fields import form_schema
 from camcal.service.http.prediction import PredictOptions, read_options, to_json
@@ -43,19 +43,20 @@ async def predict(
 
     The query parameters may be fields of the form instead.
     """
-    model, wish, settings, predictor = runtime.model, latest(timeout_ms), runtime.settings, runtime.predictor
+    client_deadline = deadline_of(timeout_ms)
+    model, settings, predictor = runtime.model, runtime.settings, runtime.predictor
     options, wanted = read_options(request, model, queried)
     with runtime.admission.ticket(client_address(request.scope)) as ticket:
         upload = await read_upload(request, settings, ticket)
         ticket.join()
-        deadline = min(wish, time.monotonic() + settings.timeout_s)
+        deadline = min(client_deadline, time.monotonic() + settings.timeout_s)
         if upload.takes_long:
             image, fields = await predictor.in_thread(upload.read, deadline=deadline, after=ticket.keep())
         else:
             image, fields = upload.read()
         if fields:
             options, wanted = read_options(request, model, queried, fields)
-        answer = predictor.predict(model, lambda: image, wanted, deadline=deadline, place=ticket, body=ticket)
-        predicted = await unless_gone(request, answer)
-    body = to_json(predicted, options, request.scope.get("root_path", ""))
-    return Response(body, headers={"Server-Timing": server_timing(predicted.stages)}, media_type="application/json")
+        work = predictor.predict(model, lambda: image, wanted, deadline=deadline, place=ticket, body=ticket)
+        prediction = await while_connected(request, work)
+    body = to_json(prediction, options, request.scope.get("root_path", ""))
+    return Response(body, headers={"Server-Timing": server_timing(prediction.stages)}, media_type="application/json")

@@ -18,7 +18,14 @@ from camcal.service.engine.batching import InferenceResult
 from camcal.service.engine.model import Model
 from camcal.service.http.access import needs
 from camcal.service.http.body import read_body
-from camcal.service.http.dependencies import Running, TimeoutMs, latest, require_alive, require_ready, unless_gone
+from camcal.service.http.dependencies import (
+    Running,
+    TimeoutMs,
+    deadline_of,
+    require_alive,
+    require_ready,
+    while_connected,
+)
 from camcal.service.http.documented import binary, protocol_errors
 from camcal.service.http.errors import Problem
 from camcal.service.http.inference_protocol import (
@@ -39,7 +46,7 @@ from camcal.service.metrics import server_timing
 
 NAME = "camcal"
 EXTENSIONS = ["binary_tensor_data"]
-MAX_MAP_VALUES = 2**22  # in one answer
+MAX_MAP_VALUES = 2**22  # in one response
 
 router = APIRouter(prefix="/v2", tags=["v2"])
 
@@ -50,25 +57,35 @@ HeaderLength = Annotated[
 
 
 class Live(BaseModel):
+    """The server is alive."""
+
     live: bool = True
 
 
 class ServerReady(BaseModel):
+    """The server is ready for requests."""
+
     ready: bool = True
 
 
 class ModelReady(BaseModel):
+    """The model is ready for requests."""
+
     name: str
     ready: bool = True
 
 
 class ServerMetadata(BaseModel):
+    """The server and its extensions of the protocol."""
+
     name: str
     version: str
     extensions: list[str]
 
 
 class ModelMetadata(BaseModel):
+    """The model, its inputs and its outputs."""
+
     name: str
     versions: list[str]
     platform: str
@@ -77,6 +94,8 @@ class ModelMetadata(BaseModel):
 
 
 class OutputTensor(BaseModel):
+    """An output. Without `data`, its values are in `parameters.binary_data_size` bytes after the JSON."""
+
     name: str
     shape: list[int]
     datatype: str
@@ -85,6 +104,8 @@ class OutputTensor(BaseModel):
 
 
 class InferenceResponse(BaseModel):
+    """The requested outputs."""
+
     model_name: str
     model_version: str
     id: str | None = None
@@ -179,7 +200,7 @@ async def v2_infer(
     request: Request, runtime: Running, name: str, header_length: HeaderLength = None, timeout_ms: TimeoutMs = None
 ) -> Response:
     """Takes preprocessed pixels and returns the outputs of the network. Tensors are JSON, or bytes after the JSON."""
-    return await _infer(request, runtime, _model(runtime, name), header_length, latest(timeout_ms))
+    return await _infer(request, runtime, _model(runtime, name), header_length, deadline_of(timeout_ms))
 
 
 @router.post("/models/{name}/versions/{version}/infer", summary="Run this version", **_INFER)
@@ -192,15 +213,17 @@ async def v2_infer_version(
     timeout_ms: TimeoutMs = None,
 ) -> Response:
     """Takes preprocessed pixels and returns the outputs of the network. Tensors are JSON, or bytes after the JSON."""
-    return await _infer(request, runtime, _model(runtime, name, version), header_length, latest(timeout_ms))
+    return await _infer(request, runtime, _model(runtime, name, version), header_length, deadline_of(timeout_ms))
 
 
-async def _infer(request: Request, runtime: Runtime, model: Model, header_length: str | None, wish: float) -> Response:
+async def _infer(
+    request: Request, runtime: Runtime, model: Model, header_length: str | None, client_deadline: float
+) -> Response:
     settings = runtime.settings
     in_thread = runtime.predictor.in_thread
     request.scope[MODEL] = model.manifest.version
     if (coding := request.headers.get("content-encoding", "identity")) != "identity":
-        raise Problem("unsupported-format", f"the body is compressed ({coding[:20]}); send it as it is")
+        raise Problem("unsupported-format", f"the body is compressed ({coding[:20]}); send it uncompressed")
     client = client_address(request.scope)
     with runtime.admission.ticket(client) as body_ticket, ExitStack() as stack:
         body = await read_body(
@@ -210,7 +233,7 @@ async def _infer(request: Request, runtime: Runtime, model: Model, header_length
             max_bytes=settings.max_body_bytes,
             too_large=f"the body exceeds the limit of {settings.max_body_bytes} bytes (CAMCAL_MAX_BODY_BYTES)",
         )
-        deadline = min(wish, time.monotonic() + settings.timeout_s)
+        deadline = min(client_deadline, time.monotonic() + settings.timeout_s)
         inference = await in_thread(
             lambda: _parse(runtime, model, body, header_length), deadline=deadline, after=body_ticket.keep()
         )
@@ -226,19 +249,19 @@ async def _infer(request: Request, runtime: Runtime, model: Model, header_length
             for image, ticket in zip(inference.images, tickets, strict=True)
         ]
         try:
-            answers = await unless_gone(request, asyncio.gather(*tasks))
+            results = await while_connected(request, asyncio.gather(*tasks))
         finally:
-            while tasks:  # one that failed takes the others along
+            while tasks:  # if one fails, cancel the others
                 tasks.pop().cancel()
 
     def finish() -> tuple[bytes, int | None]:
-        for answer in answers:
-            _observe(runtime, model, answer)
-        return compose(inference, model.manifest, _rows(answers, top_k))
+        for result in results:
+            _observe(runtime, model, result)
+        return compose(inference, model.manifest, _rows(results, top_k))
 
     with runtime.served.postprocessing():
         content, json_bytes = await in_thread(finish)
-    slowest = max(answers, key=lambda answer: answer.queue_s + answer.inference_s)
+    slowest = max(results, key=lambda result: result.queue_s + result.inference_s)
     headers = {"Server-Timing": server_timing({"queue": slowest.queue_s, "inference": slowest.inference_s})}
     if json_bytes is None:
         return Response(content, headers=headers, media_type="application/json")
@@ -250,7 +273,7 @@ def _model(runtime: Runtime, name: str, version: str | None = None) -> Model:
     model = runtime.model
     if name != model.manifest.name or version not in (None, model.manifest.version):
         wanted = name if version is None else f"{name} {version}"
-        raise Problem("not-found", f"there is no model {wanted[:100]!r}; this server has {model.label!r}")
+        raise Problem("not-found", f"there is no model {wanted[:100]!r}; this server serves {model.label!r}")
     return model
 
 
@@ -272,24 +295,24 @@ def _top_k(model: Model, inference: Inference) -> int:
     if (values := len(inference.images) * top_k * math.prod(model.manifest.grid)) > MAX_MAP_VALUES:
         raise Problem(
             "malformed-request",
-            f"the maps of {top_k} classes of {len(inference.images)} images have {values} values; the limit of one "
-            f"answer is {MAX_MAP_VALUES}: ask for fewer at once",
+            f"the maps of {top_k} classes of {len(inference.images)} images have {values} values; the limit per "
+            f"response is {MAX_MAP_VALUES}: reduce top_k, or send fewer images",
         )
     return top_k
 
 
-def _observe(runtime: Runtime, model: Model, answer: InferenceResult) -> None:
-    runtime.served.observe(model, model.ranker.rank(answer.outputs, answer.row, 1, "balanced"))
-    for stage, seconds in (("queue", answer.queue_s), ("inference", answer.inference_s)):
+def _observe(runtime: Runtime, model: Model, result: InferenceResult) -> None:
+    runtime.served.observe(model, model.ranker.rank(result.outputs, result.row, 1, "balanced"))
+    for stage, seconds in (("queue", result.queue_s), ("inference", result.inference_s)):
         runtime.metrics.stage_seconds.labels(stage).observe(seconds)
 
 
-def _rows(answers: list[InferenceResult], top_k: int) -> dict[str, NDArray[Any]]:
-    """The outputs of these images alone; their batches may have held others, and more maps."""
+def _rows(results: list[InferenceResult], top_k: int) -> dict[str, NDArray[Any]]:
+    """The outputs of these images. Their batches may hold other images too, and more maps."""
     arrays = {
-        name: np.stack([getattr(answer.outputs, name)[answer.row] for answer in answers])
+        name: np.stack([getattr(result.outputs, name)[result.row] for result in results])
         for name in ("logits", "calibrated_logits", "probabilities", "calibrated_probabilities")
     }
     for name in ("top_classes", "maps"):
-        arrays[name] = np.stack([getattr(answer.outputs, name)[answer.row, :top_k] for answer in answers])
+        arrays[name] = np.stack([getattr(result.outputs, name)[result.row, :top_k] for result in results])
     return arrays

@@ -64,14 +64,14 @@ def test_wrong_keys_make_an_address_wait(client_factory: ClientFactory, caplog: 
     for _ in range(3):
         problem(ask("wrong", "203.0.113.7"), 401, "unauthorized")
     refused = ask(KEY, "203.0.113.7")
-    assert "203.0.113.7 has sent too many wrong API keys" in problem(refused, 429, "too-many-attempts")
+    assert "203.0.113.7 has sent too many invalid API keys" in problem(refused, 429, "too-many-attempts")
     assert refused.headers["retry-after"] == "1"
     problem(ask(None, "203.0.113.7"), 401, "unauthorized")
     assert ask(KEY, "203.0.113.8").is_success
     counted = client.get("/metrics").text
     for reason, count in (("wrong", 3), ("wait", 1), ("missing", 1), ("route", 0)):
         assert f'camcal_unauthorized_total{{reason="{reason}"}} {count}.0' in counted
-    assert "203.0.113.7 has sent another wrong API key and has to wait for 1 s" in caplog.messages
+    assert "203.0.113.7 has sent another invalid API key and has to wait for 1 s" in caplog.messages
     client.app.state.attempts = Attempts(2)  # type: ignore[attr-defined]
     assert ask(KEY, "203.0.113.7").is_success
 
@@ -104,7 +104,7 @@ def test_key_opens_its_routes_alone(client_factory: ClientFactory, bundle: Bundl
             answer = client.request(method, path, headers=bearer(key))
             assert (answer.status_code == 403) is (other != group), (method, path)
             assert client.request(method, path).status_code == 401
-    said = f"the API key 'one' does not open this route; it opens {group}"
+    said = f"the API key 'one' may not call this route; it may call {group}"
     refused = client.get("/model" if group != "model" else f"/cam/{ID}", headers=bearer(key))
     assert problem(refused, 403, "forbidden") == said
     for path in ("/", "/health/live", "/health/ready", "/v2/health/ready", "/v2", "/openapi.json"):
@@ -126,7 +126,7 @@ def test_rate_of_a_key(client_factory: ClientFactory, tmp_path: Path, own: bool)
     refused = client.get("/model", headers=bearer(slow))
     setting = "CAMCAL_API_KEYS_FILE" if own else "CAMCAL_KEY_RATE"
     said = problem(refused, 429, "rate-limited")
-    assert said.startswith(f"key slow may send one request in 100 s ({setting}); wait for ")
+    assert said.startswith(f"key slow may send one request per 100 s ({setting}); wait for ")
     assert 90 < int(refused.headers["retry-after"]) <= 100
     for _ in range(3):
         assert client.get("/model", headers=bearer(other)).is_success

@@ -25,9 +25,9 @@ def test_every_kind_has_its_form(kind: str) -> None:
     ("error", "kind", "detail"),
     [
         (ClosedError("the service is shutting down"), "not-ready", "the service is shutting down"),
-        (InferenceError("inside"), "internal", "the service failed on this request; its log says why"),
-        (ArithmeticError("inside"), "internal", "the service failed on this request; its log says why"),
-        (MemoryError("inside"), "out-of-memory", "there was not enough memory for this request; try again later"),
+        (InferenceError("inside"), "internal", "the request failed; see the service's log"),
+        (ArithmeticError("inside"), "internal", "the request failed; see the service's log"),
+        (MemoryError("inside"), "out-of-memory", "not enough memory for this request; try again later"),
         (HTTPException(400, "odd"), "malformed-request", "odd"),
         (HTTPException(502, "odd"), "internal", "odd"),
     ],

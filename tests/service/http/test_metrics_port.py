@@ -60,6 +60,5 @@ def test_port_in_use_is_told_at_once(bundle: Bundle, workers: str) -> None:
         command = [sys.executable, "-m", "camcal", "serve", "--bundle", str(bundle.path), "--port", "0"]
         ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert (
-        ended.stderr == f"error: port {port} on 127.0.0.1 is already in use; choose another with CAMCAL_METRICS_PORT\n"
-    )
+    message = f"error: port {port} on 127.0.0.1 is already in use; choose another with CAMCAL_METRICS_PORT\n"
+    assert ended.stderr == message

@@ -56,7 +56,7 @@ def test_blanks_after_a_delimiter() -> None:
     body = b"--x \t\r\n" + head + b"1\r\n--x  \r\n" + head + b"2\r\n--x-- \r\n"
     assert [bytes(p.data) for p in parse_form(TYPE, body, 2)] == [b"1", b"2"]
     for delimiter in (b"--x y\r\n", b"--x \n", b"--x" + b" " * 10_000 + b"\r\n"):
-        with pytest.raises(FormError, match="does not follow"):
+        with pytest.raises(FormError, match="is not valid multipart"):
             parse_form(TYPE, delimiter + head + b"1\r\n--x--", 1)
 
 
@@ -68,7 +68,7 @@ def test_nothing_is_copied() -> None:
 
 def test_head_without_end() -> None:
     body = b"--x\r\n" + b"A: b\r\n" * 100_000 + b"\r\n\r\n--x--"
-    with pytest.raises(FormError, match="does not follow"):
+    with pytest.raises(FormError, match="is not valid multipart"):
         parse_form(TYPE, body, 1)
 
 

@@ -36,7 +36,7 @@ def test_a_request_in_half_a_minute() -> None:
     clock = Clock()
     limits = RateLimits(2.0, clock=clock)
     assert [spend(limits, "one", 1 / 30) for _ in range(2)] == [None, 30]
-    with pytest.raises(RateLimitError, match=r"one may send one request in 30 s \(CAMCAL_ADDRESS_RATE\)"):
+    with pytest.raises(RateLimitError, match=r"one may send one request per 30 s \(CAMCAL_ADDRESS_RATE\)"):
         limits.spend("one", 1 / 30, "CAMCAL_ADDRESS_RATE")
     clock.now += 29.5
     assert spend(limits, "one", 1 / 30) == 1
@@ -76,7 +76,7 @@ def test_address_over_its_rate(client_factory: ClientFactory) -> None:
     client = client_factory(address_rate=0.01, rate_burst_s=200, trusted_proxies="192.0.2.0/24")
     assert [client.get("/model").status_code for _ in range(2)] == [200, 200]
     refused = client.post("/predict", content=png(), headers=RAW)
-    assert "may send one request in 100 s (CAMCAL_ADDRESS_RATE)" in problem(refused, 429, "rate-limited")
+    assert "may send one request per 100 s (CAMCAL_ADDRESS_RATE)" in problem(refused, 429, "rate-limited")
     assert refused.headers["retry-after"] == "100"
     problem(client.get("/nothing"), 429, "rate-limited")
     counted = client.get("/metrics")  # and probes are always answered

@@ -229,7 +229,7 @@ def test_api_key(client_factory: ClientFactory, header: str) -> None:
 )
 def test_misspelt_parameter(client: TestClient, method: str, path: str) -> None:
     response = client.request(method, path, params={"topk": 3})
-    assert "'topk' is no parameter of this route" in problem(response, 422, "invalid-parameter")
+    assert "'topk' is not a parameter of this route" in problem(response, 422, "invalid-parameter")
     assert response.json()["errors"][0]["field"] == "topk"
 
 

@@ -115,7 +115,7 @@ def test_other_pages_methods_and_headers_are_refused(
 ) -> None:
     client = client_factory(cors_origins=(APP,))
     answer = client.options("/predict", headers=PREFLIGHT | change)
-    assert problem(answer, 403, "forbidden") == f"another web page may not use this {what} (CAMCAL_CORS_ORIGINS)"
+    assert problem(answer, 403, "forbidden") == f"{what} not allowed for cross-origin requests (CAMCAL_CORS_ORIGINS)"
     if what == "origin":
         assert "access-control-allow-origin" not in answer.headers
 

@@ -90,7 +90,7 @@ def test_a_worker_that_hangs_or_ends_half_way_is_an_error(monkeypatch: pytest.Mo
         ends.mailboxes[2].serve(lambda connection: ending.append(asyncio.ensure_future(end(connection))))
         with pytest.raises(TimeoutError):
             await asking.ask(1, "metrics")
-        with pytest.raises(ConnectionError, match="worker 2 ended before its answer"):
+        with pytest.raises(ConnectionError, match="worker 2 stopped before it responded"):
             await asking.ask(2, "metrics")
         assert await asking.ask_others("metrics") == {}
         for connection in held:

@@ -100,7 +100,7 @@ def test_too_many_images(client_factory: ClientFactory, field: str) -> None:
     client = client_factory(**{field: 3, "client_share": 1})
     assert len(client.post("/predict/batch", files=files(*map(png, range(3)))).json()["results"]) == 3
     for count, said in (
-        (4, "the form has 4 images; the limit is 3, the lower of CAMCAL_MAX_IMAGES and"),
+        (4, "the form has 4 images; the limit is 3, the smaller of CAMCAL_MAX_IMAGES and"),
         (40, "more than 18 parts"),
     ):
         response = client.post("/predict/batch", files=files(*map(png, range(count))))
@@ -113,7 +113,7 @@ def test_too_many_predictions(client_factory: ClientFactory, monkeypatch: pytest
     assert client.post("/predict/batch?top_k=10", files=files(*map(png, range(2)))).status_code == 200
     response = client.post("/predict/batch?top_k=10", files=files(*map(png, range(3))))
     said = problem(response, 422, "invalid-parameter")
-    assert said.startswith("10 classes of 3 images are 30 predictions; the limit of one answer is 29")
+    assert said.startswith("10 classes of 3 images are 30 predictions; the limit per response is 29")
 
 
 def test_too_large_form(client_factory: ClientFactory) -> None:

@@ -146,7 +146,7 @@ def test_store_that_cannot_delete_says_so(client: TestClient, caplog: pytest.Log
 
     client.app.state.runtime.store.delete = delete  # type: ignore[attr-defined]  # any ASGI app
     problem(client.delete(url), 500, "internal")
-    assert "a heatmap could not be removed: the worker has ended" in caplog.text
+    assert "could not delete a heatmap: the worker has ended" in caplog.text
     assert 'camcal_cam_store_failures_total{operation="delete"} 1.0' in client.get("/metrics").text
     assert client.get(url).is_success
 
@@ -161,7 +161,7 @@ def test_expired_id(client_factory: ClientFactory) -> None:
     client = client_factory(cam_ttl_s=0.05)
     url = predict(client)["cam"]["url"]
     wait_for(lambda: client.get(url).status_code == 404)
-    assert "its life of 0.05 s is over, or newer ones took its room" in problem(client.get(url), 404, "not-found")
+    assert "it has expired after 0.05 s (CAMCAL_CAM_TTL_S)" in problem(client.get(url), 404, "not-found")
 
 
 def test_evicted_id(client_factory: ClientFactory) -> None:
@@ -175,8 +175,8 @@ def test_evicted_id(client_factory: ClientFactory) -> None:
 def test_class_without_a_map(client: TestClient, wanted: str) -> None:
     body = predict(client, "top_k=1")
     detail = problem(client.get(body["cam"]["url"], params={"class": wanted}), 422, "invalid-parameter")
-    assert f"this prediction kept {body['predictions'][0]['class_id']} (" in detail
-    assert "larger top_k, or with cam_classes" in detail
+    assert f"this prediction has heatmaps of {body['predictions'][0]['class_id']} (" in detail
+    assert "larger top_k or with cam_classes" in detail
 
 
 def test_class_beyond_the_top_k(client: TestClient, bundle: Bundle) -> None:
@@ -224,12 +224,12 @@ def test_versus_is_the_difference_of_two_classes(client: TestClient) -> None:
 def test_versus_itself(client: TestClient) -> None:
     body = predict(client)
     detail = problem(client.get(f"{body['cam']['url']}?versus={body['cam']['classes'][0]}"), 422, "invalid-parameter")
-    assert "choose another to compare with" in detail
+    assert "the same class as shown; choose another class" in detail
 
 
 def test_legend_needs_room(client: TestClient) -> None:
     response = client.get(f"{predict(client)['cam']['url']}?legend=true&size=191")
-    assert problem(response, 422, "invalid-parameter") == "size is 191; a legend needs 192 or more"
+    assert problem(response, 422, "invalid-parameter") == "size is 191; a legend needs at least 192"
 
 
 def pixels(client: TestClient, url: str, **params: object) -> NDArray[np.uint8]:
@@ -379,7 +379,7 @@ def test_every_map_is_exact_and_every_picture_as_asked(
 
     response = shared.get(url, params=choice | options)
     if options.get("legend") and options["size"] < MIN_SIZE:
-        assert problem(response, 422, "invalid-parameter").endswith(f"a legend needs {MIN_SIZE} or more")
+        assert problem(response, 422, "invalid-parameter").endswith(f"a legend needs at least {MIN_SIZE}")
         return
     assert response.status_code == 200, response.text
     with Image.open(io.BytesIO(response.content)) as image:

@@ -76,7 +76,7 @@ def test_dropped_image_gets_bars_and_a_heatmap(tab: Tab, url: str, photo: Path, 
     assert first.count("%") == 2
     assert tab.text("#status").startswith(f"photo.png, 300 × 200 px: {best}, ")
     assert tab.run("document.querySelector('#heatmap').alt") == f"Heatmap of {best}"
-    assert f"the evidence for {best} is: all positions sum to its calibrated score" in tab.text("#caption")
+    assert f"Evidence for {best}. All positions sum to its calibrated score" in tab.text("#caption")
     width = tab.wait("parseFloat(document.querySelector('#classes b.calibrated i').style.width)")
     assert 0 < width <= 100
     assert tab.run("getComputedStyle(document.querySelector('#classes b.calibrated i')).width") != "0px"
@@ -133,7 +133,7 @@ def test_view_follows_the_controls(tab: Tab, url: str, photo: Path) -> None:
     changed()
     tab.set("#versus", tab.run("document.querySelector('#versus').options[2].value"))
     changed()
-    assert f"rather than {tab.run(NAMES)[1]}" in tab.text("#caption")
+    assert f"compared with {tab.run(NAMES)[1]}" in tab.text("#caption")
     link = tab.run("document.querySelector('#open').href")
     for part in ("calibrated=false", "colormap=magma", "alpha=0.65", "scale=image", "versus=", "legend=true"):
         assert part in link
@@ -192,12 +192,12 @@ def test_contrasts_have_red_and_blue_unless_other_colours_are_chosen(tab: Tab, u
     shown(tab, url, photo)
     caption, link = "document.querySelector('#caption').innerText", "document.querySelector('#open').href"
     tab.set("#versus", tab.run("document.querySelector('#versus').options[2].value"))
-    tab.wait(f"{caption}.includes('What speaks for')")
+    tab.wait(f"{caption}.includes('compared with')")
     first, second = tab.run(NAMES)[:2]
-    assert f"for {first} (red) rather than {second} (blue)" in tab.text("#caption")
+    assert f"for {first} (red) compared with {second} (blue)" in tab.text("#caption")
     assert "colormap" not in tab.run(link)
     tab.set("#colormap", "magma")
-    tab.wait(f"{caption}.includes('for {first} rather than')")
+    tab.wait(f"{caption}.includes('for {first} compared with')")
     assert "colormap=magma" in tab.run(link)
 
 
@@ -205,7 +205,9 @@ def test_what_a_prior_weighs_on_is_said(tab: Tab, url: str, photo: Path) -> None
     shown(tab, url, photo)
     assert "prior" not in tab.text("#caption")
     tab.set("#prior", "train")
-    tab.wait("document.querySelector('#caption').innerText.includes('The class prior weighs on probabilities alone.')")
+    tab.wait(
+        "document.querySelector('#caption').innerText.includes('The class prior changes probabilities, not scores.')"
+    )
 
 
 def test_contrast_stays_as_long_as_its_class_is_offered(tab: Tab, url: str, photo: Path) -> None:
@@ -247,9 +249,9 @@ def test_bad_files_are_explained(chromium: Tab, url: str, photo: Path, tmp_path:
     cut.write_bytes(encoded(picture(), "JPEG")[:400])
     shown(tab, url, photo)
     for file, said in (
-        (notes, "The format is not accepted: the file begins with the bytes 6e 6f"),
-        (cut, "The image cannot be decoded: the image is damaged or truncated"),
-        (tmp_path, f"{tmp_path.name} is a folder: drop one image of it."),
+        (notes, "Unsupported format: the file begins with the bytes 6e 6f"),
+        (cut, "Image cannot be decoded: the image is damaged or truncated"),
+        (tmp_path, f"{tmp_path.name} is a folder"),
     ):
         tab.drop("#drop", file)
         tab.wait(f"document.querySelector('#error').innerText.includes({json.dumps(said)})")

@@ -197,7 +197,9 @@ def test_form_without_boundary(client: TestClient) -> None:
 
 def test_form_with_too_many_parts(client: TestClient) -> None:
     response = client.post("/predict", files=[(f"f{i}", png()) for i in range(30)])
-    assert "more than 16 parts; it may have 1 images and 15 other fields" in problem(response, 400, "malformed-request")
+    assert "more than 16 parts; the limit is 1 images and 15 other fields" in problem(
+        response, 400, "malformed-request"
+    )
 
 
 def test_too_many_bytes(client_factory: ClientFactory) -> None:
@@ -233,8 +235,8 @@ def test_parameters_may_be_fields_of_the_form(client: TestClient) -> None:
         ("", {"top_k": "11"}, "top_k", "top_k is 11; the model has 10 classes"),
         ("", {"prior": "mine"}, "prior", "prior is 'mine': it should be"),
         ("", {"cam_classes": "nothing"}, "cam_classes", "unknown class 'nothing'"),
-        ("", {"cam": "false", "cam_classes": "1"}, "cam_classes", "cam_classes is given, but cam is false"),
-        ("", {"topk": "3"}, "topk", "'topk' is no field of this form; it may have image for the image, and top_k,"),
+        ("", {"cam": "false", "cam_classes": "1"}, "cam_classes", "cam_classes needs heatmaps, but cam is false"),
+        ("", {"topk": "3"}, "topk", "'topk' is not a field of this form; it accepts image for the image, and top_k,"),
         ("", {"prior": ["train", "balanced"]}, "prior", "the form has the field prior twice"),
         ("?top_k=5", {"top_k": "3"}, "top_k", "top_k is 5 in the query and 3 in the form; send it once"),
         ("?cam_classes=1", {"cam_classes": "2"}, "cam_classes", "['1'] in the query and ['2'] in the form"),
@@ -256,9 +258,9 @@ def test_other_fields_of_the_form_are_refused(client: TestClient) -> None:
     response = client.post("/predict", files={"image": png(), "top_k": ("top_k.txt", b"3")})
     assert "top_k is a file; send it as text" in problem(response, 422, "invalid-parameter")
     response = client.post("/predict", files={"image": png(), "thumbnail": png()})
-    assert "'thumbnail' is no field of this form" in problem(response, 422, "invalid-parameter")
+    assert "'thumbnail' is not a field of this form" in problem(response, 422, "invalid-parameter")
     response = client.post("/predict", files={"image": png()}, data={"cam_classes": ["1"] * 20})
-    assert "it may have 1 images and 15 other fields" in problem(response, 400, "malformed-request")
+    assert "the limit is 1 images and 15 other fields" in problem(response, 400, "malformed-request")
 
 
 def test_a_large_form_is_searched_in_a_thread(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def test_triton_client_is_told_what_is_wrong(server: triton.InferenceServerClien
     pixels.set_data_from_numpy(batch)
     with pytest.raises(InferenceServerException, match=r"shape \[1, 31, 32, 3\]; expected \[N, 32, 32, 3\]"):
         server.infer(bundle.manifest.name, [pixels])
-    with pytest.raises(InferenceServerException, match="there is no model 'another'; this server has"):
+    with pytest.raises(InferenceServerException, match="there is no model 'another'; this server serves"):
         server.infer("another", [pixels])
     compressed = triton.InferInput("images", [1, SIZE, SIZE, 3], "UINT8")
     compressed.set_data_from_numpy(images(1))
@@ -152,25 +152,25 @@ TOP_K = {"name": "top_k", "shape": [1], "datatype": "INT64", "data": [2]}
         ({"inputs": [tensor(ZEROS[:0])]}, "inputs.0.shape.0: it should be greater than or equal to 1"),
         ({"inputs": [tensor(ZEROS, shape=[0, 2**40, 2**40], data=[])]}, "inputs.0.shape.0: it should be"),
         ({"inputs": [tensor(ZEROS, shape=[2**63])]}, "inputs.0.shape.0: it should be less than"),
-        ({"inputs": [tensor(ZEROS, data=[])]}, "3072 whole numbers"),
-        ({"inputs": [tensor(ZEROS, data=["x" * 100_000] + [""] * 3071)]}, "3072 whole numbers"),
-        ({"inputs": [tensor(ZEROS, data=[True] * 3072)]}, "3072 whole numbers"),
-        ({"inputs": [tensor(ZEROS, data=nested(200))]}, "3072 whole numbers"),
+        ({"inputs": [tensor(ZEROS, data=[])]}, "3072 integers"),
+        ({"inputs": [tensor(ZEROS, data=["x" * 100_000] + [""] * 3071)]}, "3072 integers"),
+        ({"inputs": [tensor(ZEROS, data=[True] * 3072)]}, "3072 integers"),
+        ({"inputs": [tensor(ZEROS, data=nested(200))]}, "3072 integers"),
         ({"inputs": [tensor(ZEROS, name="pixels")]}, "the input 'pixels' is unknown"),
-        ({"inputs": [tensor(ZEROS), tensor(ZEROS)]}, "the input 'images' is unknown or twice there"),
+        ({"inputs": [tensor(ZEROS), tensor(ZEROS)]}, "the input 'images' is unknown or sent twice"),
         ({"inputs": [tensor(ZEROS, datatype="FP32")]}, "the input 'images' is 'FP32'; expected UINT8"),
-        ({"inputs": [tensor(ZEROS, shape=[2, SIZE, SIZE, 3])]}, "6144 whole numbers from 0 to 255"),
+        ({"inputs": [tensor(ZEROS, shape=[2, SIZE, SIZE, 3])]}, "6144 integers from 0 to 255"),
         ({"inputs": [tensor(ZEROS, shape=[10**9] * 8)]}, "expected [N, 32, 32, 3] with N from 1 to 64"),
         ({"inputs": [tensor(ZEROS, shape=[])]}, "expected [N, 32, 32, 3] with N from 1 to 64"),
         ({"inputs": [tensor(ZEROS, shape=[65, SIZE, SIZE, 3], data=["no number"])]}, "has shape [65, 32, 32, 3]"),
         ({"inputs": [tensor(ZEROS, shape=[3072])]}, "has shape [3072]; expected [N, 32, 32, 3]"),
         ({"inputs": [tensor(np.repeat(ZEROS, 65, axis=0))]}, "with N from 1 to 64"),
-        ({"inputs": [tensor(ZEROS, data=[256] * 3072)]}, "whole numbers from 0 to 255"),
-        ({"inputs": [tensor(ZEROS, data=[0.5] * 3072)]}, "whole numbers"),
-        ({"inputs": [tensor(ZEROS, data=[[0], [0, 1]])]}, "whole numbers"),
-        ({"inputs": [tensor(ZEROS, data=[[0] * 3071, [0]])]}, "whole numbers"),
-        ({"inputs": [tensor(ZEROS, data=[2**63] * 3072)]}, "whole numbers"),
-        ({"inputs": [tensor(ZEROS, data=["a"] * 3072)]}, "whole numbers"),
+        ({"inputs": [tensor(ZEROS, data=[256] * 3072)]}, "integers from 0 to 255"),
+        ({"inputs": [tensor(ZEROS, data=[0.5] * 3072)]}, "integers"),
+        ({"inputs": [tensor(ZEROS, data=[[0], [0, 1]])]}, "integers"),
+        ({"inputs": [tensor(ZEROS, data=[[0] * 3071, [0]])]}, "integers"),
+        ({"inputs": [tensor(ZEROS, data=[2**63] * 3072)]}, "integers"),
+        ({"inputs": [tensor(ZEROS, data=["a"] * 3072)]}, "integers"),
         ({"inputs": [tensor(ZEROS, data=None)]}, "needs either data or a binary_data_size within the 0 bytes"),
         ({"inputs": [tensor(ZEROS, parameters={"binary_data_size": 3072})]}, "needs either data or"),
         ({"inputs": [tensor(ZEROS), TOP_K | {"data": [0]}]}, "top_k is 0"),
@@ -194,7 +194,7 @@ def test_bad_requests(client: TestClient, bundle: Bundle, request_: Any, said: s
         ("9" * 5000, 3072, "expected at most the body's"),
         (None, 3071, "has 3071 bytes; its shape [1, 32, 32, 3] needs 3072"),
         (None, 99999, "within the 3072 bytes that follow"),
-        (None, 0, "3072 bytes at the end belong to no input"),
+        (None, 0, "3072 bytes after the JSON belong to no input"),
     ],
 )
 def test_bad_binary_requests(client: TestClient, bundle: Bundle, length: str | None, size: int, said: str) -> None:
@@ -295,7 +295,7 @@ def test_failing_model(client_factory: ClientFactory, gated: GatedSession, bundl
     failed = client.post(infer_path(bundle), json=request)
     assert (failed.status_code, failed.json()) == (
         500,
-        {"error": "the service failed on this request; its log says why"},
+        {"error": "the request failed; see the service's log"},
     )
     assert "inference failed on a batch" in caplog.text
     gated.failing = False
