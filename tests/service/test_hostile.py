@@ -25,7 +25,7 @@ TIMEOUT_S = "8"  # for testing a bundle: enough for the small bundle on a busy m
 REFUSED_S = 30.0
 
 
-def wait_long(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_long(condition: Callable[[], bool], seconds: float = 180.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
