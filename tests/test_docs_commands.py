@@ -63,7 +63,7 @@ def test_blocks_run(document: Path, clone: Path, request: pytest.FixtureRequest)
                 services.enter_context(serving(block, words, clone, environment, port))
             elif block.marker == "run":
                 ended = subprocess.run(
-                    words, cwd=clone, env=environment, capture_output=True, text=True, timeout=300, check=False
+                    words, cwd=clone, env=environment, capture_output=True, text=True, timeout=600, check=False
                 )
                 assert ended.returncode == 0, f"{block}\n{ended.stdout}\n{ended.stderr}"
                 assert "Traceback" not in ended.stderr
