@@ -250,7 +250,7 @@ def test_body_below_the_minimum_rate(live: Live, session: Session, monkeypatch: 
     paused.sendall(head(1_000_000) + bytes(500_000))
     status, problem = received(paused)
     assert (status, problem["type"]) == (408, "urn:camcal:error:body-timeout")
-    assert problem["detail"] == "the body came slower than 16384 bytes a second (CAMCAL_MIN_BODY_RATE)"
+    assert problem["detail"] == "the body arrived at less than 16384 bytes per second (CAMCAL_MIN_BODY_RATE)"
     small.sendall(bytes(70_000 - body.SMALL_BYTES))
     small.settimeout(10)
     assert small.recv(10_000).startswith(b"HTTP/1.1 415 ")
