@@ -5,6 +5,7 @@ import { $, element, percent } from "./dom.js";
 
 const GROUP_TITLES = { many: "many: over 100", medium: "medium: 20 to 100", few: "few: under 20" };
 const STEPS = { trained: "uncalibrated", calibrated: "calibrated" };
+const TITLES = { trained: "Before calibration", calibrated: "After calibration" };
 
 /** Fill the card with the response of `GET /model`. */
 export function describe(model) {
@@ -99,10 +100,10 @@ function reliability(model, step) {
   const bins = model.reliability?.[step];
   if (!Array.isArray(bins)) return null;
   const ece = model.figures?.[step]?.ece;
-  const title = `Reliability, ${STEPS[step]}${ece == null ? "" : `: ECE ${percent(ece)}`}`;
+  const title = `${TITLES[step]}${ece == null ? "" : `: ECE ${percent(ece)}`}`;
   const words =
     step === "trained"
-      ? "Accuracy at each confidence. On the dashed line, the two are equal; red is the gap."
+      ? "Reliability diagram: accuracy at each confidence. On the dashed line, the two are equal; red is the gap."
       : "The same after calibration. ECE, the expected calibration error, is the mean gap over all predictions.";
   return card(title, reliabilityDiagram(bins, title, step === "trained"), element("p", {}, words));
 }
