@@ -1,4 +1,4 @@
-"""`GET /`: the web page, a few static files that load nothing from other hosts."""
+"""`GET /`, the web page, and `GET /docs`, the API documentation: static files that load nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _POLICY = "; ".join(
         "script-src 'self'",
         "style-src 'self'",
         "connect-src 'self'",
-        "img-src 'self' blob:",  # blob: images that the page fetches with its API key
+        "img-src 'self' blob: data:",  # heatmaps that the page fetches with its API key; icons of Swagger UI
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
@@ -42,16 +42,19 @@ class _PageFiles(StaticFiles):
 
 
 _FOLDER = Path(http.__file__).parent / "page"
-_FILES = _PageFiles(directory=_FOLDER)
+_SWAGGER_UI = ("swagger-ui.css", "swagger-ui-bundle.js")
+_FILES = _PageFiles(directory=_FOLDER, packages=[("fastapi_swagger", "resources")])
 
 
-def _add_route(name: str) -> None:
+def _add_route(path: str, name: str) -> None:
     """Serve one file. A mount at `/` would answer the unknown paths and methods of all other routes."""
 
-    @router.get("/" if name == "index.html" else f"/{name}")
+    @router.get(path)
     async def page(request: Request) -> Response:
         return await _FILES.get_response(name, request.scope)
 
 
-for _file in sorted(_FOLDER.rglob("*.*")):
-    _add_route(_file.relative_to(_FOLDER).as_posix())
+for _name in sorted(file.relative_to(_FOLDER).as_posix() for file in _FOLDER.rglob("*.*")):
+    _add_route({"index.html": "/", "docs/index.html": "/docs"}.get(_name, f"/{_name}"), _name)
+for _name in _SWAGGER_UI:
+    _add_route(f"/docs/{_name}", _name)

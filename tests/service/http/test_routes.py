@@ -134,6 +134,8 @@ PAGE = {
     "/page.css": "text/css",
     "/logo.svg": "image/svg+xml",
     **{f"/{module}.js": "text/javascript" for module in MODULES},
+    "/docs": "text/html",
+    "/docs/docs.js": "text/javascript",
 }
 
 
@@ -183,8 +185,18 @@ def test_samples_are_small_photographs_that_say_where_they_are_from(client: Test
         assert client.post("/predict", content=response.content, headers={"Content-Type": "image/jpeg"}).is_success
 
 
+def test_swagger_ui_is_served_with_the_documentation(client: TestClient) -> None:
+    policy = client.get("/docs").headers["content-security-policy"]
+    for name, media_type in (("swagger-ui.css", "text/css"), ("swagger-ui-bundle.js", "text/javascript")):
+        assert f'"docs/{name}"' in client.get("/docs").text  # relative, for a prefix of a proxy
+        response = client.get(f"/docs/{name}")
+        assert response.headers["content-type"].startswith(media_type)
+        assert response.headers["content-security-policy"] == policy
+        assert client.get(f"/docs/{name}", headers={"If-None-Match": response.headers["etag"]}).status_code == 304
+
+
 def test_no_page_of_other_hosts_scripts(client: TestClient) -> None:
-    for path in ("/docs", "/redoc"):
+    for path in ("/redoc", "/docs/oauth2-redirect"):
         problem(client.get(path), 404, "not-found")
 
 
