@@ -14,6 +14,7 @@ import camcal
 from camcal.service.settings import DEFAULT_BUNDLE
 from tests.service.conftest import png
 
+SOURCE = Path(__file__).resolve().parents[1] / "src"
 DECOYS = ("models", "training", "service")
 
 
@@ -43,6 +44,12 @@ def test_import_loads_neither_torch_nor_onnx_runtime(tmp_path: Path) -> None:
     heavy = ("torch", "onnxruntime", "fastapi", "numpy", "PIL")
     code = f"import sys, camcal; print([name for name in {heavy} if name in sys.modules], camcal.__version__)"
     assert run("-c", code, cwd=tmp_path).stdout == f"[] {camcal.__version__}\n"
+
+
+def test_clone_works_without_being_installed() -> None:
+    code = "import camcal; print(camcal.__version__, camcal.__file__)"
+    ended = run("-S", "-c", code, cwd=SOURCE)  # -S: without installed packages
+    assert ended.stdout.split() == [camcal.__version__, str(SOURCE / "camcal" / "__init__.py")]
 
 
 def test_nothing_else_is_installed_at_top_level() -> None:

@@ -8,24 +8,15 @@ import hashlib
 import os
 import platform
 import subprocess
-import tomllib
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
+import camcal
 from camcal.cpus import usable_cpus
 from camcal.models.report import Made
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def version() -> str:
-    """camcal's version, as installed or as in the clone's pyproject.toml."""
-    try:
-        return metadata.version("camcal")
-    except metadata.PackageNotFoundError:
-        return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
 def commit() -> str | None:
@@ -81,7 +72,7 @@ def _processor() -> str:
 def made_with(device: torch.device) -> Made:
     """Version, commit, hardware and today's date, for a report."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return Made(version=version(), commit=COMMIT, hardware=hardware(device), date=today)
+    return Made(version=camcal.__version__, commit=COMMIT, hardware=hardware(device), date=today)
 
 
 def also_made_with(before: list[Made], device: torch.device) -> list[Made]:

@@ -18,7 +18,7 @@ while [ $# -gt 0 ]; do
 done
 here=$(cd "$(dirname "$0")/../.." && pwd)
 [ -f "$table" ] || table=$here/tests/benchmarks/tables/$table.toml
-export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export PYTHONPATH="$here/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 archive() {
     [ -n "${ARCHIVE:-}" ] || return 0

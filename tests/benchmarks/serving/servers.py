@@ -157,7 +157,7 @@ def running(server: Server, bin_: Path, bundle: Path, photo: bytes, log: Path) -
         **server.environment,
         MARK: mark,
         "BENCH_BUNDLE": str(bundle),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",
         "PATH": f"{bin_}:{os.environ['PATH']}",
     }
     began = time.perf_counter()
