@@ -154,12 +154,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 async def _openapi_json(request: Request) -> Response:
     state = request.app.state
-    if state.openapi is None:  # takes 50 ms, once
-        document = await asyncio.to_thread(openapi, request.app)
-        if root_path := state.settings.root_path:  # or clients would call the proxy without the prefix
-            document["servers"] = [{"url": root_path}]
-        state.openapi = orjson.dumps(document)
-    return Response(state.openapi, media_type="application/json")
+    if state.openapi is None:  # takes 50 ms, once: concurrent requests share it
+        state.openapi = asyncio.ensure_future(asyncio.to_thread(_openapi_bytes, request.app))
+    return Response(await asyncio.shield(state.openapi), media_type="application/json")
+
+
+def _openapi_bytes(app: FastAPI) -> bytes:
+    document = openapi(app)
+    if root_path := app.state.settings.root_path:  # or clients would call the proxy without the prefix
+        document["servers"] = [{"url": root_path}]
+    return orjson.dumps(document)
 
 
 def _operation_id(route: APIRoute) -> str:

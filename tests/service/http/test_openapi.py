@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import io
 import json
@@ -10,14 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
+from fastapi import FastAPI
 from openapi_python_client import generate
 from openapi_python_client.config import Config, ConfigFile, MetaType
 from PIL import Image
 
 from camcal.models.bundle import Bundle
 from camcal.service.engine.session import Session
+from camcal.service.http import app as app_module
 from camcal.service.http import schemas
 from camcal.service.http.app import create_app, openapi
 from camcal.service.settings import Settings
@@ -36,6 +40,24 @@ def document() -> Any:
 def operations(document: Any) -> dict[str, Any]:
     """The operations by their ids."""
     return {operation["operationId"]: operation for path in document["paths"].values() for operation in path.values()}
+
+
+def test_concurrent_requests_share_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, made = create_app(), list[object]()
+
+    def counted(app: FastAPI) -> dict[str, object]:
+        made.append(app)
+        return openapi(app)
+
+    async def ask() -> set[bytes]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://camcal") as client:
+            responses = await asyncio.gather(*(client.get("/openapi.json") for _ in range(8)))
+        return {response.content for response in responses}
+
+    monkeypatch.setattr(app_module, "openapi", counted)
+    (content,) = asyncio.run(ask())
+    assert json.loads(content)["info"]["title"] == "camcal"
+    assert made == [app]
 
 
 def test_openapi_file_is_the_apps(client: TestClient, document: Any) -> None:
