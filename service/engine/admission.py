@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 GAPS = 256  # number of departures to measure the rate from
@@ -84,6 +85,15 @@ class Admission:
     def ticket(self, client: str) -> Ticket:
         """A context manager for one request of `client`; its exit releases everything that the request holds."""
         return Ticket(self, self._clients.get(client) or self._clients.setdefault(client, _Client(client)))
+
+    @contextmanager
+    def places(self, client: str, count: int) -> Iterator[list[Ticket]]:
+        """`count` tickets of `client`, all waiting for the model. Raises QueueFullError if there is no room for all."""
+        with ExitStack() as stack:
+            tickets = [stack.enter_context(self.ticket(client)) for _ in range(count)]
+            for ticket in tickets:
+                ticket.join()
+            yield tickets
 
     def check(self, client: str) -> None:
         """Check before reading a body. Raises QueueFullError if the request would be rejected anyway."""

@@ -75,6 +75,13 @@ async def read_body(
     return body
 
 
+async def read_large_body(request: Request, settings: Settings, ticket: Ticket, what: str) -> bytearray:
+    """Like `read_body`, for a request with several images. `what` names its body in the error message."""
+    limit = settings.max_body_bytes
+    too_large = f"the {what} exceeds the limit of {limit} bytes (CAMCAL_MAX_BODY_BYTES)"
+    return await read_body(request, settings, ticket, max_bytes=limit, too_large=too_large)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Upload:
     """A request body with one image: raw, or in the field `image` of a form."""
@@ -105,7 +112,7 @@ class Upload:
         return image, fields
 
 
-async def read_upload(request: Request, settings: Settings, held: Ticket) -> Upload:
+async def read_upload(request: Request, settings: Settings, ticket: Ticket) -> Upload:
     """The body of `request` with one image. Like `read_body`, and raises Problem 415 for another content type."""
     content_type = request.headers.get("content-type", "")
     kind = _kind(content_type)
@@ -115,7 +122,7 @@ async def read_upload(request: Request, settings: Settings, held: Ticket) -> Upl
     body = await read_body(
         request,
         settings,
-        held,
+        ticket,
         max_bytes=max_bytes + (ENVELOPE_BYTES if kind == FORM else 0),
         too_large=_too_large(max_bytes),
     )

@@ -110,8 +110,7 @@ class Runtime:
             QueueFullError: if too many requests wait for it.
         """
         self.drawings.check(client)
-        with self.drawings.ticket(client) as ticket:
-            ticket.join()
+        with self.drawings.places(client, 1):
             return await in_thread(self._render, work)
 
     async def answer(self, question: str) -> bytes:

@@ -15,7 +15,7 @@ from camcal.service.address import client_address
 from camcal.service.engine.admission import Ticket
 from camcal.service.engine.decoding import Data
 from camcal.service.http.access import needs
-from camcal.service.http.body import FORM, check_size, images_of_form, read_body, require_form
+from camcal.service.http.body import FORM, check_size, images_of_form, read_large_body, require_form
 from camcal.service.http.dependencies import Running, TimeoutMs, deadline_of, while_connected
 from camcal.service.http.documented import problems
 from camcal.service.http.errors import Problem, refused
@@ -66,13 +66,7 @@ async def predict_batch(
     require_form(content_type)
     client, root_path = client_address(request.scope), request.scope.get("root_path", "")
     with runtime.admission.ticket(client) as body_ticket, ExitStack() as stack:
-        body = await read_body(
-            request,
-            settings,
-            body_ticket,
-            max_bytes=settings.max_body_bytes,
-            too_large=f"the form exceeds the limit of {settings.max_body_bytes} bytes (CAMCAL_MAX_BODY_BYTES)",
-        )
+        body = await read_large_body(request, settings, body_ticket, "form")
         deadline = min(client_deadline, time.monotonic() + settings.timeout_s)
         images, fields = await predictor.in_thread(
             lambda: images_of_form(content_type, body, settings.images_limit),
@@ -88,9 +82,7 @@ async def predict_batch(
                 f"{MAX_CLASSES}: reduce top_k, or send fewer images",
             )
         charge_images(request.scope, len(images))
-        tickets = [stack.enter_context(runtime.admission.ticket(client)) for _ in images]
-        for ticket in tickets:
-            ticket.join()
+        tickets = stack.enter_context(runtime.admission.places(client, len(images)))
 
         async def result(image: Data, ticket: Ticket) -> orjson.Fragment:
             try:

@@ -17,7 +17,7 @@ from camcal.service.address import client_address
 from camcal.service.engine.batching import InferenceResult
 from camcal.service.engine.model import Model
 from camcal.service.http.access import needs
-from camcal.service.http.body import read_body
+from camcal.service.http.body import read_large_body
 from camcal.service.http.dependencies import (
     Running,
     TimeoutMs,
@@ -226,21 +226,13 @@ async def _infer(
         raise Problem("unsupported-format", f"the body is compressed ({coding[:20]}); send it uncompressed")
     client = client_address(request.scope)
     with runtime.admission.ticket(client) as body_ticket, ExitStack() as stack:
-        body = await read_body(
-            request,
-            settings,
-            body_ticket,
-            max_bytes=settings.max_body_bytes,
-            too_large=f"the body exceeds the limit of {settings.max_body_bytes} bytes (CAMCAL_MAX_BODY_BYTES)",
-        )
+        body = await read_large_body(request, settings, body_ticket, "body")
         deadline = min(client_deadline, time.monotonic() + settings.timeout_s)
         inference = await in_thread(
             lambda: _parse(runtime, model, body, header_length), deadline=deadline, after=body_ticket.keep()
         )
         charge_images(request.scope, len(inference.images))
-        tickets = [stack.enter_context(runtime.admission.ticket(client)) for _ in inference.images]
-        for ticket in tickets:
-            ticket.join()
+        tickets = stack.enter_context(runtime.admission.places(client, len(inference.images)))
         top_k = _top_k(model, inference)
         tasks = [
             asyncio.ensure_future(
