@@ -12,7 +12,7 @@ from rich.console import Console
 from camcal.models.backbones import build_backbone
 from camcal.models.bundle import Bundle
 from camcal.training.checkpoints import build_network, is_trained
-from camcal.training.data.features import with_maps
+from camcal.training.data.features import LabelledMaps, with_maps
 from camcal.training.distributed import process_group
 from camcal.training.fitting.distill import Teacher, load_teachers
 from camcal.training.fitting.fit import check_start, fit
@@ -125,7 +125,7 @@ def _teacher_of(run: Run) -> Teacher | None:
 
 def mapped(run: Run) -> Run:
     """The run with feature maps in place of images if the trunk is frozen; see `with_maps`."""
-    if run.recipe.fit.mode != "frozen":
+    if run.recipe.fit.mode != "frozen" or isinstance(run.data.train, LabelledMaps):
         return run
     network = build_network(run.recipe, len(run.data.classes)).to(run.device)
     return replace(run, given=with_maps(run.data, network, run.recipe, run.console))
