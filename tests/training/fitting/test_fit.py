@@ -12,7 +12,7 @@ from torch import Tensor
 
 from camcal.models.classifier import LongTailClassifier
 from camcal.training.checkpoints import build_network, load_tensors
-from camcal.training.data import Dataset, load_dataset
+from camcal.training.data import Dataset
 from camcal.training.distributed import Processes
 from camcal.training.fitting import fit as fit_module
 from camcal.training.fitting.descent import Descent
@@ -36,16 +36,6 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> list[int]:
 
     monkeypatch.setattr(Training, "epoch", interrupted)
     return begun
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    return load_recipe("digits", ["fit.epochs=3", "data.imbalance=20", "fit.warmup_epochs=1"])
-
-
-@pytest.fixture(scope="module")
-def data(recipe: Recipe) -> Dataset:
-    return load_dataset(recipe.data, recipe.seed)
 
 
 def _fit(recipe: Recipe, data: Dataset, path: Path) -> str:

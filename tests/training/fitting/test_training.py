@@ -6,20 +6,10 @@ import pytest
 import torch
 
 from camcal.training.checkpoints import build_network
-from camcal.training.data import Dataset, load_dataset
+from camcal.training.data import Dataset
 from camcal.training.fitting.training import Training, compiled, learning_rate
-from camcal.training.recipe import FitConfig, Recipe, load_recipe
+from camcal.training.recipe import FitConfig, Recipe
 from tests.training.runs import make_run
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    return load_recipe("digits", ["fit.epochs=3", "data.imbalance=20", "fit.warmup_epochs=1"])
-
-
-@pytest.fixture(scope="module")
-def data(recipe: Recipe) -> Dataset:
-    return load_dataset(recipe.data, recipe.seed)
 
 
 def test_the_learning_rate_warms_up_and_then_follows_a_cosine() -> None:
