@@ -9,20 +9,16 @@ PYTHONPATH=FOLDER.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Annotated
 
-import httpx
 import numpy as np
 import torch
 import typer
@@ -33,11 +29,30 @@ from torchvision.transforms import InterpolationMode, v2
 
 from camcal.service.heatmaps.png import encode_png
 from camcal.service.http.multipart import parse_form
+from camcal.service.settings import DEFAULT_BUNDLE
 from camcal.training.data.augment import Augment
 from camcal.training.recipe import AugmentConfig
+from tests.benchmarks.serving.load import Load
 from tests.benchmarks.serving.photos import write_photos
+from tests.benchmarks.serving.rounds import SKIP_S, generate
+from tests.benchmarks.serving.servers import CAMCAL, Server, running
+from tests.benchmarks.serving.summary import closed_loop
 
 app = typer.Typer(add_completion=False)
+
+BIN = Path(sys.executable).parent
+CPUS = len(os.sched_getaffinity(0))
+
+
+def _uvicorn(bin_: Path, _: Path, port: int) -> list[str]:
+    options = ["--factory", "--workers", str(CPUS), "--port", str(port), "--log-level", "warning", "--no-access-log"]
+    return [str(bin_ / "python"), "-m", "uvicorn", "camcal:create_app", *options]
+
+
+# One CPU for each worker, as our supervisor divides them.
+UVICORN = Server(
+    name="uvicorn", command=_uvicorn, environment={"CAMCAL_INTRA_THREADS": "1", "CAMCAL_DECODE_THREADS": "1"}
+)
 
 Rounds = Annotated[int, typer.Option(help="How often each takes its turn.")]
 
@@ -138,67 +153,19 @@ def augment(rounds: Rounds = 20) -> None:
 
 @app.command()
 def workers(rounds: Rounds = 3, seconds: float = 5.0, clients: int = 16) -> None:
-    """Two workers: our supervisor against uvicorn's own, with the same app. Photographs of 57 kB, closed loop."""
-    rates: dict[str, list[float]] = {"ours": [], "uvicorn": []}
-    with tempfile.TemporaryDirectory() as folder:
-        photos = [path.read_bytes() for path in write_photos(Path(folder), count=24)]
+    """One worker per CPU: our supervisor against uvicorn's, with the same app and photographs, in a closed loop."""
+    rates: dict[str, list[float]] = {server.name: [] for server in (CAMCAL, UVICORN)}
+    with tempfile.TemporaryDirectory() as name:
+        folder, photos = Path(name), Path(name) / "photos"
+        first = write_photos(photos, count=24)[0].read_bytes()
         for _ in range(rounds):
-            for name, command in (("ours", _ours), ("uvicorn", _uvicorn)):
-                with _serving(command) as url:
-                    asyncio.run(_load(url, photos, 1.0, clients))
-                    rates[name].append(asyncio.run(_load(url, photos, seconds, clients)))
-    own, other = (statistics.median(rates[name]) for name in ("ours", "uvicorn"))
-    print(
-        f"two workers, {clients} clients: ours {own:.0f}/s, uvicorn's {other:.0f}/s, ratio {own / other:.2f}; {rates}"
-    )
-
-
-def _ours(port: int) -> list[str]:
-    return [sys.executable, "-m", "camcal", "serve", "--workers", "2", "--port", str(port)]
-
-
-def _uvicorn(port: int) -> list[str]:
-    options = ["--factory", "--workers", "2", "--port", str(port), "--log-level", "warning", "--no-access-log"]
-    return [sys.executable, "-m", "uvicorn", "camcal:create_app", *options]
-
-
-@contextlib.contextmanager
-def _serving(command: Callable[[int], list[str]]) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
-    # What our workers divide by themselves.
-    shares = {} if command is _ours else {"CAMCAL_INTRA_THREADS": threads, "CAMCAL_DECODE_THREADS": threads}
-    with subprocess.Popen(command(port), env={**os.environ, **shares}, stderr=subprocess.DEVNULL) as server:
-        try:
-            url = f"http://127.0.0.1:{port}"
-            for _ in range(600):
-                with contextlib.suppress(httpx.TransportError):
-                    if httpx.get(f"{url}/health/ready").status_code == 200:
-                        break
-                time.sleep(0.1)
-            time.sleep(2)  # uvicorn's second worker
-            yield url
-        finally:
-            server.terminate()
-
-
-async def _load(url: str, photos: list[bytes], seconds: float, clients: int) -> float:
-    answered, end = 0, time.monotonic() + seconds
-
-    async def ask(start: int) -> None:
-        nonlocal answered
-        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-            place = start
-            while time.monotonic() < end:
-                content = photos[place % len(photos)]
-                response = await client.post("/predict", content=content, headers={"Content-Type": "image/jpeg"})
-                answered += response.status_code == 200
-                place += 1
-
-    await asyncio.gather(*(ask(start) for start in range(clients)))
-    return answered / seconds
+            for server in (CAMCAL, UVICORN):
+                with running(server, BIN, DEFAULT_BUNDLE, first, folder / "server.log") as up:
+                    load = Load(port=up.port, path="/predict", photos=photos, clients=clients, seconds=seconds + SKIP_S)
+                    figures = closed_loop(generate(load).records, SKIP_S, seconds)
+                rates[server.name].append(figures["rate"])
+    own, other = (statistics.median(values) for values in rates.values())
+    print(f"{CPUS} workers, {clients} clients: ours {own:.0f}/s, uvicorn's {other:.0f}/s, ratio {own / other:.2f}")
 
 
 if __name__ == "__main__":
