@@ -13,10 +13,12 @@ from camcal.models.classifier import LongTailClassifier
 from camcal.models.preprocessing import Preprocessing
 from camcal.training.checkpoints import load_network
 from camcal.training.data import DataError, load_dataset
+from camcal.training.experiments.sweep import load_table
 from camcal.training.run import RunFolder
 from tests.benchmarks.heatmaps import (
     comparison,
     faithfulness,
+    forms,
     gallery,
     localisation,
     maps,
@@ -234,6 +236,42 @@ def test_photographs_with_usable_boxes_are_drawn_from_each_group(boxed: Path) ->
     assert np.array_equal(few.images, load_boxes(boxed, CLASSES, counts, RULE, 3, seed=0).images)
     with pytest.raises(DataError, match="a class that the network does not know"):
         load_boxes(boxed, CLASSES[:9], counts, RULE, 0, seed=0)
+
+
+def test_only_the_images_of_a_split_are_drawn(boxed: Path) -> None:
+    found = load_boxes(boxed, CLASSES[:1], [5], RULE, 0, 0, {"val/zero/1.png"})
+    assert found.labels.tolist() == [0]
+
+
+def test_small_objects_are_listed_where_a_class_has_enough_of_them(tmp_path: Path) -> None:
+    rows = [("path", "split", "label", "xmin", "ymin", "xmax", "ymax")]
+    for name, small, large in (("ant", 4, 1), ("bus", 3, 9)):
+        sides = [(i, 20) for i in range(small)] + [(i, 60) for i in range(small, small + large)]
+        rows += [(f"train/{name}/{i}.png", "train", "0", "0", "0", str(side), "30") for i, side in sides]
+        rows += [(f"val/{name}/{side}.png", "val", "0", "0", "0", str(side), "30") for side in (0, 20, 60)]
+    with (tmp_path / "boxes.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert forms.list_small_objects(tmp_path, tmp_path / "small.csv") == (1, 4, 1)
+    with (tmp_path / "small.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert found[0] == {"path": "train/ant/0.png", "split": "train", "label": "ant"}
+    assert found[-1] == {"path": "val/ant/20.png", "split": "test", "label": "ant"}  # the box of one pixel is left out
+
+
+def test_forms_are_measured_once(boxed: Path, digits_run: RunFolder, tmp_path: Path) -> None:
+    """The table of a run whose classes are those of the photographs."""
+    table_file = tmp_path / "forms.toml"
+    table_file.write_text('seeds = [0]\ndata = [{recipe = "digits"}]\nrow = [{method = "as it is"}]\n')
+    (job,) = load_table(table_file, [f"digits={boxed}"])
+    (tmp_path / f"{job.name}.json").touch()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / job.training).symlink_to(digits_run.path)
+    printed = forms.table([job], tmp_path, boxed, 0, 0)
+    assert printed.splitlines()[2].startswith("| digits | as it is | 1 | ")
+    kept = json.loads((tmp_path / "boxes.json").read_text())[job.name]
+    assert kept["mean"] == pytest.approx(np.mean([kept[name] for name in localisation.MEASURES]))
+    (tmp_path / "runs" / job.training).unlink()
+    assert forms.table([job], tmp_path, boxed, 0, 0) == printed
 
 
 def test_an_archive_is_unpacked_once(boxed: Path, tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ from camcal.models.classifier import LongTailClassifier
 from camcal.training import pipeline
 from camcal.training.checkpoints import load_network
 from camcal.training.data.sources import preprocessing_of
+from camcal.training.experiments.sweep import load_table
 from camcal.training.provenance import hardware
 from camcal.training.recipe import load_recipe
 from camcal.training.run import RunFolder
-from tests.benchmarks.heatmaps import comparison, gallery, mosaics, placement, report, speed
+from tests.benchmarks.heatmaps import comparison, forms, gallery, mosaics, placement, report, speed
 from tests.benchmarks.heatmaps.boxes import BoxedImages, load_boxes, unpack
 from tests.benchmarks.heatmaps.comparison import Draw
 from tests.benchmarks.heatmaps.localisation import Ints
@@ -211,6 +212,28 @@ def check_placement(
     mean, error = lean.mean(axis=0), lean.std(axis=0, ddof=1) / len(lean) ** 0.5
     print(f"map_shift {network.map_shift:.2f}; by the gradients of {len(lean)} photographs, with standard errors:")
     print(f"{mean[0]:.3f} ± {error[0]:.3f} across, {mean[1]:.3f} ± {error[1]:.3f} down")
+
+
+@app.command("small-objects")
+def write_small_objects(
+    folder: Annotated[Path, typer.Argument(help="Folder with photographs and boxes.csv.")],
+) -> None:
+    """Write small-objects.csv in the folder: the photographs whose object covers less than 30 % of the picture."""
+    out = folder / "small-objects.csv"
+    classes, train, test = forms.list_small_objects(folder, out)
+    say(f"written to {out}: {classes} classes, {train} images to train on and {test} to test")
+
+
+@app.command("forms")
+def compare_forms(
+    table_file: Annotated[Path, typer.Argument(metavar="TABLE", help="The table's TOML file.")],
+    out: Annotated[Path, typer.Argument(help="The folder that camcal bench-table wrote.")],
+    boxes: Annotated[Path, typer.Option(help="Folder with photographs and boxes.csv.")],
+    data: Annotated[list[str] | None, typer.Option(help="As for camcal bench-table.")] = None,
+    per_group: Annotated[int, typer.Option(help="Photographs of each group; 0: all.")] = 0,
+) -> None:
+    """Print how well the heatmaps of a table's finished runs find the object, by method."""
+    print(forms.table(load_table(table_file, data or []), out, boxes, per_group, SEED))
 
 
 if __name__ == "__main__":

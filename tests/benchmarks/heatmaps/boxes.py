@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,13 @@ def scaled(box: Box, width: int, height: int, preprocessing: Preprocessing) -> B
 
 
 def load_boxes(
-    root: Path, classes: Sequence[str], counts: Sequence[int], preprocessing: Preprocessing, per_group: int, seed: int
+    root: Path,
+    classes: Sequence[str],
+    counts: Sequence[int],
+    preprocessing: Preprocessing,
+    per_group: int,
+    seed: int,
+    paths: Collection[str] | None = None,
 ) -> BoxedImages:
     """Validation images whose boxes are usable, drawn at random: at most `per_group` of each group; 0 takes all.
 
@@ -78,6 +84,7 @@ def load_boxes(
         root: a folder with `boxes.csv` (path, split, label, xmin, ymin, xmax, ymax) and images at `val/CLASS/…`.
         classes: the network's class names, which are the names of the folders.
         counts: training images of each class.
+        paths: the images to draw from, as `boxes.csv` names them; by default all.
 
     Raises:
         DataError: if a file or class does not fit, or no usable box is left.
@@ -86,7 +93,7 @@ def load_boxes(
     rows: dict[str, list[tuple[Path, int, Box]]] = {group: [] for group in GROUPS}
     with (root / "boxes.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if row["split"] != "val":
+            if row["split"] != "val" or (paths is not None and row["path"] not in paths):
                 continue
             path = root / row["path"]
             if path.parent.name not in of_class:
