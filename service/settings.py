@@ -22,6 +22,7 @@ from camcal.service.keys import check_strength, read_keys
 
 DEFAULT_BUNDLE = Path(bundle_module.__file__).parent / "pretrained" / "caltech100"
 
+PATIENT = 64  # requests that may wait for any time: a few dozen clients do not overload a slow model
 MAX_WORKERS = 64  # one character of a heatmap's id names its worker
 ENVELOPE_BYTES = 64 * 2**10  # room in a form for everything but the image
 
@@ -102,7 +103,7 @@ class Settings(BaseSettings):
 
     queue_limit: int = Field(256, ge=1, description="Maximum number of requests in the queue, else 429.")
     queue_s: float = Field(
-        0.5, gt=0, description="Maximum expected wait in the queue once 64 requests are waiting, else 429."
+        0.5, gt=0, description=f"Maximum expected wait in the queue once {PATIENT} requests are waiting, else 429."
     )
     queue_bytes: int = Field(256 * 2**20, ge=1, description="Maximum bytes of request bodies in memory, else 429.")
     client_share: float = Field(

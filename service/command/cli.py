@@ -109,7 +109,7 @@ def predict(
         ),
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Write a .csv or .jsonl file instead of a table.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Number of classes per image (default: 5).")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Number of classes per image (default: as over HTTP).")] = None,
     prior: Annotated[
         str, typer.Option(help="Class prior: balanced, train, or given (the model's own prior).")
     ] = "balanced",

@@ -53,7 +53,7 @@ class Ranker:
         self.priors = manifest.priors
 
     def check_top_k(self, top_k: int | None) -> int:
-        """The number of classes to return, by default min(5, K). Raises ValueError outside 1..K."""
+        """The number of classes to return, by default min(DEFAULT_TOP_K, K). Raises ValueError outside 1..K."""
         if top_k is None:
             return min(DEFAULT_TOP_K, self.classes)
         if not 1 <= top_k <= self.classes:

@@ -22,11 +22,9 @@ from camcal.service.heatmaps.stores.memory import MemoryStore
 from camcal.service.http.siblings import DELETE, SharedStore, Siblings
 from camcal.service.mailbox import Mailbox
 from camcal.service.metrics import Metrics
-from camcal.service.settings import Settings
+from camcal.service.settings import PATIENT, Settings
 
 T = TypeVar("T")
-
-PATIENT = 64  # requests that may wait for any time: a few dozen clients do not overload a slow model
 
 
 class Runtime:
