@@ -19,6 +19,10 @@ from camcal.training.data.sources import preprocessing_of
 from camcal.training.recipe import Recipe, RecipeError, parse_recipe
 from camcal.training.run import RunError, RunFolder
 
+NETWORK = "network."
+EMA = "ema."
+"""Prefixes of a network's tensors in a file: its weights, and in checkpoints their moving average."""
+
 
 class Trained(NamedTuple):
     """A network from a file, its recipe, and the rest of the file's metadata."""
@@ -73,13 +77,15 @@ def build_network(recipe: Recipe, classes: int, preprocessing: Preprocessing | N
     return LongTailClassifier(classes, preprocessing or preprocessing_of(recipe.data), **recipe.model.model_dump())
 
 
-def network_tensors(network: LongTailClassifier) -> dict[str, Tensor]:
+def network_tensors(network: LongTailClassifier, prefix: str = NETWORK) -> dict[str, Tensor]:
     """The state of a network under the names it has in a file."""
-    return {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    return {f"{prefix}{name}": tensor for name, tensor in network.state_dict().items()}
 
 
 def load_network(path: Path) -> Trained:
     """A network from `checkpoint.safetensors` or `network.safetensors`, its recipe, and the rest of the metadata.
+
+    With `fit.ema`, the average of the weights.
 
     Raises:
         RunError: if the file is missing or damaged, or does not fit the network.
@@ -90,7 +96,7 @@ def load_network(path: Path) -> Trained:
         # What was trained replaces the pretrained weights, which need not be fetched again.
         blank = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
         network = build_network(blank, len(meta["classes"]))
-        restore(network, tensors)
+        restore(network, tensors, EMA if any(name.startswith(EMA) for name in tensors) else NETWORK)
     except (KeyError, RuntimeError, RecipeError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{path} does not fit this version of camcal: {reason}") from None
@@ -112,10 +118,10 @@ def is_trained(folder: RunFolder, recipe: Recipe) -> bool:
     return folder.checkpoint.is_file() and bool(load_tensors(folder.checkpoint)[1]["epoch"] >= recipe.fit.epochs)
 
 
-def restore(network: LongTailClassifier, tensors: dict[str, Tensor]) -> None:
-    """Copy `network.*` tensors into a network."""
-    names = [name for name in tensors if name.startswith("network.")]
-    network.load_state_dict({name.removeprefix("network."): tensors[name] for name in names})
+def restore(network: LongTailClassifier, tensors: dict[str, Tensor], prefix: str = NETWORK) -> None:
+    """Copy the tensors whose names begin with a prefix into a network."""
+    names = [name for name in tensors if name.startswith(prefix)]
+    network.load_state_dict({name.removeprefix(prefix): tensors[name] for name in names})
 
 
 def data_meta(data: Dataset) -> dict[str, Any]:

@@ -78,8 +78,9 @@ def _free_port() -> int:
         ["model.camc=off", "model.reslt=cifar", "loss.weights=class_balanced"],
         ["model.camc=prototypes", "fit.epochs=2"],  # the second step has prototypes that the first one gathered
         ["model.camc=off", "distill.weight=0.7"],
+        ["model.camc=off", "fit.epochs=2", "fit.ema=0.9"],
     ],
-    ids=["plain", "weighted", "reslt", "camc", "distilled"],
+    ids=["plain", "weighted", "reslt", "camc", "distilled", "averaged"],
 )
 def test_two_processes_give_the_gradients_and_statistics_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]

@@ -24,6 +24,9 @@ def fit(run: Run, teacher: Teacher | None = None, begun: LongTailClassifier | No
 
     Every process of a run calls this and takes its part of each batch; the leading one writes the checkpoints.
 
+    Returns:
+        The trained network; with `fit.ema`, the average of its weights.
+
     Args:
         teacher: the networks to learn from beside the labels.
         begun: a network whose weights training starts from if there is no checkpoint; by default the recipe's.
@@ -57,7 +60,7 @@ def fit(run: Run, teacher: Teacher | None = None, begun: LongTailClassifier | No
                     f"epoch {epoch + 1}/{epochs}  loss {loss:.3f}  train accuracy {100 * accuracy:.1f} %  "
                     f"{totals.rate()}  {left:.1f} min left"
                 )
-    return network.eval()
+    return training.trained()
 
 
 def check_start(run: Run) -> None:

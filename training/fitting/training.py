@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from camcal.models.camc import TaughtAttention
 from camcal.models.classifier import LongTailClassifier
 from camcal.models.report import Made
-from camcal.training.checkpoints import check_data, data_meta, load_tensors, network_tensors, restore, save_tensors
+from camcal.training.checkpoints import EMA, check_data, data_meta, load_tensors, network_tensors, restore, save_tensors
 from camcal.training.data.augment import Augment
 from camcal.training.data.mix import Mix
 from camcal.training.distributed import Processes
+from camcal.training.fitting.average import Average
 from camcal.training.fitting.class_means import start_at_class_means
 from camcal.training.fitting.descent import Descent, autocast
 from camcal.training.fitting.distill import Teacher
@@ -37,6 +38,11 @@ class Training:
         run: its images and settings.
         network: is moved to the run's device.
         teacher: the networks to learn from beside the labels.
+
+    Attributes:
+        network: the network whose weights are trained.
+        ema_network: with `fit.ema`, the moving average of its weights and batch statistics after each step, in
+            evaluation mode and without gradients; otherwise None.
     """
 
     def __init__(self, run: Run, network: LongTailClassifier, teacher: Teacher | None = None) -> None:
@@ -46,6 +52,8 @@ class Training:
         self.frozen = run.recipe.fit.mode == "frozen"
         if self.frozen:
             network.trunk.requires_grad_(False)
+        self.average = Average(network, run.recipe.fit.ema) if run.recipe.fit.ema else None
+        self.ema_network = self.average.network if self.average else None
         self.descent = Descent(network, run.recipe.fit, run.device)
         counts_K = run.data.train.labels.cpu().bincount(minlength=len(run.data.classes)).numpy()
         self.criterion = Criterion(run.recipe.loss, counts_K, network.head.scalar, run.device)
@@ -66,6 +74,8 @@ class Training:
         self.made = also_made_with(self.made, run.device)
         if self.frozen and not start:
             start_at_class_means(self.network, self.images)
+        if self.average and not start:
+            self.average.begin(self.network)
         if start:
             run.console.print(f"continuing after epoch {start} of {self.recipe.fit.epochs}")
         if not self.steps:
@@ -87,6 +97,8 @@ class Training:
                 f"{self.run.folder.path} holds a run with another teacher: choose another --out, or delete that folder"
             )
         restore(self.network, tensors)
+        if self.ema_network:
+            restore(self.ema_network, tensors, EMA)
         self.descent.restore(tensors)
         self.made = [Made.model_validate(made) for made in meta["made_with"]]
         return int(meta["epoch"])
@@ -127,6 +139,8 @@ class Training:
                 share = self.recipe.distill.weight
                 loss = (1 - share) * loss + share * self.teacher.loss(mixed.images_BHWC, logits_BK) / len(index)
             self.descent.step(loss * processes.size, learning_rate(config, epoch + step / len(batches)))
+            if self.average:
+                self.average.update(self.network, epoch * len(batches) + step)
             yield loss.detach() * len(index), (logits_BK.argmax(dim=1) == mixed.labels_B).sum(), len(labels_B)
 
     def check(self, epoch: int, mean_loss: float) -> None:
@@ -153,7 +167,14 @@ class Training:
         meta |= data_meta(self.run.data)
         if self.teacher:
             meta["teachers"] = [facts.model_dump() for facts in self.teacher.facts]
-        save_tensors(self.run.folder.checkpoint, network_tensors(self.network) | self.descent.tensors(), meta)
+        tensors = network_tensors(self.network) | self.descent.tensors()
+        if self.ema_network:
+            tensors |= network_tensors(self.ema_network, EMA)
+        save_tensors(self.run.folder.checkpoint, tensors, meta)
+
+    def trained(self) -> LongTailClassifier:
+        """The network that training results in, in evaluation mode: the average if there is one."""
+        return (self.ema_network or self.network).eval()
 
 
 class OverMaps(nn.Module):

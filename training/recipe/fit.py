@@ -46,6 +46,14 @@ class FitConfig(Section):
     head_lr: float = Field(default=0.03, gt=0, description="Its learning rate.")
     trunk_lr: float = Field(default=1.0, gt=0, le=1, description="Learning rate of the trunk, as a share of `lr`.")
 
+    ema: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Decay per step of an exponential moving average of the weights, such as 0.999; 0 for none. The "
+        "average is what is calibrated, evaluated and exported. Its decay rises from 0 over the first steps.",
+    )
+
     @model_validator(mode="after")
     def _milestones_are_met(self) -> FitConfig:
         if late := [milestone for milestone in self.milestones if milestone >= self.epochs]:

@@ -250,6 +250,24 @@ def test_the_head_can_be_trained_before_the_whole_network(photographs: Path, wei
     assert "continuing after epoch 1 of 1" in console.file.getvalue()
 
 
+@pytest.mark.parametrize("mode", ["frozen", "head-then-all"])
+def test_what_follows_a_frozen_trunk_is_averaged_too(
+    mode: str, photographs: Path, weights: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(photographs, weights, f"fit.mode={mode}", "fit.ema=0.9", "calibrate.refit=false")
+    run = RunFolder(tmp_path / "run")
+    assert pipeline.train(recipe, run, Console(file=io.StringIO())) is not None
+    tensors, _ = load_tensors(run.checkpoint)
+    averaged, _, _ = load_network(run.network)
+    assert torch.equal(averaged.head.weight, tensors["ema.head.weight"])
+    assert not torch.equal(averaged.head.weight, tensors["network.head.weight"])
+    name = "trunk.network.conv_stem.weight"
+    moved = not torch.equal(tensors[f"ema.{name}"], build_network(recipe, 2).state_dict()[name])
+    assert moved == (mode != "frozen")
+    if mode != "frozen":
+        assert load_tensors(run.head.checkpoint)[1]["recipe"]["fit"]["ema"] == 0.9
+
+
 def test_missing_weights_are_said_before_images_are_read_with_what_to_do(tmp_path: Path) -> None:
     recipe = load_recipe("photos", ["data.root=nowhere", "model.backbone=timm/tf_efficientnet_lite2"])
     with pytest.raises(

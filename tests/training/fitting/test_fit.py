@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from camcal.models.classifier import LongTailClassifier
-from camcal.training.checkpoints import build_network, load_tensors
+from camcal.training.checkpoints import build_network, load_finished, load_tensors
 from camcal.training.data import Dataset
 from camcal.training.distributed import Processes
 from camcal.training.fitting import fit as fit_module
@@ -52,8 +52,9 @@ def _fit(recipe: Recipe, data: Dataset, path: Path) -> str:
         ["model.reslt=cifar", "model.head=linear", "model.camc=both", "fit.sampler=progressive"],
         ["loss.name=ldam", "loss.weights=class_balanced", "loss.reweight_from=0.6", "model.camc_attention=softmax"],
         ["model.camc=taught"],
+        ["fit.ema=0.9"],
     ],
-    ids=["plain", "branches", "deferred", "taught"],
+    ids=["plain", "branches", "deferred", "taught", "averaged"],
 )
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
@@ -86,6 +87,20 @@ def test_a_run_in_fp16_goes_on_with_the_scale_of_its_gradients(
     whole, parts = (load_tensors(RunFolder(tmp_path / name).checkpoint)[0] for name in ("whole", "parts"))
     assert whole.keys() == parts.keys() and whole["scaler"][1] > 2  # good steps, from before the interruption on
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_the_average_is_what_training_results_in(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    averaged = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"ema": 0.999})})
+    network = fit(make_run(averaged, tmp_path / "averaged", data))
+    plain = fit(make_run(recipe, tmp_path / "plain", data))
+    folder = RunFolder(tmp_path / "averaged")
+    tensors, _ = load_tensors(folder.checkpoint)
+    loaded = load_finished(folder).network
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+        assert torch.equal(tensors[f"network.{name}"], plain.state_dict()[name]), name
+    assert not torch.equal(network.head.weight, plain.head.weight)
 
 
 def test_a_checkpoint_says_what_trained_it(
