@@ -6,11 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
 from camcal.training.recipe import FitConfig
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+_STATE = {
+    "momentum_buffer": "momentum",  # of SGD
+    "exp_avg": "mean",  # of AdamW: moving averages of the gradient and of its square, and the number of steps
+    "exp_avg_sq": "mean_square",
+    "step": "step",
+}
+"""An optimiser's state of a parameter, and the name of its tensors in checkpoints."""
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -19,7 +27,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 class Descent:
-    """SGD with Nesterov momentum; single numbers (the scalar, CAMC's sharpness) are not decayed.
+    """SGD with Nesterov momentum, or AdamW; single numbers (the scalar, CAMC's sharpness) are not decayed.
 
     fp16 has no values below 6e-8, where many gradients lie. So the loss is multiplied by a scale, and gradients are
     divided by it before they are used (Micikevicius et al., arXiv 1710.03740). A step whose gradients are not finite is
@@ -39,9 +47,12 @@ class Descent:
             {"params": [p for p in trained if p.ndim == 0], "weight_decay": 0.0, "share": 1.0},
             {"params": trunk, "weight_decay": config.weight_decay, "share": config.trunk_lr},
         ]
-        self.optimizer = SGD(
-            [g for g in groups if g["params"]], lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0
-        )
+        groups = [g for g in groups if g["params"]]
+        self.optimizer: Optimizer
+        if config.optimizer == "adamw":
+            self.optimizer = AdamW(groups, lr=config.lr)
+        else:
+            self.optimizer = SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
 
     def step(self, loss: Tensor, rate: float) -> None:
@@ -54,9 +65,10 @@ class Descent:
         self.scaler.update()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state between steps: `momentum.*`, and `scaler` for fp16."""
-        buffers = {f"momentum.{i}": self.optimizer.state[p].get("momentum_buffer") for i, p in self._parameters()}
-        tensors = {name: buffer for name, buffer in buffers.items() if buffer is not None}
+        """The state between steps: `momentum.*` and its like, and `scaler` for fp16."""
+        kept = self.optimizer.state
+        found = {f"{name}.{i}": kept[p].get(key) for i, p in self._parameters() for key, name in _STATE.items()}
+        tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
         if state := self.scaler.state_dict():
             tensors["scaler"] = torch.tensor([state["scale"], state["_growth_tracker"]])
         return tensors
@@ -64,9 +76,12 @@ class Descent:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `tensors` gave, as far as it is in these."""
         for i, parameter in self._parameters():
-            if (buffer := tensors.get(f"momentum.{i}")) is not None:
-                layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device, memory_format=layout)
+            layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
+            for key, name in _STATE.items():
+                if (tensor := tensors.get(f"{name}.{i}")) is not None:
+                    if key != "step":  # torch keeps it on the CPU
+                        tensor = tensor.to(parameter.device, memory_format=layout)
+                    self.optimizer.state[parameter][key] = tensor
         if (scaler := tensors.get("scaler")) is not None:
             scale, good_steps = scaler.tolist()
             self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(good_steps)})

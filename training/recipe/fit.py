@@ -12,7 +12,7 @@ Sampler = Literal["instance", "class_balanced", "square_root", "progressive"]
 
 
 class FitConfig(Section):
-    """The optimisation: SGD with Nesterov momentum, a linear warm-up, then a cosine to zero."""
+    """The optimisation: SGD or AdamW, a linear warm-up, then a cosine to zero."""
 
     epochs: int = Field(ge=1, description="How often the training images are gone through.")
     batch_size: int = Field(default=128, ge=2, description="Images per batch, of all processes together.")
@@ -20,6 +20,11 @@ class FitConfig(Section):
     warmup_epochs: float = Field(default=5.0, ge=0, description="Epochs of a linear rise to it, at most half of all.")
     milestones: list[Annotated[float, Field(gt=0)]] = Field(
         default=[], description="Epochs at which the rate is divided by ten, in place of the cosine."
+    )
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd",
+        description="`sgd` with Nesterov momentum, or `adamw` (arXiv 1711.05101) with torch's other defaults, whose "
+        "`lr` must be lower: 0.001 or less is usual.",
     )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD.")
     weight_decay: float = Field(default=5e-4, ge=0, description="Weight decay; single numbers are not decayed.")
@@ -53,6 +58,14 @@ class FitConfig(Section):
         description="Decay per step of an exponential moving average of the weights, such as 0.999; 0 for none. The "
         "average is what is calibrated, evaluated and exported. Its decay rises from 0 over the first steps.",
     )
+
+    @model_validator(mode="after")
+    def _rate_suits_the_optimizer(self) -> FitConfig:
+        if self.optimizer == "adamw" and self.lr >= 0.1:
+            raise ValueError(
+                f"optimizer = 'adamw' needs a rate below 0.1, such as lr = 0.001: lr is {self.lr:g}, which is for SGD"
+            )
+        return self
 
     @model_validator(mode="after")
     def _milestones_are_met(self) -> FitConfig:

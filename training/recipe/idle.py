@@ -32,6 +32,7 @@ _ONLY_WITH: dict[str, tuple[Mapping[str, tuple[object, ...]], ...]] = {
     "loss.reweight_from": ({"loss.weights": ("grw", "class_balanced")},),
     "loss.branch_beta": ({"model.reslt": ("cifar", "large")},),
     "loss.branch_ranks": ({"model.reslt": ("cifar", "large")},),
+    "fit.momentum": ({"fit.optimizer": ("sgd",)},),
     "fit.head_epochs": ({"fit.mode": ("head-then-all",)},),
     "fit.head_lr": ({"fit.mode": ("head-then-all",)},),
     "fit.trunk_lr": ({"fit.mode": ("all", "head-then-all")},),

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -28,10 +30,10 @@ def test_a_network_is_computed_in_the_precision_asked_for(precision: str, dtype:
         assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
 
 
-def _linear(precision: str) -> tuple[nn.Linear, Descent]:
+def _linear(precision: str, **changes: Any) -> tuple[nn.Linear, Descent]:
     torch.manual_seed(0)
     layer = nn.Linear(3, 2)
-    return layer, Descent(layer, FitConfig.model_validate({"epochs": 1, "precision": precision}), CPU)
+    return layer, Descent(layer, FitConfig.model_validate({"epochs": 1, "precision": precision} | changes), CPU)
 
 
 def _moved(precision: str) -> tuple[Tensor, Tensor]:
@@ -68,12 +70,13 @@ def test_a_step_that_overflows_is_left_out() -> None:
     assert descent.tensors()["scaler"].tolist() == [65536 / 2, 1]
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_what_was_kept_is_taken_up(precision: str) -> None:
-    layer, descent = _linear(precision)
+def test_what_was_kept_is_taken_up(precision: str, optimizer: str) -> None:
+    layer, descent = _linear(precision, optimizer=optimizer, lr=0.01)
     descent.step(layer.weight.square().sum(), 0.1)
     descent.step(layer.weight.sum() * (torch.inf if precision == "fp16" else 1), 0.1)
-    other_layer, other = _linear(precision)
+    other_layer, other = _linear(precision, optimizer=optimizer, lr=0.01)
     other_layer.load_state_dict(layer.state_dict())
     other.restore({name: tensor.clone() for name, tensor in descent.tensors().items()})
     for each, of in ((descent, layer), (other, other_layer)):
@@ -95,6 +98,20 @@ def test_steps_are_nesterov_s_with_the_rate_of_each(momentum: float, decay: floa
         gradient = w - target + decay * w
         velocity = momentum * velocity + gradient
         w -= rate * (gradient + momentum * velocity)
+    np.testing.assert_allclose(layer.weight.detach().numpy(), w, rtol=1e-5)
+
+
+def test_adamw_s_steps_are_those_of_its_paper() -> None:
+    layer = nn.Linear(3, 1, bias=False)
+    config = FitConfig(epochs=1, optimizer="adamw", weight_decay=0.1, precision="fp32", lr=0.01)
+    descent = Descent(layer, config, CPU)
+    w, target = layer.weight.detach().double().numpy().copy(), np.array([[1.0, -2.0, 0.5]])
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, rate in enumerate((0.1, 0.3, 0.02), start=1):
+        descent.step(0.5 * (layer.weight - torch.from_numpy(target)).square().sum(), rate)
+        gradient = w - target
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        w -= rate * (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8) + 0.1 * w)
     np.testing.assert_allclose(layer.weight.detach().numpy(), w, rtol=1e-5)
 
 

@@ -53,8 +53,9 @@ def _fit(recipe: Recipe, data: Dataset, path: Path) -> str:
         ["loss.name=ldam", "loss.weights=class_balanced", "loss.reweight_from=0.6", "model.camc_attention=softmax"],
         ["model.camc=taught"],
         ["fit.ema=0.9"],
+        ["fit.optimizer=adamw", "fit.lr=0.01"],
     ],
-    ids=["plain", "branches", "deferred", "taught", "averaged"],
+    ids=["plain", "branches", "deferred", "taught", "averaged", "adamw"],
 )
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]

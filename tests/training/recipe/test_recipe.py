@@ -114,6 +114,10 @@ def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
         (["data.mean=[125, 123, 114]"], "mean and std are for values from 0 to 1"),
         (["fit.epochs=40", "fit.milestones=[-5]"], "'fit.milestones.0': Input should be greater than 0"),
         (["fit.epochs=40", "fit.milestones=[20, 20]"], r"must increase, got \[20.0, 20.0\]"),
+        (
+            ["fit.optimizer=adamw"],
+            "optimizer = 'adamw' needs a rate below 0.1, such as lr = 0.001: lr is 0.1",
+        ),
         (["augment.shift=32"], "augment.shift must be below data.input_size = 32, .*, got 32"),
         (["data.mean=[1, 2]"], r"'data.mean' has too few values \(found \[1, 2\]\)"),
         (["data.source=list", "augment.area=[0.5, 1.1]"], "augment.area must be at most 1 with data.source = 'list'"),
