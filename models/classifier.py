@@ -71,7 +71,7 @@ class LongTailClassifier(nn.Module):
         camc: Literal["off", "weights", "prototypes", "both", "taught"] = "off",
         camc_attention: Attention = "sigmoid",
         camc_top: int = 0,
-        reslt: Literal["off", "cifar", "large"] = "off",
+        reslt: Literal["off", "cifar", "large", "large-official"] = "off",
     ) -> None:
         super().__init__()
         if classes < 2:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 BRANCHES = 3
 
-Form = Literal["cifar", "large"]
+Form = Literal["cifar", "large", "large-official"]
 
 
 class NormBranches(nn.Module):
@@ -53,25 +53,36 @@ class ConvBranches(nn.Module):
 
     Because of the ReLU it cannot be folded, but everything after it is linear, so maps are exact.
 
+    The authors' code pools after this in training, and before it in evaluation. `pool_first` does the latter: a channel
+    whose mean before the ReLU is negative becomes zero everywhere, and others skip the ReLU, so that the mean of a map
+    is the ReLU of the mean, and maps stay exact.
+
     Args:
         width: channels C.
+        pool_first: pool before the ReLU in evaluation mode.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, pool_first: bool = False) -> None:
         super().__init__()
+        self.pool_first = pool_first
         self.convolution = nn.Conv2d(width, BRANCHES * width, 1, bias=False)
         self.norm = nn.BatchNorm2d(BRANCHES * width)
         nn.init.kaiming_normal_(self.convolution.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         """The branches' maps, B×R×C×H×W."""
-        maps_BRCHW: Tensor = torch.relu(self.norm(self.convolution(features_BCHW))).unflatten(1, (BRANCHES, -1))
+        maps: Tensor = self.norm(self.convolution(features_BCHW))
+        if self.pool_first and not self.training:
+            maps = maps * (maps.mean(dim=(2, 3), keepdim=True) > 0)
+        else:
+            maps = torch.relu(maps)
+        maps_BRCHW: Tensor = maps.unflatten(1, (BRANCHES, -1))
         return maps_BRCHW
 
 
 def build_branches(form: Form, width: int) -> NormBranches | ConvBranches:
     """The branches of one form for a map of `width` channels."""
-    return NormBranches(width) if form == "cifar" else ConvBranches(width)
+    return NormBranches(width) if form == "cifar" else ConvBranches(width, pool_first=form == "large-official")
 
 
 def fold(branches: NormBranches, weight_KC: Tensor, bias_K: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ IMAGES = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torc
 
 Head = Literal["linear", "weight", "cosine", "cosnorm", "causal"]
 Camc = Literal["off", "weights", "prototypes", "both", "taught"]
-Reslt = Literal["off", "cifar", "large"]
+Reslt = Literal["off", "cifar", "large", "large-official"]
 
 
 def _network(camc: Camc = "prototypes", head: Head = "cosine", reslt: Reslt = "off") -> LongTailClassifier:
@@ -121,7 +121,7 @@ def test_camc_is_not_taught_through_what_the_network_expects() -> None:
 
 
 @pytest.mark.parametrize("head", ["linear", "weight", "cosine", "cosnorm", "causal"])
-@pytest.mark.parametrize("reslt", ["off", "cifar", "large"])
+@pytest.mark.parametrize("reslt", ["off", "cifar", "large", "large-official"])
 @pytest.mark.parametrize("camc", ["off", "both", "taught"])
 @torch.no_grad()
 def test_maps_are_an_exact_decomposition_whatever_the_parts(head: Head, reslt: Reslt, camc: Camc) -> None:
@@ -134,7 +134,7 @@ def test_maps_are_an_exact_decomposition_whatever_the_parts(head: Head, reslt: R
     torch.testing.assert_close(expected, calibrated.gather(1, top), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("reslt", ["cifar", "large"])
+@pytest.mark.parametrize("reslt", ["cifar", "large", "large-official"])
 def test_branches_are_apart_while_training_and_one_sum_afterwards(reslt: Reslt) -> None:
     network = _network("off", "linear", reslt)
     network.rescale.load_state_dict(LongTailClassifier(7, PREPROCESSING, backbone="resnet8").rescale.state_dict())

@@ -65,6 +65,22 @@ def test_the_large_form_against_numpy() -> None:
     np.testing.assert_allclose(maps, np.maximum(normed, 0).reshape(2, 3, 3, 4, 4), rtol=1e-5, atol=1e-5)
 
 
+def test_the_official_form_pools_before_the_relu_in_evaluation_only() -> None:
+    torch.manual_seed(0)
+    branches, features = ConvBranches(4, pool_first=True).eval(), torch.randn(5, 4, 3, 3)
+    _vary(branches.norm)
+    pooled = branches.norm(branches.convolution(features.mean(dim=(2, 3), keepdim=True)))
+    assert 0 < (pooled < 0).float().mean() < 1
+    expected = torch.relu(pooled).reshape(5, 3, 4)
+    torch.testing.assert_close(branches(features).mean(dim=(3, 4)), expected, rtol=1e-5, atol=1e-5)
+    assert (branches(features) < 0).any()  # positions may count against a class
+    plain = ConvBranches(4)
+    plain.load_state_dict(branches.state_dict())
+    torch.testing.assert_close(branches.train()(features), plain.train()(features))
+
+
 def test_the_forms_by_name() -> None:
     assert isinstance(build_branches("cifar", 4), NormBranches)
-    assert isinstance(build_branches("large", 4), ConvBranches)
+    for form in ("large", "large-official"):
+        branches = build_branches(form, 4)
+        assert isinstance(branches, ConvBranches) and branches.pool_first == (form == "large-official")

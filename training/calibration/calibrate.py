@@ -214,12 +214,12 @@ def other_priors(recipe: Recipe, data: Dataset) -> dict[str, Floats]:
 
 
 def _fit_tau(network: LongTailClassifier, cache: _Cache, weights_N: Tensor) -> tuple[float, list[TauPoint]]:
-    """Try τ from 0 to 2, each at its best scale, and store the one with the best class-balanced likelihood."""
+    """Try τ from 0 to 2, or take the given one, and store the best at its best scale, by class-balanced likelihood."""
     labels_N = cache.held_labels
     weight_KC, bias_K = (rows.detach().cpu() for rows in network.rows())  # the bias of all branches together
     curve: list[TauPoint] = []
     best = (math.inf, 0.0, torch.empty(0), torch.empty(0))
-    for tau in TAUS:
+    for tau in TAUS if cache.recipe.calibrate.tau is None else (cache.recipe.calibrate.tau,):
         scale_K, shift_K = tau_norm(weight_KC, bias_K, tau)
         scale_K, shift_K = scale_K / scale_K.mean(), shift_K / scale_K.mean()  # about as large as the trained logits
         logits_NK = scale_K * cache.held_NK + shift_K

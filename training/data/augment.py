@@ -107,10 +107,11 @@ class Augment:
         return (grey + saturation * (images_BCHW - grey)).clamp(0, 255)
 
     def _erase(self, images_BCHW: Tensor) -> Tensor:
-        """Blank a square with a random centre to mid-grey; near the border it is cut off, as in Cutout."""
+        """Blank a square with a random centre; near the border it is cut off, as in Cutout."""
         size = images_BCHW.shape[-1]
         half = self.config.erase * size / 2
         position = torch.arange(size, device=images_BCHW.device) + 0.5
         rows = (position - self._uniform(images_BCHW, 0, size)[:, None]).abs() < half
         columns = (position - self._uniform(images_BCHW, 0, size)[:, None]).abs() < half
-        return images_BCHW.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 127.5)
+        colour = 127.5 if self.config.erase_fill == "grey" else 0.0
+        return images_BCHW.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], colour)

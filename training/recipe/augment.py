@@ -40,6 +40,9 @@ class AugmentConfig(Section):
     erase: float = Field(
         default=0.0, ge=0, lt=1, description="Side of a square that is blanked, as a share of the image's (Cutout)."
     )
+    erase_fill: Literal["grey", "black"] = Field(
+        default="grey", description="The colour of that square; black in the codes of BALMS and MARC."
+    )
     colour: float = Field(
         default=0.0, ge=0, lt=1, description="Strength of random changes to brightness, contrast and saturation."
     )

@@ -30,6 +30,9 @@ class CalibrateConfig(Section):
         description="For a linear head: `tau` divides the weights by ‖W‖^τ, `lws` learns a scale per class "
         "(arXiv 1910.09217).",
     )
+    tau: float | None = Field(
+        default=None, ge=0, le=2, description='τ of `rescale = "tau"`; by default chosen on held-out images.'
+    )
     marc: bool = Field(default=True, description="Fit margins (MARC, arXiv 2112.07225).")
     marc_on: Literal["train", "holdout", "both"] = Field(
         default="train", description="The images that margins are fitted on; the paper takes those of training."

@@ -8,6 +8,7 @@ from camcal.training.recipe.data import MADE_TAILED
 from camcal.training.recipe.recipe import Recipe
 from camcal.training.recipe.section import RecipeError
 
+_BRANCHES = ("cifar", "large", "large-official")
 _LWS: dict[str, tuple[object, ...]] = {"calibrate.rescale": ("lws",)}
 _SGD = (
     {"calibrate.marc": (True,), "calibrate.marc_on": ("train",), "calibrate.penalty": (None,)},
@@ -30,13 +31,14 @@ _ONLY_WITH: dict[str, tuple[Mapping[str, tuple[object, ...]], ...]] = {
     "loss.exponent": ({"loss.weights": ("grw",)},),
     "loss.effective_beta": ({"loss.weights": ("class_balanced",)},),
     "loss.reweight_from": ({"loss.weights": ("grw", "class_balanced")},),
-    "loss.branch_beta": ({"model.reslt": ("cifar", "large")},),
-    "loss.branch_ranks": ({"model.reslt": ("cifar", "large")},),
+    "loss.branch_beta": ({"model.reslt": _BRANCHES},),
+    "loss.branch_ranks": ({"model.reslt": _BRANCHES},),
     "fit.momentum": ({"fit.optimizer": ("sgd",)},),
     "fit.head_epochs": ({"fit.mode": ("head-then-all",)},),
     "fit.head_lr": ({"fit.mode": ("head-then-all",)},),
     "fit.trunk_lr": ({"fit.mode": ("all", "head-then-all")},),
     "calibrate.scalar": ({"model.head": ("weight", "cosine", "cosnorm", "causal")},),
+    "calibrate.tau": ({"calibrate.rescale": ("tau",)},),
     "calibrate.marc_on": ({"calibrate.marc": (True,)},),
     "calibrate.exponent": ({"calibrate.marc": (True,)},),
     "calibrate.penalty": ({"calibrate.marc": (True,)},),
@@ -57,6 +59,7 @@ _IDLE_AT: dict[str, Mapping[str, object]] = {
         "augment.area": [1.0, 1.0],
         "augment.aspect": [1.0, 1.0],
     },
+    "augment.erase_fill": {"augment.erase": 0.0},
     "distill.temperature": {"distill.weight": 0.0},
 }
 """Keys that have no effect if all of these other keys have these values."""

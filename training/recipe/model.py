@@ -53,10 +53,11 @@ class ModelConfig(Section):
     camc_top: int = Field(
         default=0, ge=0, description="How many of the most probable classes CAMC's evidence is made of; 0 for all."
     )
-    reslt: Literal["off", "cifar", "large"] = Field(
+    reslt: Literal["off", "cifar", "large", "large-official"] = Field(
         default="off",
         description="ResLT's residual branches (arXiv 2101.10633): three batch normalisations, as for CIFAR, or a "
-        "convolution, as for large networks.",
+        "convolution, as for large networks. `large-official` pools before its ReLU in evaluation, as the authors' "
+        "code does.",
     )
 
     @model_validator(mode="before")

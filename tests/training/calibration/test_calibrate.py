@@ -246,7 +246,7 @@ def test_a_linear_head_may_be_rescaled(digits: Dataset, digits_recipe: Recipe, r
     torch.testing.assert_close(network.rescale.shift, -network.rescale.scale * network.head.bias)
 
 
-@pytest.mark.parametrize("reslt", ["off", "cifar", "large"])
+@pytest.mark.parametrize("reslt", ["off", "cifar", "large", "large-official"])
 def test_tau_norm_drops_the_bias_of_every_branch(digits: Dataset, reslt: str) -> None:
     settings = ["calibrate.marc=false", "model.head=linear", "model.camc=off", f"model.reslt={reslt}"]
     recipe = load_recipe("digits", [*settings, "calibrate.rescale=tau"])
@@ -255,6 +255,18 @@ def test_tau_norm_drops_the_bias_of_every_branch(digits: Dataset, reslt: str) ->
         network.head.bias.copy_(torch.linspace(-3, 3, 10))
     calibrated(network, digits, recipe)
     torch.testing.assert_close(network.rows()[1], torch.zeros(10), rtol=0, atol=1e-5)
+
+
+def test_tau_may_be_given(digits: Dataset) -> None:
+    settings = ["calibrate.marc=false", "model.head=linear", "calibrate.rescale=tau", "calibrate.tau=0.7"]
+    recipe = load_recipe("digits", settings)
+    network = build_network(recipe, 10).eval()
+    with torch.no_grad():
+        network.head.weight.mul_(torch.linspace(3, 1, 10)[:, None])
+    fitted = calibrated(network, digits, recipe)
+    assert fitted.tau == 0.7 and [point.tau for point in fitted.tau_curve] == [0.7]
+    lengths = network.rows()[0].norm(dim=1) / network.head.weight.norm(dim=1) ** 0.3
+    torch.testing.assert_close(lengths, lengths.mean().expand(10))
 
 
 def test_a_linear_head_has_no_scalar_to_select(digits: Dataset) -> None:

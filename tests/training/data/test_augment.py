@@ -100,6 +100,8 @@ def test_erase_blanks_a_square() -> None:
     black = torch.zeros(64, 16, 16, 3, dtype=torch.uint8)
     share = (_apply(black, erase=0.5) == 127.5).float().mean(dim=(1, 2, 3))
     assert share.max() == 0.25 and share.min() >= 0.0625
+    grey = _apply(black + 127, erase=0.5, erase_fill="black")
+    assert torch.equal((grey == 0).float().mean(dim=(1, 2, 3)), share) and set(grey.unique().tolist()) == {0, 127}
 
 
 def test_the_blanked_square_lies_anywhere_and_is_cut_off_at_the_border() -> None:

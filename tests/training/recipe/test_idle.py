@@ -21,6 +21,7 @@ def test_an_override_that_would_change_nothing_is_refused() -> None:
     for idle in (
         ["distill.temperature=2"],
         ["augment.shift=0", "augment.rotate=0", "augment.area=[1, 1]", "augment.aspect=[1, 1]", "augment.fill=mirror"],
+        ["augment.erase=0", "augment.erase_fill=black"],
         ["loss.gamma=1"],
         ["fit.optimizer=adamw", "fit.lr=0.001", "fit.momentum=0.8"],
         ["model.head=linear", "model.scalar=30"],

@@ -151,7 +151,8 @@ def test_marc_on_cifar_has_the_paper_s_settings(classes: int, images: int) -> No
     batches = math.ceil(images / 512)
     assert abs(fit.epochs * batches - 13_000) <= batches / 2 and abs(fit.warmup_epochs * batches - 800) <= batches / 2
     assert (fit.batch_size, fit.lr, fit.momentum, fit.weight_decay) == (512, 0.1, 0.9, 5e-4)
-    assert (augment.flip, augment.shift, augment.policy, augment.erase) == (True, 4, "autoaugment-cifar10", 0.5)
+    assert (augment.flip, augment.shift, augment.policy) == (True, 4, "autoaugment-cifar10")
+    assert (augment.erase, augment.erase_fill) == (0.5, "black")
     assert (recipe.model.backbone, recipe.model.head, recipe.loss.name) == ("resnet32", "linear", "cross_entropy")
     assert (margins.iterations, margins.warmup, margins.batch_size, margins.lr) == (2000, 800, 512, 0.1)
     assert (margins.weight_decay, margins.exponent, margins.marc_on) == (5e-4, 1.2, "train")
