@@ -150,6 +150,14 @@ class Manifest(_Strict):
         """The priors that calibrated probabilities can be requested for."""
         return ("balanced", "train") if self.prior is None else ("balanced", "train", "given")
 
+    def window(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Where the seen part of a width×height picture lies in the grid: left, top, right, bottom, in positions."""
+        (rows, columns), size = self.grid, self.preprocessing.input_size
+        left, top, right, bottom = self.preprocessing.place(width, height)
+        across, down = columns / size, rows / size
+        moved = self.map_shift
+        return left * across + moved, top * down + moved, right * across + moved, bottom * down + moved
+
     def train_counts(self) -> NDArray[np.int64]:
         """Training images per class, K values."""
         return np.array([c.train_count for c in self.classes], dtype=np.int64)

@@ -6,13 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def enlargement(count: int, size: int, shift: float = 0.0) -> NDArray[np.float32]:
+def enlargement(count: int, size: int, start: float = 0.0, span: float | None = None) -> NDArray[np.float32]:
     """The weight of each of `count` values in each of `size` pixels, size×count; rows sum to 1.
 
-    The values are evenly spaced, each in the middle of its part of the row, and then moved left by `shift` parts. Cubic
-    convolution with a = -1/2 (Keys, 1981); the outermost values are repeated beyond the edges.
+    The values are evenly spaced, each in the middle of its part of a row of length `count`. The pixels divide the part
+    of the row from `start` on whose length is `span`, by default `count`. Cubic convolution with a = -1/2 (Keys, 1981);
+    the outermost values are repeated beyond the edges.
     """
-    at = (np.arange(size) + 0.5) * (count / size) - 0.5 + shift
+    at = start + (np.arange(size) + 0.5) * ((count if span is None else span) / size) - 0.5
     first = np.floor(at).astype(np.int64)
     t = at - first
     taps = (

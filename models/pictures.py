@@ -88,10 +88,14 @@ class Picture:
         part = self.rgb.resize(size, resampling, box=box, reducing_gap=reducing_gap)
         return to_srgb(part, self.profile)
 
-    def pixels(self, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-        """What the network sees: sRGB, uint8, input_size×input_size×3."""
-        applied = preprocessing.apply(self.rgb)
-        return np.asarray(to_srgb(Image.fromarray(applied), self.profile)) if self.profile else applied
+    def pixels(self, preprocessing: Preprocessing, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """What the network sees: sRGB, uint8, input_size×input_size×3.
+
+        Args:
+            preprocessing: the resize and crop rule of the network.
+            size: width and height of the picture if it was decoded at a reduced scale.
+        """
+        return preprocessing.apply(self.rgb, size, self.profile)
 
 
 def read_picture(data: Data, header: Header, shrink: int = 1, *, patient: bool = True) -> Picture:

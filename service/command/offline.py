@@ -116,5 +116,5 @@ def _run(
 def draw_top(explanation: Explanation, rows: Sequence[dict[str, Any]], name: str) -> bytes:
     """The calibrated heatmap of the top class, over the image."""
     scale = explanation.scale(0, True, None, signed=False, common=False)
-    view = View(size=CAM_SIZE, shift=explanation.shift)
+    view = View(size=CAM_SIZE, window=explanation.window)
     return render(explanation.contributions(0, True), scale, explanation.picture, explanation.picture_size, view)

@@ -85,7 +85,8 @@ def decode(
     picture: bool = True,
     ordinary_bytes: int | None = None,
 ) -> Decoded:
-    """Decode one image file: the first frame, upright, on a white background, in sRGB; then resize and crop it.
+    """Decode one image file: the first frame, upright, on a white background, in sRGB; then resize and crop it,
+    or fill it up to a square.
 
     Args:
         data: the file.
@@ -116,7 +117,8 @@ def decode(
     jpeg, size = b"", (0, 0)
     if picture:
         jpeg, size = _unchanged(data, header, read, preprocessing) or _picture(read, preprocessing)
-    return Decoded(pixels=read.pixels(preprocessing), width=width, height=height, picture=jpeg, picture_size=size)
+    pixels = read.pixels(preprocessing, (width, height))
+    return Decoded(pixels=pixels, width=width, height=height, picture=jpeg, picture_size=size)
 
 
 def _check(header: Header, expected: Cost, limits: Limits) -> None:
@@ -149,7 +151,8 @@ def shrink_of(header: Header, preprocessing: Preprocessing, picture: bool) -> in
         return 1
     left, top, right, bottom = preprocessing.box(header.width, header.height)
     sides = right - left, bottom - top
-    room = min(sides) / (OVERSAMPLING * preprocessing.input_size)
+    inner = preprocessing.place(header.width, header.height)
+    room = min(sides[0] / (inner[2] - inner[0]), sides[1] / (inner[3] - inner[1])) / OVERSAMPLING
     if picture:
         room = min(room, max(sides) / PICTURE_SIDE)
     return next((factor for factor in (8, 4, 2) if room >= factor), 1)

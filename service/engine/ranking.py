@@ -156,6 +156,6 @@ def explain(
         picture_size=decoded.picture_size,
         picture=decoded.picture,
         maps=ranker.maps(outputs, row, classes),
-        shift=manifest.map_shift,
+        window=manifest.window(decoded.width, decoded.height),
         owner=owner,
     )

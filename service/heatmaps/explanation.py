@@ -10,7 +10,7 @@ import orjson
 from numpy.typing import NDArray
 
 from camcal.models.bundle import Calibration
-from camcal.service.heatmaps.heatmap import Scale, positive_scale, signed_scale
+from camcal.service.heatmaps.heatmap import Scale, Window, positive_scale, signed_scale
 from camcal.service.heatmaps.legend import Caption, legible
 
 
@@ -28,7 +28,7 @@ class Explanation:
     picture_size: tuple[int, int]  # width, height
     picture: bytes  # JPEG of the part of the image that the network sees
     maps: NDArray[np.float32]  # k×h×w, plain
-    shift: float = 0.0  # of the maps, see `camcal.service.heatmaps.heatmap.View`
+    window: Window | None = None  # of the picture in the grid; None for all of it
     owner: str | None = None  # name of the API key of the request
 
     def score(self, place: int, calibrated: bool, versus: int | None = None) -> float:
@@ -88,6 +88,7 @@ class Explanation:
         end = 4 * int(np.prod(shape))
         maps = np.frombuffer(body[:end], dtype="<f4").astype(np.float32).reshape(shape)
         header["picture_size"] = tuple(header["picture_size"])
+        header["window"] = header["window"] and tuple(header["window"])
         return cls(**header, maps=maps, picture=body[end:])
 
 

@@ -20,6 +20,9 @@ from camcal.service.heatmaps.colormaps import COLORMAPS, DEFAULT, Colormap
 from camcal.service.heatmaps.legend import Caption, add_legend, room_for_legend
 from camcal.service.heatmaps.png import encode_png
 
+Window = tuple[float, float, float, float]
+"""Left, top, right and bottom of a picture in a map, in positions from the map's left and upper edge."""
+
 PictureFormat = Literal["png", "webp", "jpeg"]
 
 _FADE_IN = 0.02  # share of the scale over which the colours fade in
@@ -43,8 +46,9 @@ class Scale:
 class View:
     """The options for drawing a heatmap.
 
-    shift: offset of the map to the right and down, in grid positions, caused by strided convolutions. The map is drawn
-        that much further left and up. `camcal.training.calibration.placement` measures it.
+    window: where the picture lies in the map. It lies further right and down than the map's edges because of strided
+        convolutions, by what `camcal.training.calibration.placement` measures; and within the map if the rest of the
+        network's input was filled up. None if the edges of both are the same.
     """
 
     size: int  # longest side, px
@@ -52,7 +56,7 @@ class View:
     alpha: float = 0.6  # opacity of the strongest colour, in [0, 1]
     overlay: bool = True  # draw on the picture; otherwise the colours only
     format: PictureFormat = "png"
-    shift: float = 0.0
+    window: Window | None = None
 
 
 def positive_scale(maps: NDArray[np.float32]) -> Scale:
@@ -78,7 +82,7 @@ def fit(shape: tuple[int, int], size: int) -> tuple[int, int]:
 
 
 def levels(
-    contributions: NDArray[np.float32], scale: Scale, size: tuple[int, int], shift: float = 0.0
+    contributions: NDArray[np.float32], scale: Scale, size: tuple[int, int], window: Window | None = None
 ) -> NDArray[np.uint8]:
     """Enlarge an h×w map smoothly, and convert it to indices into a colour table: height×width.
 
@@ -86,14 +90,16 @@ def levels(
         contributions: the map.
         scale: values beyond it get its first or last colour. With an empty scale, all values get the weakest colour.
         size: width and height of the result.
-        shift: see `View`.
+        window: see `View`.
     """
     span = scale.high - scale.low
     if span > 0:
         steps = (contributions.astype(np.float64) - scale.low) * (255 / span)
     else:
         steps = np.full(contributions.shape, 127.0 if scale.signed else 0.0)
-    rows, columns = enlargement(steps.shape[0], size[1], shift), enlargement(steps.shape[1], size[0], shift)
+    left, top, right, bottom = window or (0, 0, steps.shape[1], steps.shape[0])
+    rows = enlargement(steps.shape[0], size[1], top, bottom - top)
+    columns = enlargement(steps.shape[1], size[0], left, right - left)
     # einsum instead of @: BLAS would use its own threads, which compete with those of the model.
     enlarged = np.einsum("yi,ix->yx", rows @ (steps + 0.5).astype(np.float32), columns.T.copy())
     indices = np.empty(enlarged.shape, dtype=np.uint8)
@@ -159,7 +165,7 @@ def paint(
     view: View,
 ) -> Image.Image:
     """One heatmap of width and height `shape`, on the picture or without it."""
-    indices = levels(contributions, scale, shape, view.shift)
+    indices = levels(contributions, scale, shape, view.window)
     if not view.overlay:
         return draw(indices, view.colormap)
     return overlay(read_picture(picture, shape), indices, view, scale.signed)

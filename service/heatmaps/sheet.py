@@ -31,7 +31,7 @@ def sheet(explanation: Explanation, rows: Sequence[dict[str, Any]], name: str) -
     for title, place, calibrated in (("plain", 0, False), ("calibrated", 0, True), ("runner-up", 1, True)):
         scale = explanation.scale(place, calibrated, None, signed=False, common=calibrated)
         contributions = explanation.contributions(place, calibrated)
-        heatmap = paint(contributions, scale, explanation.picture, shape, View(size=TILE, shift=explanation.shift))
+        heatmap = paint(contributions, scale, explanation.picture, shape, View(size=TILE, window=explanation.window))
         probability = rows[place]["calibrated_probability" if calibrated else "probability"]
         detail = f"{probability:.1%}, {explanation.caption(place, calibrated).detail}"
         tiles.append((heatmap, Caption(title=f"{title}: {explanation.title(place)}", detail=detail)))

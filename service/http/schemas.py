@@ -119,7 +119,7 @@ class Contributions(BaseModel):
                     "contributions": [[0.5, 1.25], [-0.25, 2.0]],
                     "sum": 3.5,
                     "score": 3.5,
-                    "shift": 0.0,
+                    "window": [0.25, 0.25, 2.25, 2.25],
                 }
             ]
         }
@@ -132,7 +132,10 @@ class Contributions(BaseModel):
     contributions: list[list[float]] = Field(description="Rows of the grid from top to bottom.")
     sum: float = Field(description="Sum of all contributions.")
     score: float = Field(description="The explained score, or the difference of two; equal to `sum` up to rounding.")
-    shift: float = Field(description="Offset of the grid from the image, to the right and down, in positions.")
+    window: tuple[float, float, float, float] = Field(
+        description="Where the seen part of the image lies in the grid: left, top, right and bottom, in positions from "
+        "the grid's upper left corner. It may reach beyond the grid, and is smaller for a letterboxed image."
+    )
 
 
 class ClassDescription(BaseModel):

@@ -195,6 +195,9 @@ def test_boxes_move_with_the_picture() -> None:
     crop = Preprocessing(fit="crop", resize=32, input_size=16, mean=(0, 0, 0), std=(1, 1, 1))
     assert scaled((0, 0, 63, 63), 128, 64, crop) == (0, 0, 8, 16)
     assert scaled((56, 24, 71, 39), 128, 64, crop) == (4, 4, 12, 12)
+    boxed = RULE.model_copy(update={"fit": "letterbox"})
+    assert scaled((0, 0, 127, 63), 128, 64, boxed) == (0, 8, 32, 24)
+    assert scaled((64, 32, 127, 63), 128, 64, boxed) == (16, 16, 32, 24)
 
 
 CLASSES = "zero one two three four five six seven eight nine".split()

@@ -157,3 +157,20 @@ def test_a_prior_that_does_not_fit_the_classes(copy: Path, prior: list[float], m
 def test_a_prior_that_fits(copy: Path) -> None:
     _edit(copy, prior=[0.1] * 10)
     assert Bundle.load(copy).manifest.prior == [0.1] * 10
+
+
+@pytest.mark.parametrize(
+    ("fit", "size", "window"),
+    [
+        ("crop", (400, 100), (0.25, 0.25, 8.25, 8.25)),
+        ("stretch", (400, 100), (0.25, 0.25, 8.25, 8.25)),
+        ("letterbox", (400, 100), (0.25, 3.25, 8.25, 5.25)),
+        ("letterbox", (100, 200), (2.25, 0.25, 6.25, 8.25)),
+    ],
+)
+def test_where_a_picture_lies_in_the_grid(
+    copy: Path, fit: str, size: tuple[int, int], window: tuple[float, float, float, float]
+) -> None:
+    rule = json.loads((copy / "manifest.json").read_text())["preprocessing"]
+    _edit(copy, preprocessing=rule | {"fit": fit}, map_shift=0.25)
+    assert Bundle.load(copy).manifest.window(*size) == pytest.approx(window)

@@ -35,6 +35,40 @@ def test_stretch_keeps_everything() -> None:
     assert out[0, 0, 0] < 6 and out[0, -1, 0] > 249
 
 
+@pytest.mark.parametrize(("size", "place"), [((200, 100), (0, 12, 50, 37)), ((101, 200), (12, 0, 37, 50))])
+def test_letterbox_keeps_everything_and_the_ratio(size: tuple[int, int], place: tuple[int, int, int, int]) -> None:
+    rule = _rule("letterbox", 50, 50).model_copy(update={"mean": (0.5, 0.4, 0.2)})
+    image = _gradient(*size)
+    assert rule.place(*size) == place and rule.box(*size) == (0, 0, *size)
+    left, top, right, bottom = place
+    out = rule.apply(image)
+    seen = image.resize((right - left, bottom - top), rule.resampling)
+    assert np.array_equal(out[top:bottom, left:right], np.asarray(seen))
+    out[top:bottom, left:right] = (128, 102, 51)
+    assert (out == (128, 102, 51)).all()  # the mean, 0 to the network
+    assert abs(out.mean(axis=(0, 1)) / 255 - rule.mean).max() < 0.5 / 255
+
+
+def test_letterbox_places_a_reduced_picture_where_the_whole_one_would_lie() -> None:
+    rule, image = _rule("letterbox", 100, 100), _gradient(804, 330)
+    assert rule.place(804, 330) != rule.place(101, 42)
+    reduced = image.resize((101, 42))
+    difference = rule.apply(reduced, image.size).astype(int) - rule.apply(image)
+    assert np.abs(difference).max() < 6
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3000, 1), (1, 3000), (50, 50)])
+def test_letterbox_of_extreme_shapes(size: tuple[int, int]) -> None:
+    left, top, right, bottom = _rule("letterbox", 50, 50).place(*size)
+    assert 0 <= left < right <= 50 and 0 <= top < bottom <= 50
+    assert max(right - left, bottom - top) == 50
+
+
+def test_a_letterbox_cannot_be_cropped() -> None:
+    with pytest.raises(ValidationError, match="letterbox shows the whole picture: input_size must be resize, got 90"):
+        _rule("letterbox", 100, 90)
+
+
 @pytest.mark.parametrize(
     ("fit", "expected"), [("crop", (55.0, 5.0, 145.0, 95.0)), ("stretch", (10.0, 5.0, 190.0, 95.0))]
 )

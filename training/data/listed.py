@@ -135,14 +135,21 @@ class RandomCrop:
         # Only the decoded picture shows how other formats are rotated.
         width, height = header.upright if header.format == "JPEG" else picture.rgb.size
         across, down = picture.rgb.width / width, picture.rgb.height / height
+        if self.whole:
+            return picture.pixels(self.preprocessing, (width, height))
         left, top, right, bottom = self.box(width, height, draw)
         box = (left * across, top * down, right * across, bottom * down)
         return np.asarray(picture.resized((size, size), box, self.preprocessing.resampling))
 
+    @property
+    def whole(self) -> bool:
+        """Whether there is nothing random."""
+        return self.config.area == (1.0, 1.0) and self.config.aspect == (1.0, 1.0)
+
     def box(self, width: int, height: int, draw: int) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the crop in a picture of this size."""
         c = self.config
-        if c.area == (1.0, 1.0) and c.aspect == (1.0, 1.0):
+        if self.whole:
             return self.preprocessing.box(width, height)
         random = np.random.default_rng((self.seed, draw))
         for _ in range(10):

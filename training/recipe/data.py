@@ -47,10 +47,11 @@ class DataConfig(Section):
         lt=1,
         description="The share of each training class that is held out to fit scalar and temperature.",
     )
-    fit: Literal["crop", "stretch"] = Field(
+    fit: Literal["crop", "stretch", "letterbox"] = Field(
         default="crop",
         description="How images become square. `crop`: the short side is resized to `resize`, and the centre kept. "
-        "`stretch`: both sides are resized, so that nothing is lost.",
+        "`stretch`: both sides are resized, so that nothing is lost. `letterbox`: the long side is, and the rest "
+        "filled with the mean colour, so that nothing is lost or distorted.",
     )
     resize: int = Field(default=32, ge=8, le=1024, description="The side that images are resized to, in pixels.")
     input_size: int = Field(
@@ -79,6 +80,11 @@ class DataConfig(Section):
             raise ValueError(
                 f"input_size is cut from an image of size resize, and must be at most that: got {self.input_size} "
                 f"and {self.resize}"
+            )
+        if self.fit == "letterbox" and self.input_size < self.resize:
+            raise ValueError(
+                "fit = 'letterbox' shows whole images, so input_size must be the same as resize: got "
+                f"{self.input_size} and {self.resize}"
             )
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {list(self.std)}")

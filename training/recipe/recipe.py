@@ -72,6 +72,12 @@ class Recipe(Section):
                 f"augment.area must be at most 1 with data.source = 'list', where crops are cut from the file, got "
                 f"{self.augment.area[1]:g}"
             )
+        crops = (self.augment.area, self.augment.aspect) != ((1.0, 1.0), (1.0, 1.0))
+        if self.data.source == "list" and self.data.fit == "letterbox" and crops:
+            raise ValueError(
+                "augment.area and augment.aspect cut from the file with data.source = 'list', which data.fit = "
+                "'letterbox' would not fill up: leave them out, or use data.fit = 'crop' or 'stretch'"
+            )
         if self.augment.shift >= self.data.input_size:
             raise ValueError(
                 f"augment.shift must be below data.input_size = {self.data.input_size}, or images are moved out of "

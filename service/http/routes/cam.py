@@ -231,7 +231,7 @@ def _body(explanation: Explanation, place: int, versus: int | None, options: Cam
         alpha=options.alpha,
         overlay=options.overlay,
         format=options.format,
-        shift=explanation.shift,
+        window=explanation.window,
     )
     caption = explanation.caption(place, options.calibrated, versus) if options.legend else None
     return render(contributions, scale, explanation.picture, explanation.picture_size, view, caption)
@@ -247,7 +247,7 @@ def _numbers(
         "contributions": contributions,
         "sum": float(contributions.sum(dtype=np.float64)),
         "score": explanation.score(place, calibrated, versus),
-        "shift": explanation.shift,
+        "window": explanation.window or (0, 0, *contributions.shape[::-1]),
     }
     return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 

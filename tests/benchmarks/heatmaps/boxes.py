@@ -63,9 +63,10 @@ def is_usable(box: Box, width: int, height: int) -> bool:
 def scaled(box: Box, width: int, height: int, preprocessing: Preprocessing) -> Box:
     """A box of a width×height picture in the network's pixels, right and bottom exclusive from here on."""
     left, top, right, bottom = preprocessing.box(width, height)
-    across, down = preprocessing.input_size / (right - left), preprocessing.input_size / (bottom - top)
+    place = preprocessing.place(width, height)
+    across, down = (place[2] - place[0]) / (right - left), (place[3] - place[1]) / (bottom - top)
     edges = np.array([box[0] - left, box[1] - top, box[2] + 1 - left, box[3] + 1 - top]) * [across, down, across, down]
-    found = edges.round().astype(int).clip(0, preprocessing.input_size)
+    found = (edges + [place[0], place[1], place[0], place[1]]).round().astype(int).clip(0, preprocessing.input_size)
     return int(found[0]), int(found[1]), int(found[2]), int(found[3])
 
 

@@ -69,7 +69,9 @@ def _on(
 ) -> Image.Image:
     """A map laid on a copy of a picture, in the colours of `GET /cam`."""
     scale = scale or positive_scale(contributions)
-    return overlay(picture.copy(), levels(contributions, scale, picture.size, shift), View(size=TILE), scale.signed)
+    height, width = contributions.shape
+    indices = levels(contributions, scale, picture.size, (shift, shift, width + shift, height + shift))
+    return overlay(picture.copy(), indices, View(size=TILE), scale.signed)
 
 
 def _stack(rows: Sequence[Image.Image]) -> Image.Image:

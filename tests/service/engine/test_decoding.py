@@ -301,3 +301,18 @@ def test_comments_are_dropped(length: int) -> None:
     assert b"SECRET" not in result.picture
     with Image.open(io.BytesIO(result.picture)) as kept:
         assert "comment" not in kept.info
+
+
+@pytest.mark.parametrize(("size", "shrunk"), [((100, 100), 1), ((1000, 255), 8), ((3000, 60), 8), ((127, 127), 1)])
+def test_letterboxed_jpeg_is_reduced_by_its_longest_side(size: tuple[int, int], shrunk: int) -> None:
+    rule = RULE.model_copy(update={"fit": "letterbox", "resize": 32})
+    data = encoded(photograph(size), "JPEG", quality=90)
+    assert shrink_of(read_header(data), rule, picture=False) == shrunk
+    result = decode(data, rule, LARGE)
+    assert (result.width, result.height) == size
+    assert abs(result.picture_size[0] / result.picture_size[1] - size[0] / size[1]) < 0.1 * size[0] / size[1]
+    with Image.open(io.BytesIO(data)) as whole:
+        expected = rule.apply(whole.convert("RGB")).astype(int)
+    assert np.abs(expected - decode(data, rule, LARGE, picture=False).pixels).mean() < 1.5
+    kept = decode(encoded(photograph((400, 300)), "JPEG", quality=80), rule, LARGE)
+    assert kept.picture_size == (400, 300)  # the network sees all of it

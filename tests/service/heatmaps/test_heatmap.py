@@ -187,3 +187,13 @@ def test_webp_and_jpeg_look_like_the_png() -> None:
         with Image.open(io.BytesIO(encode(image, format))) as again:
             difference = np.abs(np.asarray(again.convert("RGB")).astype(int) - np.asarray(image))
         assert difference.mean() < 4
+
+
+def test_a_window_shows_its_part_of_the_map() -> None:
+    contributions = np.random.default_rng(0).uniform(50, 200, size=(8, 8)).astype(np.float32)
+    scale = Scale(low=0.0, high=255.0, signed=False)
+    whole = levels(contributions, scale, (80, 80)).astype(int)
+    part = levels(contributions, scale, (80, 40), (0.0, 2.0, 8.0, 6.0))
+    assert np.abs(part - whole[20:60]).max() <= 1
+    moved = levels(contributions, scale, (80, 80), (0.5, 0.5, 8.5, 8.5))
+    assert np.abs(moved[:75, :75] - whole[5:, 5:]).max() <= 1

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from camcal.service.engine.decoding import decode as serve
 from camcal.training.data import folder, listed
 from camcal.training.data.dataset import DataError
 from camcal.training.recipe import AugmentConfig
+from tests.models.test_colour import display_p3
 
 
 def _image(path: Path, colour: tuple[int, int, int] = (10, 20, 30), size: tuple[int, int] = (40, 30)) -> None:
@@ -201,8 +203,11 @@ def test_unreadable_files_are_counted_and_the_first_is_named(tmp_path: Path) -> 
         folder.decode(samples, RULE)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "turned"])
-def test_training_sees_what_serving_sees(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize("fit", ["crop", "stretch", "letterbox"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "turned", "profile"])
+def test_training_sees_what_serving_sees(
+    tmp_path: Path, mode: str, fit: Literal["crop", "stretch", "letterbox"]
+) -> None:
     random = np.random.default_rng(0)
     path = tmp_path / ("image.jpg" if mode in ("CMYK", "turned") else "image.png")
     if mode == "I;16":
@@ -211,6 +216,9 @@ def test_training_sees_what_serving_sees(tmp_path: Path, mode: str) -> None:
         indices = Image.fromarray(random.integers(0, 8, (30, 40), dtype=np.uint8), "P")
         indices.putpalette(random.integers(0, 256, 24, dtype=np.uint8).tobytes())
         indices.save(path, transparency=3)
+    elif mode == "profile":
+        colours = Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+        colours.save(path, icc_profile=display_p3())
     elif mode == "turned":
         exif = Image.Exif()
         exif[0x0112] = 6
@@ -218,7 +226,7 @@ def test_training_sees_what_serving_sees(tmp_path: Path, mode: str) -> None:
     else:
         rgba = Image.fromarray(random.integers(0, 256, (30, 40, 4), dtype=np.uint8), "RGBA")
         rgba.convert(mode).save(path)
-    rule = Preprocessing(fit="stretch", resize=24, input_size=24, mean=(0, 0, 0), std=(1, 1, 1))
+    rule = Preprocessing(fit=fit, resize=24, input_size=24, mean=(0.5, 0.4, 0.2), std=(1, 1, 1))
     served = serve(path.read_bytes(), rule, Limits(max_bytes=10**6, max_pixels=10**6), picture=False).pixels
     (trained,), _ = folder.decode([(path, 0)], rule)
     np.testing.assert_array_equal(trained, served)
@@ -226,10 +234,10 @@ def test_training_sees_what_serving_sees(tmp_path: Path, mode: str) -> None:
     np.testing.assert_array_equal(part.images[0], served)
     whole = AugmentConfig(area=(1.0, 1.0), aspect=(1.0, 1.0))
     cropped = listed.RandomCrop(whole, rule, 0)(path.read_bytes(), 0)
-    if mode == "turned":  # resized before it is turned
-        assert np.abs(cropped.astype(int) - served).max() <= 1
-    else:
-        np.testing.assert_array_equal(cropped, served)
+    np.testing.assert_array_equal(cropped, served)
+    if fit == "letterbox":
+        sides = (slice(None), slice(0, 3)) if mode == "turned" else (slice(0, 3), slice(None))
+        assert (served[sides] == (128, 102, 51)).all()
 
 
 def test_a_damaged_chunk_is_an_unreadable_image(tmp_path: Path) -> None:

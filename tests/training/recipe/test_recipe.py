@@ -106,6 +106,8 @@ def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
         (["calibrate.exponent=400"], "'calibrate.exponent': Input should be less than or equal to 10"),
         (["calibrate.prior=hello"], "'calibrate.prior': must be a list of numbers .* or a table .*found 'hello'"),
         (["data.input_size=224"], "must be at most that: got 224 and 32"),
+        (["data.fit=letterbox", "data.resize=64"], "input_size must be the same as resize: got 32 and 64"),
+        (["data.source=list", "data.fit=letterbox", "augment.area=[0.5, 1]"], "'letterbox' would not fill up"),
         (["data.std=[0.2, 0, 0.2]"], r"std must be positive, got \[0.2, 0.0, 0.2\]"),
         (
             ["data.std=[70, 68, 71]"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,12 +17,13 @@ from PIL import Image
 
 from camcal.models.bundle import Bundle
 from camcal.service.engine.session import Session
-from camcal.service.heatmaps.colormaps import COLORMAPS
-from camcal.service.heatmaps.heatmap import fit
+from camcal.service.heatmaps.colormaps import COLORMAPS, DEFAULT
+from camcal.service.heatmaps.heatmap import fit, levels, positive_scale
 from camcal.service.heatmaps.legend import MIN_SIZE
 from camcal.service.http.app import create_app
 from camcal.service.settings import Settings
 from tests.service.conftest import ClientFactory, TestClient, encoded, picture, png
+from tests.service.engine.test_session import changed
 from tests.service.http.routes.test_predict import RAW, problem
 from tests.service.test_live import wait_for
 
@@ -388,3 +390,34 @@ def test_every_map_is_exact_and_every_picture_as_asked(
         assert max(image.size) == options["size"]
         if not options.get("legend"):
             assert image.size == fit((1, 1), options["size"])  # this model sees the central square
+
+
+@pytest.mark.parametrize("size", [(60, 40), (30, 60)])
+def test_letterboxed_image(
+    client_factory: ClientFactory, bundle: Bundle, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    rule = bundle.manifest.preprocessing.model_copy(update={"fit": "letterbox"})
+    boxed = changed(bundle, tmp_path / "boxed", preprocessing=rule.model_dump(), map_shift=0.0)
+    client = client_factory(Session(boxed, device="cpu", threads=1))
+    body = predict(client, "logits=all", size=size)
+    pixels = rule.apply(picture(0, size))[None].tolist()
+    tensor = {"name": "images", "shape": [1, 32, 32, 3], "datatype": "UINT8", "data": pixels}
+    answer = client.post(f"/v2/models/{bundle.manifest.name}/infer", json={"inputs": [tensor]}).json()
+    (logits,) = (output["data"] for output in answer["outputs"] if output["name"] == "logits")
+    np.testing.assert_allclose(body["logits"], logits, rtol=1e-3, atol=1e-3)
+
+    numbers = client.get(body["cam"]["url"], params={"format": "json"}).json()
+    contributions = np.array(numbers["contributions"], dtype=np.float32)
+    assert contributions.shape == (8, 8) and contributions.sum() == pytest.approx(numbers["score"], rel=1e-4, abs=1e-4)
+    left, top, right, bottom = numbers["window"]
+    assert (right - left) / (bottom - top) == pytest.approx(size[0] / size[1], rel=0.05)
+    response = client.get(body["cam"]["url"], params={"size": 240, "overlay": False})
+    with Image.open(io.BytesIO(response.content)) as image:
+        assert image.size == fit(size, 240)
+        drawn = np.asarray(image.convert("RGB")).astype(int)
+    # What is drawn is that part of the whole grid.
+    whole = levels(contributions, positive_scale(contributions), (480, 480))
+    edges = [round(60 * edge) for edge in numbers["window"]]
+    part = Image.fromarray(whole[edges[1] : edges[3], edges[0] : edges[2]])
+    expected = COLORMAPS[DEFAULT][np.asarray(part.resize(image.size, Image.Resampling.BILINEAR))]
+    assert np.abs(drawn - expected).mean() < 4
