@@ -20,6 +20,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from camcal.models.timm_trunk import PIP_PACKAGES
 from tests.documents import make_targets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,6 +150,14 @@ def test_changelog_and_citation_have_this_version() -> None:
     version = pyproject()["project"]["version"]
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
     assert citation()["version"] == version
+
+
+def test_notice_names_the_pretrained_weights_and_is_packed() -> None:
+    notice = (ROOT / "NOTICE").read_text()
+    assert [package for package in PIP_PACKAGES.values() if package not in notice] == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["license-files"] == ["LICENSE", "NOTICE"]
+    assert {"!LICENSE", "!NOTICE"} <= set((ROOT / ".dockerignore").read_text().splitlines())
 
 
 def test_one_address_of_the_repository() -> None:
