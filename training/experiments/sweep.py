@@ -204,7 +204,11 @@ def _finished(job: Job, out: Path) -> bool:
     try:
         found = json.loads(_result_path(job, out).read_text(encoding="utf-8"))
         found["recipe"]["data"]["root"] = job.recipe.data.root
-        if parse_recipe(found["recipe"], job.name).deciding() != job.recipe.deciding():
+        recipe, fit = job.recipe, found["recipe"]["fit"]
+        if recipe.fit.least_steps:  # which may have raised the epochs
+            raised = {key: max(getattr(recipe.fit, key), fit[key]) for key in ("epochs", "head_epochs")}
+            recipe = recipe.model_copy(update={"fit": recipe.fit.model_copy(update=raised)})
+        if parse_recipe(found["recipe"], job.name).deciding() != recipe.deciding():
             return False
         if job.recipe.distill.teacher is None:
             return True
@@ -271,7 +275,8 @@ def _run(job: Job, out: Path) -> Row:
         console = Console(file=log, width=120)
         console.print(job.name)
         data, device = _load(job.recipe), default_device()
-        run = Run(recipe=job.recipe, folder=folder, console=console, device=device, given=data)
+        recipe = job.recipe.for_images(len(data.train))
+        run = Run(recipe=recipe, folder=folder, console=console, device=device, given=data)
         pipeline.fit_run(run)
         pipeline.calibrate_run(run)
         report = pipeline.evaluate_run(run)

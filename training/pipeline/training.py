@@ -38,7 +38,7 @@ def train(recipe: Recipe, folder: RunFolder, console: Console) -> Bundle | None:
             if processes.leads:
                 stack.enter_context(folder.claimed())
             run = Run(recipe=recipe, folder=folder, console=console, device=device, processes=processes)
-            run = replace(run, given=run.data)
+            run = replace(run, recipe=recipe.for_images(len(run.data.train)), given=run.data)
             _announce(run)
             began = time.perf_counter()
             run = mapped(run)

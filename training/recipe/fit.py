@@ -15,6 +15,12 @@ class FitConfig(Section):
     """The optimisation: SGD or AdamW, a linear warm-up, then a cosine to zero."""
 
     epochs: int = Field(ge=1, description="How often the training images are gone through.")
+    least_steps: int = Field(
+        default=0,
+        ge=0,
+        description="Raise `epochs`, and `head_epochs` likewise, until there are this many batches, so that small data "
+        "sets are trained long enough.",
+    )
     batch_size: int = Field(default=128, ge=2, description="Images per batch, of all processes together.")
     lr: float = Field(default=0.1, gt=0, description="The highest learning rate.")
     warmup_epochs: float = Field(default=5.0, ge=0, description="Epochs of a linear rise to it, at most half of all.")
@@ -74,6 +80,8 @@ class FitConfig(Section):
                 f"milestones must be before the last epoch, or the rate stays high to the end: {late[0]:g} is not with "
                 f"epochs = {self.epochs}; set both"
             )
+        if self.milestones and self.least_steps:
+            raise ValueError("milestones are for a fixed number of epochs: leave least_steps out")
         if self.milestones != sorted(set(self.milestones)):
             raise ValueError(f"milestones must increase, got {self.milestones}")
         return self

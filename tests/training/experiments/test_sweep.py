@@ -132,6 +132,16 @@ def test_a_changed_row_is_run_again(tmp_path: Path) -> None:
     assert _results(tmp_path / "out")["digits-if10_linear_small_s0"]["epochs"] == 2
 
 
+def test_a_row_with_epochs_raised_for_its_steps_is_finished_too(tmp_path: Path) -> None:
+    jobs = load_table(_table(tmp_path), only="linear", overrides=["fit.least_steps=20"])
+    assert run_table(jobs, tmp_path / "out", 1, _console()) == 0
+    (result,) = _results(tmp_path / "out").values()
+    assert result["epochs"] == result["recipe"]["fit"]["epochs"] > 1
+    console = _console()
+    assert run_table(jobs, tmp_path / "out", 1, console) == 0
+    assert _text(console) == "1 of 1 rows are finished already\n"
+
+
 def test_a_row_taught_by_another_network_is_not_taken_for_this_one(tmp_path: Path, digits_run: RunFolder) -> None:
     taught = ["distill.weight=0.5", f"distill.teacher={digits_run.path}", "fit.epochs=1"]
     jobs = load_table(_table(tmp_path), only="linear", overrides=taught)

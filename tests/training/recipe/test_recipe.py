@@ -173,3 +173,13 @@ def test_none_is_no_value_of_a_key_that_must_have_one(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="'fit.lr': Input should be a valid number.*found 'none'"):
         load_recipe(_recipe(tmp_path, MINIMAL), ["fit.lr=none"])
     assert load_recipe(_recipe(tmp_path, MINIMAL), ["augment.policy=none"]).augment.policy == "none"
+
+
+def test_small_sets_are_gone_through_more_often(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        _recipe(tmp_path, MINIMAL), ["fit.epochs=8", "fit.head_epochs=3", "fit.least_steps=500", "fit.batch_size=64"]
+    )
+    small, large = recipe.for_images(255), recipe.for_images(6400)  # 4 and 100 batches in an epoch
+    assert (small.fit.epochs, small.fit.head_epochs) == (125, 125)
+    assert (large.fit.epochs, large.fit.head_epochs) == (8, 5)
+    assert small.for_images(255) == small
