@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from camcal.models.stages import stages
 from camcal.training.recipe import FitConfig
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,14 +41,16 @@ class Descent:
     """
 
     def __init__(self, network: nn.Module, config: FitConfig, device: torch.device) -> None:
-        trained = [p for name, p in network.named_parameters() if p.requires_grad and not _slower(name, config)]
-        trunk = [p for name, p in network.named_parameters() if p.requires_grad and _slower(name, config)]
+        shares = _shares(network, config)
+        members: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                decay = config.weight_decay if parameter.ndim > 0 else 0.0
+                members.setdefault((shares.get(name, 1.0), decay), []).append(parameter)
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in trained if p.ndim > 0], "weight_decay": config.weight_decay, "share": 1.0},
-            {"params": [p for p in trained if p.ndim == 0], "weight_decay": 0.0, "share": 1.0},
-            {"params": trunk, "weight_decay": config.weight_decay, "share": config.trunk_lr},
+            {"params": members[share, decay], "weight_decay": decay, "share": share}
+            for share, decay in sorted(members, reverse=True)
         ]
-        groups = [g for g in groups if g["params"]]
         self.optimizer: Optimizer
         if config.optimizer == "adamw":
             self.optimizer = AdamW(groups, lr=config.lr)
@@ -90,6 +93,10 @@ class Descent:
         return list(enumerate(p for group in self.optimizer.param_groups for p in group["params"]))
 
 
-def _slower(name: str, config: FitConfig) -> bool:
-    """Whether a parameter of this name belongs to a trunk with its own learning rate."""
-    return config.trunk_lr != 1 and name.startswith("trunk.")
+def _shares(network: nn.Module, config: FitConfig) -> dict[str, float]:
+    """The learning rate of each of the trunk's parameters as a share of `config.lr`, by name."""
+    if config.layer_decay == 1:
+        return {name: config.trunk_lr for name, _ in network.named_parameters() if name.startswith("trunk.")}
+    found = stages(network.get_submodule("trunk"))
+    last = max(found.values())
+    return {f"trunk.{name}": config.trunk_lr * config.layer_decay ** (last - stage) for name, stage in found.items()}

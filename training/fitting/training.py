@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from camcal.models.camc import TaughtAttention
 from camcal.models.classifier import LongTailClassifier
 from camcal.models.report import Made
+from camcal.models.stages import stages
 from camcal.training.checkpoints import EMA, check_data, data_meta, load_tensors, network_tensors, restore, save_tensors
 from camcal.training.data.augment import Augment
 from camcal.training.data.mix import Mix
@@ -52,6 +53,8 @@ class Training:
         self.frozen = run.recipe.fit.mode == "frozen"
         if self.frozen:
             network.trunk.requires_grad_(False)
+        elif run.recipe.fit.frozen_stages:
+            freeze_stages(network.trunk, run.recipe.fit.frozen_stages)
         self.average = Average(network, run.recipe.fit.ema) if run.recipe.fit.ema else None
         self.ema_network = self.average.network if self.average else None
         self.descent = Descent(network, run.recipe.fit, run.device)
@@ -125,6 +128,7 @@ class Training:
         batches = _batches(order, config, processes)
         parts = self.images.batches([processes.part(index) for index in batches], device, augment)
         self.model.train()
+        keep_frozen(self.network.trunk)
         for step, (index, (images_BHWC, labels_B)) in enumerate(zip(batches, parts, strict=True)):
             whole_labels = self.images.labels[index].to(device) if processes.size > 1 else None
             mixed = mix(images_BHWC, labels_B)
@@ -175,6 +179,30 @@ class Training:
     def trained(self) -> LongTailClassifier:
         """The network that training results in, in evaluation mode: the average if there is one."""
         return (self.ema_network or self.network).eval()
+
+
+def freeze_stages(trunk: nn.Module, count: int) -> None:
+    """Exclude the parameters of the first stages from training.
+
+    Raises:
+        RunError: if the trunk has no more stages than that.
+    """
+    found = stages(trunk)
+    if count > (last := max(found.values())):
+        raise RunError(
+            f"fit.frozen_stages is {count}, but the trunk has {last + 1} stages with its stem: freeze {last} at most, "
+            "or the whole trunk with fit.mode = frozen"
+        )
+    for name, parameter in trunk.named_parameters():
+        parameter.requires_grad_(found[name] >= count)
+
+
+def keep_frozen(trunk: nn.Module) -> None:
+    """Put the layers without trained parameters in evaluation mode, so that batch statistics stay with the weights."""
+    for module in trunk.modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
 
 
 class OverMaps(nn.Module):

@@ -56,6 +56,19 @@ class FitConfig(Section):
     head_epochs: int = Field(default=8, ge=1, description="Epochs of the first part of `head-then-all`.")
     head_lr: float = Field(default=0.03, gt=0, description="Its learning rate.")
     trunk_lr: float = Field(default=1.0, gt=0, le=1, description="Learning rate of the trunk, as a share of `lr`.")
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Each stage of the trunk, or block of a transformer, learns at this share of the rate of the next; "
+        "the last one at that of `trunk_lr`.",
+    )
+    frozen_stages: int = Field(
+        default=0,
+        ge=0,
+        description="How many of the trunk's first stages keep their pretrained weights and batch statistics; the stem "
+        "counts as one.",
+    )
 
     ema: float = Field(
         default=0.0,

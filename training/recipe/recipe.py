@@ -66,6 +66,8 @@ class Recipe(Section):
             )
         if self.fit.mode == "frozen":
             self._freezes_well()
+        if self.fit.frozen_stages and self.model.weights is None:
+            raise ValueError("stages can only be frozen with pretrained weights, such as model.weights = 'pip'")
         if self.fit.mode == "head-then-all":
             self.head_first()
         if self.data.source == "list" and self.augment.area[1] > 1:

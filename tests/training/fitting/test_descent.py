@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from camcal.models.camc import CAMC
+from camcal.models.stages import stages
 from camcal.training.checkpoints import build_network
 from camcal.training.fitting.descent import Descent, autocast
 from camcal.training.recipe import FitConfig, load_recipe
@@ -115,8 +116,11 @@ def test_adamw_s_steps_are_those_of_its_paper() -> None:
     np.testing.assert_allclose(layer.weight.detach().numpy(), w, rtol=1e-5)
 
 
-def test_a_trunk_may_learn_more_slowly() -> None:
-    recipe = load_recipe("digits", ["fit.trunk_lr=0.25"])
+@pytest.mark.parametrize(
+    ("layer_decay", "shares"), [(1.0, [0.25, 0.25, 0.25, 0.25]), (0.5, [0.25 / 8, 0.25 / 4, 0.25 / 2, 0.25])]
+)
+def test_a_trunk_and_its_first_stages_may_learn_more_slowly(layer_decay: float, shares: list[float]) -> None:
+    recipe = load_recipe("digits", ["fit.trunk_lr=0.25", f"fit.layer_decay={layer_decay}"])
     network = build_network(recipe, 10)
     descent = Descent(network, recipe.fit, CPU)
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
@@ -126,5 +130,6 @@ def test_a_trunk_may_learn_more_slowly() -> None:
     decay, kept = recipe.fit.weight_decay, recipe.fit.momentum
     for name, parameter in network.named_parameters():
         slope = 1 + decay * before[name] * (parameter.ndim > 0)
-        rate = 0.1 * (0.25 if name.startswith("trunk.") else 1.0)
+        stage = stages(network.trunk).get(name.removeprefix("trunk."))
+        rate = 0.1 * (1.0 if stage is None else shares[stage])
         torch.testing.assert_close(parameter, before[name] - rate * (1 + kept) * slope, msg=name)

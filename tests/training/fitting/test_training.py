@@ -9,7 +9,8 @@ from camcal.training.checkpoints import build_network
 from camcal.training.data import Dataset
 from camcal.training.fitting.training import Training, compiled, learning_rate
 from camcal.training.recipe import FitConfig, Recipe
-from tests.training.runs import make_run
+from camcal.training.run import RunError
+from tests.training.runs import CPU, make_run
 
 
 def test_the_learning_rate_warms_up_and_then_follows_a_cosine() -> None:
@@ -66,6 +67,24 @@ def test_mixing_and_policies_keep_a_run_repeatable(recipe: Recipe, data: Dataset
     first, again, plain = (_epoch_of(r, data, torch.device("cpu")) for r in (mixed, mixed, recipe))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], plain["head.weight"])
+
+
+def test_frozen_stages_keep_weights_and_statistics_and_the_others_do_not(recipe: Recipe, data: Dataset) -> None:
+    frozen = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"frozen_stages": 2})})
+    before = build_network(recipe, 10).state_dict()
+    after = _epoch_of(frozen, data, CPU)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    still = ("trunk.conv1.", "trunk.bn1.", "trunk.blocks.0.")
+    assert not any(name.startswith(still) for name in changed)
+    for name in ("bn1.weight", "conv1.weight", "bn2.running_mean", "bn2.num_batches_tracked"):
+        assert f"trunk.blocks.1.{name}" in changed
+    assert "head.weight" in changed
+
+
+def test_freezing_all_stages_is_refused(recipe: Recipe, data: Dataset) -> None:
+    frozen = recipe.model_copy(update={"fit": recipe.fit.model_copy(update={"frozen_stages": 4})})
+    with pytest.raises(RunError, match="frozen_stages is 4, but the trunk has 4 stages with its stem: freeze 3 at mos"):
+        _training(frozen, data, CPU)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
