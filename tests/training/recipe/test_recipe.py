@@ -25,7 +25,7 @@ def test_overrides_are_toml_values_or_bare_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (MINIMAL + "epoch = 3", r"unknown key 'fit.epoch'; did you mean 'epochs'\?; accepted here: epochs, least_steps"),
+        (MINIMAL + "epoch = 3", r"unknown key 'fit.epoch'; did you mean 'epochs'\?; accepted here: epochs, least"),
         (MINIMAL + "[modle]\nhead = 'linear'", r"unknown key 'modle'; did you mean 'model'\?"),
         (MINIMAL + "lr = 'fast'", r"'fit.lr': Input should be a valid number.*\(found 'fast'\)"),
         (MINIMAL + "lr = -1", r"'fit.lr': Input should be greater than 0 \(found -1\)"),
