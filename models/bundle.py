@@ -41,6 +41,7 @@ Group = Literal["many", "medium", "few"]
 GROUPS: tuple[Group, ...] = ("many", "medium", "few")
 Prior = Literal["balanced", "train", "given"]
 Precision = Literal["fp32", "fp16", "int8"]
+Views = Literal["one", "flip"]
 
 
 def group_of(train_count: int) -> Group:
@@ -107,6 +108,8 @@ class Manifest(_Strict):
     """`manifest.json`: everything that a server needs to know about `model.onnx`, and the checksum of every file.
 
     map_shift: the number of grid positions by which maps lie right of and below what they show.
+    views: what of an image the graph looks at: `one`, the image as it is; or `flip`, its mirror image as well. Logits
+        and maps are then the means of both, the mirrored map turned back.
     prior: the class frequencies expected in use, if the operator gave them: K positive numbers that sum to one. See
         `Calibration.prior_temperatures`.
     """
@@ -120,6 +123,8 @@ class Manifest(_Strict):
     calibration: Calibration
     grid: tuple[Side, Side]
     map_shift: float = Field(0.0, ge=-4096, le=4096)
+    # Left out of a manifest where it is one, which older servers assume.
+    views: Views = Field(default="one", exclude_if=lambda found: found == "one")
     precision: Precision = "fp32"  # of the trunk; CAMC, head and maps are always fp32
     figures: dict[str, Any]
     recipe: dict[str, Any]
@@ -150,13 +155,21 @@ class Manifest(_Strict):
         """The priors that calibrated probabilities can be requested for."""
         return ("balanced", "train") if self.prior is None else ("balanced", "train", "given")
 
+    @property
+    def shift(self) -> tuple[float, float]:
+        """By how many positions maps lie to the right of and below what they show.
+
+        A map's shift to the right and that of the mirrored map, once turned back, to the left cancel.
+        """
+        return (0.0 if self.views == "flip" else self.map_shift), self.map_shift
+
     def window(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Where the seen part of a width×height picture lies in the grid: left, top, right, bottom, in positions."""
         (rows, columns), size = self.grid, self.preprocessing.input_size
         left, top, right, bottom = self.preprocessing.place(width, height)
         across, down = columns / size, rows / size
-        moved = self.map_shift
-        return left * across + moved, top * down + moved, right * across + moved, bottom * down + moved
+        x, y = self.shift
+        return left * across + x, top * down + y, right * across + x, bottom * down + y
 
     def train_counts(self) -> NDArray[np.int64]:
         """Training images per class, K values."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from camcal.models import cam
 from camcal.models.backbones import build_backbone
+from camcal.models.bundle import Views
 from camcal.models.camc import CAMC, Attention, TaughtAttention
 from camcal.models.marc import MARC
 from camcal.models.normalized import Head, LinearHead, Rescale, build_head
@@ -53,6 +54,10 @@ class LongTailClassifier(nn.Module):
         camc_attention, camc_top: see `CAMC`.
         reslt: the form of ResLT's branches, or `off`; see `camcal.models.reslt`.
 
+    Attributes:
+        views: what of an image is looked at in evaluation mode, see `camcal.models.bundle.Manifest`. The network of
+            `flip` is a mean of two: its logits are the means of theirs, and its maps too.
+
     Raises:
         ValueError: if there are fewer than two classes, or a part refuses its argument.
     """
@@ -76,6 +81,7 @@ class LongTailClassifier(nn.Module):
         super().__init__()
         if classes < 2:
             raise ValueError(f"a classifier needs at least two classes, got {classes}")
+        self.views: Views = "one"
         self.trunk, width = build_backbone(backbone, weights, preprocessing.input_size)
         self.neck: nn.Module | None = None
         if neck == "last":
@@ -142,10 +148,12 @@ class LongTailClassifier(nn.Module):
 
         While training with branches: the logits of each of them, B×R×K; the prediction is their sum.
         """
+        if self.views == "flip" and not self.training:
+            return _halves(self._logits(self.features(_both_ways(images_BHWC)), None)).mean(dim=0)
         return self._logits(self.features(images_BHWC), labels_B)
 
     def logits_of_maps(self, maps_BChw: Tensor, labels_B: Tensor | None = None) -> Tensor:
-        """The same as `forward`, from maps given by `trunk_maps`."""
+        """The same as `forward`, from maps given by `trunk_maps`, of the images as they are."""
         return self._logits(self._from_trunk(maps_BChw), labels_B)
 
     def _logits(self, features_BChw: Tensor, labels_B: Tensor | None) -> Tensor:
@@ -163,10 +171,14 @@ class LongTailClassifier(nn.Module):
 
     def explain(self, images_BHWC: Tensor) -> Explained:
         """Logits, and the map that they are linear in: F̂ = Σ_b gain(g_b)⊙F'_b over the branches b."""
+        if self.views == "flip":
+            logits_VBK, features_VBChw = map(_halves, self.explain_maps(self.trunk_maps(_both_ways(images_BHWC))))
+            plain_BChw, mirrored_BChw = features_VBChw
+            return Explained(logits_VBK.mean(dim=0), (plain_BChw + mirrored_BChw.flip(3)) / 2)
         return self.explain_maps(self.trunk_maps(images_BHWC))
 
     def explain_maps(self, maps_BChw: Tensor) -> Explained:
-        """The same as `explain`, from maps given by `trunk_maps`."""
+        """The same as `explain`, from maps given by `trunk_maps`, of the images as they are."""
         maps_BRChw = self._reinforce(self._branch_maps(self._from_trunk(maps_BChw)).float())
         pooled_BRC = maps_BRChw.mean(dim=(3, 4))
         logits_BK = self.rescale(self.head(pooled_BRC).sum(dim=1))
@@ -191,9 +203,26 @@ class LongTailClassifier(nn.Module):
         return calibrated
 
     @property
+    def shift(self) -> tuple[float, float]:
+        """By how many positions maps lie to the right of and below what they show; see `Manifest.shift`."""
+        down = float(self.map_shift)
+        return (0.0 if self.views == "flip" else down), down
+
+    @property
     def scalar(self) -> float:
         """s after its selection; 1 for a linear head."""
         return float(self.head.scalar.detach() * self.rescale.factor)
+
+
+def _both_ways(images_BHWC: Tensor) -> Tensor:
+    """Images and then their mirror images, 2B×H×W×C."""
+    return torch.cat([images_BHWC, images_BHWC.flip(2)])
+
+
+def _halves(both: Tensor) -> Tensor:
+    """What a batch of `_both_ways` gave, 2×B×…"""
+    halves: Tensor = both.unflatten(0, (2, -1))
+    return halves
 
 
 def can_fold(network: LongTailClassifier) -> bool:

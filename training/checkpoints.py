@@ -100,6 +100,7 @@ def load_network(path: Path) -> Trained:
     except (KeyError, RuntimeError, RecipeError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{path} does not fit this version of camcal: {reason}") from None
+    network.views = recipe.calibrate.views
     return Trained(network.eval(), recipe, meta)
 
 

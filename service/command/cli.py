@@ -247,6 +247,7 @@ def _summary(bundle: Bundle) -> list[str]:
         f"training       {sum(counts)} images including held-out images, {counts[0]} to {counts[-1]} per class",
         f"preprocessing  {rule.fit} to {rule.resize} px"
         + ("" if rule.fit == "letterbox" else f", then centre crop to {rule.input_size}×{rule.input_size}"),
+        f"views          {'the image and its mirror image' if manifest.views == 'flip' else 'the image'}",
         f"heatmaps       {manifest.grid[0]}×{manifest.grid[1]}",
         f"calibration    scalar {calibration.scalar:.4g}, temperature {calibration.temperature:.4g}, "
         f"omega {min(calibration.omega):.4g} to {max(calibration.omega):.4g}, "

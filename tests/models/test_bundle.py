@@ -174,3 +174,7 @@ def test_where_a_picture_lies_in_the_grid(
     rule = json.loads((copy / "manifest.json").read_text())["preprocessing"]
     _edit(copy, preprocessing=rule | {"fit": fit}, map_shift=0.25)
     assert Bundle.load(copy).manifest.window(*size) == pytest.approx(window)
+    _edit(copy, views="flip")  # the mirrored map is shifted the other way
+    left, top, right, bottom = window
+    expected = (left - 0.25, top, right - 0.25, bottom)
+    assert Bundle.load(copy).manifest.window(*size) == pytest.approx(expected)

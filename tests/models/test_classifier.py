@@ -134,6 +134,36 @@ def test_maps_are_an_exact_decomposition_whatever_the_parts(head: Head, reslt: R
     torch.testing.assert_close(expected, calibrated.gather(1, top), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("head", "reslt", "camc"), [("cosine", "off", "off"), ("causal", "large-official", "taught")])
+@torch.no_grad()
+def test_both_views_of_an_image_are_averaged(head: Head, reslt: Reslt, camc: Camc) -> None:
+    network = _network(camc, head, reslt)
+    every = torch.tensor(7)
+    plain, mirrored = (ServedClassifier(network)(images, every) for images in (IMAGES, IMAGES.flip(2)))
+    network.views = "flip"
+    logits, calibrated, probabilities, calibrated_probabilities, top, maps = ServedClassifier(network)(IMAGES, every)
+    torch.testing.assert_close(logits, (plain[0] + mirrored[0]) / 2)
+    torch.testing.assert_close(logits, network(IMAGES))
+    torch.testing.assert_close(calibrated, network.calibrate(logits))
+    torch.testing.assert_close(calibrated_probabilities, (calibrated / network.temperature).softmax(dim=1))
+    torch.testing.assert_close(maps.sum(dim=(2, 3)), logits.gather(1, top), rtol=1e-4, atol=1e-4)
+
+    def of_class(outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return outputs[5][torch.arange(3)[:, None], outputs[4].argsort(dim=1)]
+
+    own, others = of_class((logits, calibrated, probabilities, probabilities, top, maps)), of_class(mirrored).flip(3)
+    torch.testing.assert_close(own, (of_class(plain) + others) / 2, rtol=1e-4, atol=1e-5)
+    again = ServedClassifier(network)(IMAGES.flip(2), every)
+    torch.testing.assert_close(of_class(again), own.flip(3), rtol=1e-4, atol=1e-5)
+
+
+def test_both_views_are_for_evaluation_only() -> None:
+    network = _network("off").train()
+    before = network(IMAGES)
+    network.views = "flip"
+    torch.testing.assert_close(network(IMAGES), before)
+
+
 @pytest.mark.parametrize("reslt", ["cifar", "large", "large-official"])
 def test_branches_are_apart_while_training_and_one_sum_afterwards(reslt: Reslt) -> None:
     network = _network("off", "linear", reslt)

@@ -112,6 +112,7 @@ class _Calibration:
     def __init__(self, run: Run, network: LongTailClassifier) -> None:
         self.began = time.perf_counter()
         self.recipe, self.network = run.recipe, network.eval()
+        network.views = run.recipe.calibrate.views
         self.map_shift = measure_shift(network, run.data.train, run.recipe.seed)
         network.map_shift.fill_(self.map_shift)
         network.rescale.load_state_dict(Rescale(len(run.data.classes)).state_dict())

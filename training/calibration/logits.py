@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -35,15 +36,30 @@ def predict_logits(
     *,
     trained: bool = False,
 ) -> Tensor:
-    """Logits z, or z° as trained, N×K in fp32 on the CPU, of a part of the data; the network's mode is not changed."""
+    """Logits z, or z° as trained, N×K in fp32 on the CPU, of a part of the data; the network's mode is not changed.
+
+    With cached maps of both views, `augment` changes nothing: there is nothing else to draw.
+    """
     batch_size = max(1, min(256, PIXELS // part.side**2))
     indices = torch.arange(len(part)).split(batch_size) if len(part) else ()
     logits_NK = torch.empty(len(part), len(network.rescale.scale))  # filled in place: it may be most of the memory
-    for index_B, (images_BHWC, _) in zip(indices, part.batches(indices, network.mean.device, augment), strict=True):
-        # Cached features come as maps.
-        logits_BK = (network.logits_of_maps if isinstance(part, LabelledMaps) else network)(images_BHWC).float()
+    for index_B, logits_BK in zip(indices, _logits(network, part, indices, augment), strict=True):
         logits_NK[index_B] = (network.rescale.undo(logits_BK) if trained else logits_BK).cpu()
     return logits_NK
+
+
+def _logits(
+    network: LongTailClassifier, part: Images, indices: Sequence[Tensor], augment: Augment | None
+) -> Iterator[Tensor]:
+    """z of each batch, B×K in fp32. Cached features come as maps."""
+    device = network.mean.device
+    if isinstance(part, LabelledMaps) and network.views == "flip":
+        for both in part.pairs(indices, device):
+            yield torch.stack([network.logits_of_maps(maps_BChw).float() for maps_BChw in both]).mean(dim=0)
+        return
+    forward = network.logits_of_maps if isinstance(part, LabelledMaps) else network
+    for images_BHWC, _ in part.batches(indices, device, augment):
+        yield forward(images_BHWC).float()
 
 
 class TrainedLogits:
@@ -113,7 +129,7 @@ class TrainedLogits:
         if self.path is None or not isinstance(part, LabelledImages):
             return ""
         network = self.network
-        kind = type(part).__name__
+        kind = f"{type(part).__name__} {network.views}"
         found = hashlib.sha256(f"{code_digest()} {kind} {torch.__version__} {network.mean.device.type}".encode())
         trained = (tensor for name, tensor in network.state_dict().items() if not name.startswith(FOUND_LATER))
         for tensor in itertools.chain(trained, (network.mean, network.std), (part.images,)):

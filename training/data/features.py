@@ -62,7 +62,7 @@ class LabelledMaps(LabelledImages):
         for index_B in indices:
             rows_B = self.rows[index_B.numpy()]
             draws_B = np.zeros(len(rows_B), dtype=np.int64)
-            if augment is not None:
+            if augment is not None and augment.config.flip:
                 draws_B = torch.randint(len(self.views), (len(rows_B),), generator=augment.host).numpy()
             maps_BChw = np.stack([self.views[draw][row] for draw, row in zip(draws_B, rows_B, strict=True)])
             yield torch.from_numpy(maps_BChw).to(device).float(), self.labels[index_B].to(device, non_blocking=True)
@@ -93,16 +93,18 @@ def with_maps(data: Dataset, network: LongTailClassifier, recipe: Recipe, consol
     """
     if recipe.fit.mode != "frozen" or isinstance(data.train, LabelledMaps):
         return data
-    taught, tested = [data.train, data.holdout], [data.test]
-    digests = {id(part): _digests(part) for part in (*taught, *tested)}
+    parts = [data.train, data.holdout, data.test]
+    digests = {id(part): _digests(part) for part in parts}
     trunk = _trunk_digest(network)
-    plain, plain_rows = _maps(network, trunk, [*taught, *tested], digests, "plain", console)
-    views, taught_rows = [plain], plain_rows
-    if recipe.augment.flip:
-        mirrored, taught_rows = _maps(network, trunk, taught, digests, "mirrored", console)
+    plain, plain_rows = _maps(network, trunk, parts, digests, "plain", console)
+    views, mirrored_rows = [plain], plain_rows
+    judged_by_both = recipe.calibrate.views == "flip"
+    if recipe.augment.flip or judged_by_both:
+        seen = parts if judged_by_both else parts[:2]
+        mirrored, mirrored_rows = _maps(network, trunk, seen, digests, "mirrored", console)
         # Both views list the training images first, in the same order, so one set of rows serves both.
         views = [plain, mirrored]
-    assert all(plain_rows[digest] == row for digest, row in taught_rows.items())
+    assert all(plain_rows[digest] == row for digest, row in mirrored_rows.items())
 
     def mapped(part: Images, views: list[Maps]) -> LabelledMaps:
         assert isinstance(part, LabelledImages)
@@ -110,7 +112,10 @@ def with_maps(data: Dataset, network: LongTailClassifier, recipe: Recipe, consol
         return LabelledMaps(**vars(part), views=views, rows=rows)
 
     return replace(
-        data, train=mapped(data.train, views), holdout=mapped(data.holdout, views), test=mapped(data.test, [plain])
+        data,
+        train=mapped(data.train, views),
+        holdout=mapped(data.holdout, views),
+        test=mapped(data.test, views if judged_by_both else [plain]),
     )
 
 

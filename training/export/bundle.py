@@ -186,6 +186,7 @@ def _manifest(
         ),
         grid=(height, width),
         map_shift=round(float(network.map_shift), 2),
+        views=network.views,
         precision=precision,
         figures={step: report.test[step].model_dump() for step in ("trained", "calibrated")},
         recipe=recipe.shown(),

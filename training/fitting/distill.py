@@ -87,6 +87,7 @@ def load_teachers(recipe: Recipe) -> list[tuple[RunFolder, Trained]]:
         folder = RunFolder(path)
         trained = load_finished(folder)
         _check_same_images(folder, trained.recipe, recipe)
+        trained.network.views = "one"
         teachers.append((folder, trained))
     return teachers
 

@@ -65,7 +65,9 @@ def calibrate_run(run: Run) -> None:
         check_data(whole.folder, again_meta, whole.data)
         with console.status("calibrating"):
             fitted = calibrate_retrained(whole, again.to(run.device), fitted)
-        save_tensors(folder.before_refit, network_tensors(network.cpu()), meta)
+        save_tensors(
+            folder.before_refit, network_tensors(network.cpu()), meta | {"recipe": recipe.model_dump(mode="json")}
+        )
         made = meta["made_with"]
         meta["made_with"] = [*made, *(one for one in again_meta["made_with"] if one not in made)]
         network = again

@@ -15,6 +15,11 @@ class CalibrateConfig(Section):
     They take seconds, and `camcal calibrate` repeats them.
     """
 
+    views: Literal["one", "flip"] = Field(
+        default="one",
+        description="What of an image the finished network looks at: `one`, the image as it is; or `flip`, its mirror "
+        "image as well, and takes the mean of both logits. Predictions then take twice as long.",
+    )
     scalar: Literal["select", "keep"] = Field(
         default="select",
         description="`select` the scalar of a normalised head on held-out images, or `keep` the trained one.",

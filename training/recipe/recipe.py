@@ -123,7 +123,7 @@ class Recipe(Section):
 
     def head_first(self) -> Recipe:
         """The recipe of the first part of `fit.mode = "head-then-all"`: only what follows the trunk is trained."""
-        raw = self.model_dump(mode="json", exclude={"augment", "fit"}, exclude_unset=True)
+        raw = self.model_dump(mode="json", exclude={"augment", "fit", "calibrate"}, exclude_unset=True)
         fit = {"mode": "frozen", "epochs": self.fit.head_epochs, "lr": self.fit.head_lr, "warmup_epochs": 0}
         kept = self.fit.model_dump(include={"batch_size", "optimizer", "momentum", "weight_decay", "precision", "ema"})
         return Recipe.model_validate(raw | {"augment": {"flip": self.augment.flip}, "fit": kept | fit})

@@ -100,19 +100,19 @@ def _all_maps(
     """The maps of each method under each rule, as (method, rule, N×S×S in each of `VERSIONS`)."""
     side, every = data.images.shape[1], np.arange(len(data.labels))
 
-    def both(contributions_Nhw: Maps, shift: float = float(network.map_shift)) -> tuple[Maps, Maps]:
+    def both(contributions_Nhw: Maps, shift: maps.Shift = network.shift) -> tuple[Maps, Maps]:
         return maps.scaled(contributions_Nhw, side, shift), maps.drawn(contributions_Nhw, side, shift)
 
     for rule, chosen in classes.items():
         yield OURS, rule, *both(on.calibrated_maps[every, chosen])
         yield PLAIN, rule, *both(on.maps[every, chosen])
-        yield UNMOVED, rule, *both(on.calibrated_maps[every, chosen], 0.0)
+        yield UNMOVED, rule, *both(on.calibrated_maps[every, chosen], maps.UNMOVED)
         for name, lean in ((HALF, 0.5), (ALONG, 0.0)):
             yield name, rule, *both(maps.leaning(network, data.images, chosen, lean))
         spot = localisation.centre(len(every), side)
         yield CENTRE, rule, spot, localisation.cut(spot)
     if with_camc is not None:
-        shift = float(with_camc.map_shift)
+        shift = with_camc.shift
         other = maps.answer(with_camc, data.images)
         off = maps.answer(maps.without_camc(with_camc), data.images)
         for rule, chosen in other.classes(data.labels).items():

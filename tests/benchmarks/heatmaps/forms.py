@@ -63,7 +63,7 @@ def measure(folder: RunFolder, boxes: Path, per_group: int, seed: int) -> dict[s
     answers = maps.answer(network, data.images)
     chosen = answers.calibrated_logits.argmax(axis=1)
     own_Nhw = answers.calibrated_maps[np.arange(len(chosen)), chosen]
-    scaled = maps.scaled(own_Nhw, rule.input_size, float(network.map_shift))
+    scaled = maps.scaled(own_Nhw, rule.input_size, network.shift)
     statistics = localisation.statistics(scaled, data.boxes)
     found = localisation.measures(statistics, np.arange(len(chosen)))
     groups = {name: localisation.measures(statistics, index)["mean"] for name, index in data.positions().items()}

@@ -44,12 +44,12 @@ def draw(
     raw_N, calibrated_N = classes["raw"], classes["calibrated"]
     shares_NK = softmax(found.logits), softmax(found.calibrated_logits / network.temperature.item())
     theirs = grad_cam(images, raw_N)
-    shift, rows = float(network.map_shift), []
+    shift, rows = network.shift, []
     for i, image in enumerate(images):
         picture = Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BICUBIC)
         plain = _on(picture, found.maps[i, raw_N[i]], shift)
         calibrated = _on(picture, found.calibrated_maps[i, calibrated_N[i]], shift)
-        peer = _on(picture, theirs[i], 0.0, Scale(low=0, high=1, signed=False))
+        peer = _on(picture, theirs[i], maps.UNMOVED, Scale(low=0, high=1, signed=False))
         raw, after = f"{shares_NK[0][i, raw_N[i]]:.0%}", f"{shares_NK[1][i, calibrated_N[i]]:.0%}"
         rows.append(
             side_by_side(
@@ -65,12 +65,13 @@ def draw(
 
 
 def _on(
-    picture: Image.Image, contributions: NDArray[np.float32], shift: float, scale: Scale | None = None
+    picture: Image.Image, contributions: NDArray[np.float32], shift: maps.Shift, scale: Scale | None = None
 ) -> Image.Image:
     """A map laid on a copy of a picture, in the colours of `GET /cam`."""
     scale = scale or positive_scale(contributions)
     height, width = contributions.shape
-    indices = levels(contributions, scale, picture.size, (shift, shift, width + shift, height + shift))
+    across, down = shift
+    indices = levels(contributions, scale, picture.size, (across, down, width + across, height + down))
     return overlay(picture.copy(), indices, View(size=TILE), scale.signed)
 
 

@@ -21,6 +21,11 @@ from tests.benchmarks.heatmaps.localisation import Maps, unit_range
 
 BATCH = 64
 
+Shift = tuple[float, float]
+"""Positions to the right and down, see `LongTailClassifier.shift`."""
+
+UNMOVED: Shift = (0.0, 0.0)
+
 
 class Answers(NamedTuple):
     """Plain and calibrated logits, N×K, and both kinds of maps of all classes, N×K×h×w."""
@@ -80,18 +85,19 @@ def without_camc(network: LongTailClassifier) -> LongTailClassifier:
     return plain.eval()
 
 
-def enlarge(maps_Phw: Maps, side: int, shift: float = 0.0) -> Maps:
+def enlarge(maps_Phw: Maps, side: int, shift: Shift = UNMOVED) -> Maps:
     """Maps in pixels, P×S×S, by the interpolation that heatmaps are drawn with."""
-    rows, columns = (enlargement(count, side, shift) for count in maps_Phw.shape[1:])
+    across, down = shift
+    rows, columns = enlargement(maps_Phw.shape[1], side, down), enlargement(maps_Phw.shape[2], side, across)
     return np.asarray(rows @ maps_Phw @ columns.T)
 
 
-def scaled(maps_Phw: Maps, side: int, shift: float = 0.0) -> Maps:
+def scaled(maps_Phw: Maps, side: int, shift: Shift = UNMOVED) -> Maps:
     """Exact contributions as maps in [0, 1], P×S×S, each from its lowest to its highest value."""
     return unit_range(enlarge(maps_Phw, side, shift))
 
 
-def drawn(maps_Phw: Maps, side: int, shift: float = 0.0) -> Maps:
+def drawn(maps_Phw: Maps, side: int, shift: Shift = UNMOVED) -> Maps:
     """The same in the colours' range: from 0, or the map's median where that is higher, to its highest contribution."""
     pixels = enlarge(maps_Phw, side, shift)
     for place, contributions in enumerate(maps_Phw):

@@ -73,7 +73,7 @@ def compare(
     chosen_M4 = choose(maps.answer(network, data.images), data.labels, count, seed)
     pictures, labels_M4 = compose(data.images, chosen_M4), data.labels[chosen_M4]
     found = maps.answer(network, pictures)
-    every, side, shift = np.arange(count), pictures.shape[1], float(network.map_shift)
+    every, side, shift = np.arange(count), pictures.shape[1], network.shift
     values: dict[str, dict[str, list[Floats]]] = {version: {} for version in VERSIONS}
     for place in range(PHOTOGRAPHS):
         asked = labels_M4[:, place]

@@ -32,7 +32,7 @@ def served(bundle: Path) -> Contender:
     session = Session(loaded, device="cpu", threads=torch.get_num_threads(), max_batch=1)
 
     def run(images: NDArray[np.uint8], classes: int) -> object:
-        return enlarge(session.run(images, classes).maps[0], images.shape[1], loaded.manifest.map_shift)
+        return enlarge(session.run(images, classes).maps[0], images.shape[1], loaded.manifest.shift)
 
     return run
 
@@ -56,7 +56,7 @@ def in_torch(network: LongTailClassifier) -> Contender:
             best = network.calibrate(logits_BK)[0].topk(classes).indices
             weight_KC, bias_K = network.rows()
             maps = cam.contributions(features_BChw, weight_KC[best][None], bias_K[best][None])
-        return enlarge(maps[0].numpy(), images.shape[1], float(network.map_shift))
+        return enlarge(maps[0].numpy(), images.shape[1], network.shift)
 
     return run
 

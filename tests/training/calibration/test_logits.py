@@ -83,7 +83,9 @@ def test_logits_of_other_code_are_computed_anew(
     assert sum(asked) == len(digits.holdout)
 
 
-@pytest.mark.parametrize("change", ["weights", "mean", "image", "augment.shift=1", "calibrate.passes=1", "seed=5"])
+@pytest.mark.parametrize(
+    "change", ["weights", "views", "mean", "image", "augment.shift=1", "calibrate.passes=1", "seed=5"]
+)
 def test_logits_of_anything_else_are_computed_anew(
     network: LongTailClassifier, digits: Dataset, digits_recipe: Recipe, tmp_path: Path, change: str
 ) -> None:
@@ -92,6 +94,8 @@ def test_logits_of_anything_else_are_computed_anew(
     if change == "weights":
         with torch.no_grad():
             network.head.weight[0, 0] += 0.5
+    elif change == "views":
+        network.views = "flip"
     elif change == "mean":
         network.mean += 1
     elif change == "image":

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from camcal.models.backbones import build_backbone
 from camcal.models.timm_trunk import TimmTrunk, packaged_file
 from camcal.training import pipeline
+from camcal.training.calibration.logits import predict_logits
 from camcal.training.calibration.placement import measure_shift
 from camcal.training.checkpoints import build_network, load_network, load_tensors
 from camcal.training.data import Dataset, load_dataset
@@ -308,3 +309,26 @@ def test_the_packaged_weights_go_from_photographs_to_a_bundle(photographs: Path,
     rule = bundle.manifest.preprocessing
     assert (rule.mean, rule.std, rule.interpolation) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
     assert bundle.manifest.figures["calibrated"]["accuracy"] == 1.0  # one class is much brighter than the other
+
+
+def test_both_views_are_judged_with_cached_maps_as_with_images(
+    photographs: Path, weights: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(photographs, weights, "calibrate.views=flip", "augment.flip=false")
+    data, found, said = _mapped(recipe)
+    assert "features of 24 images, plain" in said and "features of 24 images, mirrored" in said
+    network = build_network(recipe, 2).eval()
+    network.views = "flip"
+    for part, mapped in ((data.holdout, found.holdout), (data.test, found.test)):
+        assert isinstance(mapped, LabelledMaps)
+        with torch.no_grad():
+            torch.testing.assert_close(predict_logits(network, mapped), network(part.images), rtol=1e-2, atol=1e-2)
+            plain = network.logits_of_maps(network.trunk_maps(part.images))
+        assert (predict_logits(network, mapped) - plain).abs().max() > 0.02
+    # The view is not drawn while training, which does not mirror.
+    augment = Augment(recipe.augment, torch.Generator().manual_seed(0))
+    assert isinstance(found.train, LabelledMaps)
+    ((maps, _),) = found.train.batches([torch.arange(len(found.train))], torch.device("cpu"), augment)
+    assert torch.equal(maps, torch.from_numpy(found.train.views[0][found.train.rows]).float())
+    bundle = pipeline.train(recipe, RunFolder(tmp_path / "run"), Console(file=io.StringIO()))
+    assert bundle is not None and bundle.manifest.views == "flip"

@@ -44,6 +44,7 @@ def test_maps_through_the_exported_graph_sum_to_logits(digits_run: RunFolder, di
 @pytest.mark.parametrize(
     "overrides",
     [
+        ["calibrate.views=flip", "model.camc=taught"],
         ["model.head=causal", "model.camc=both", "model.camc_attention=softmax", "model.camc_top=2"],
         ["model.head=cosnorm", "model.reslt=cifar", "model.camc=weights"],
         ["model.head=linear", "model.reslt=large", "model.camc=off"],
@@ -54,7 +55,9 @@ def test_maps_of_every_kind_of_network_are_exact_in_the_graph(
     overrides: list[str], digits_recipe: Recipe, tmp_path: Path
 ) -> None:
     images = load_dataset(digits_recipe.data, digits_recipe.seed).test.images[:20]
-    network = build_network(load_recipe("digits", overrides), 10)
+    recipe = load_recipe("digits", overrides)
+    network = build_network(recipe, 10)
+    network.views = recipe.calibrate.views
     with torch.no_grad():
         network.train()(images, torch.arange(20) % 10)
         network.eval().rescale.factor.fill_(1.5)

@@ -173,3 +173,26 @@ def test_another_calibration_starts_from_the_last_one(runs: tuple[RunFolder, Run
     alone = RunFolder(tmp_path)
     alone.checkpoint.write_bytes(again.checkpoint.read_bytes())
     assert not pipeline.open_run(alone, Console()).recipe.calibrate.refit
+
+
+def test_a_finished_run_can_look_at_both_views(digits_run: RunFolder, tmp_path: Path) -> None:
+    folder, console = RunFolder(tmp_path / "run"), Console(file=io.StringIO())
+    shutil.copytree(digits_run.path, folder.path)
+    pipeline.calibrate_run(pipeline.open_run(folder, console, ["calibrate.views=flip"]))
+    before = Report.read(folder.report)
+    run = pipeline.open_run(folder, console)
+    found = pipeline.evaluate_run(run)
+    bundle = pipeline.export_run(run)
+    assert bundle.manifest.views == "flip" and Bundle.load(digits_run.bundle).manifest.views == "one"
+    assert '"views"' not in (digits_run.bundle / "manifest.json").read_text().split('"recipe"')[0]
+    # Calibration and report are of the averaged logits.
+    test = run.data.test
+    network = load_network(folder.checkpoint).network
+    with torch.no_grad():
+        both = [network(images).double().numpy() for images in (test.images, test.images.flip(2))]
+    hits = np.mean(both, axis=0).argmax(axis=1) == test.labels.numpy()
+    assert found.test["trained"].accuracy == pytest.approx(hits.mean(), abs=1e-6)
+    assert found.calibration.temperature != before.calibration.temperature
+    served = np.concatenate([outputs["calibrated_logits"] for outputs in precision.served(bundle.model_path, test)])
+    judged = (served.argmax(axis=1) == test.labels.numpy()).mean()
+    assert judged == pytest.approx(found.test["calibrated"].accuracy, abs=1.5 / len(test))

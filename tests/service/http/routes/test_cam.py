@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 
 from camcal.models.bundle import Bundle
 from camcal.service.engine.session import Session
@@ -22,6 +24,8 @@ from camcal.service.heatmaps.heatmap import fit, levels, positive_scale
 from camcal.service.heatmaps.legend import MIN_SIZE
 from camcal.service.http.app import create_app
 from camcal.service.settings import Settings
+from camcal.training import pipeline
+from camcal.training.run import RunFolder
 from tests.service.conftest import ClientFactory, TestClient, encoded, picture, png
 from tests.service.engine.test_session import changed
 from tests.service.http.routes.test_predict import RAW, problem
@@ -421,3 +425,28 @@ def test_letterboxed_image(
     part = Image.fromarray(whole[edges[1] : edges[3], edges[0] : edges[2]])
     expected = COLORMAPS[DEFAULT][np.asarray(part.resize(image.size, Image.Resampling.BILINEAR))]
     assert np.abs(drawn - expected).mean() < 4
+
+
+def test_maps_of_both_views_are_exact(client_factory: ClientFactory, digits_run: RunFolder, tmp_path: Path) -> None:
+    folder, console = RunFolder(tmp_path / "run"), Console(file=io.StringIO())
+    shutil.copytree(digits_run.path, folder.path)
+    run = pipeline.open_run(folder, console, ["calibrate.views=flip"])
+    pipeline.calibrate_run(run)
+    pipeline.evaluate_run(run)
+    bundle = pipeline.export_run(run)
+    client = client_factory(Session(bundle, device="cpu", threads=1))
+    image = picture(0, (32, 32))
+    maps = []
+    for shown in (image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
+        body = client.post("/predict?logits=all", content=encoded(shown), headers=RAW).json()
+        assert body["predictions"][0]["calibrated_logit"] == pytest.approx(max(body["calibrated_logits"]), rel=1e-5)
+        for calibrated in (True, False):
+            parameters: dict[str, Any] = {"class": 3, "calibrated": calibrated, "format": "json"}
+            if 3 not in body["cam"]["classes"]:
+                parameters["class"] = body["cam"]["classes"][0]
+            numbers = client.get(body["cam"]["url"], params=parameters).json()
+            assert numbers["sum"] == pytest.approx(numbers["score"], rel=1e-4, abs=1e-4)
+        maps.append(np.array(numbers["contributions"]))
+        shift = bundle.manifest.map_shift
+        assert numbers["window"] == pytest.approx([0, shift, 8, 8 + shift])
+    np.testing.assert_allclose(maps[1][:, ::-1], maps[0], rtol=1e-3, atol=1e-4)
