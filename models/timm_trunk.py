@@ -43,7 +43,7 @@ class TimmTrunk(nn.Module):
     positions.
 
     Raises:
-        ValueError: if the network has no such map.
+        ValueError: if the network has no such map, or does not take images of this size.
     """
 
     def __init__(self, network: nn.Module, name: str, size: int) -> None:
@@ -53,9 +53,16 @@ class TimmTrunk(nn.Module):
         self.network = network
         self.prefix_tokens = int(getattr(network, "num_prefix_tokens", 0))
         self.channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+        patches = getattr(getattr(network, "patch_embed", None), "proj", None)
+        if isinstance(patches, nn.Conv2d) and patches.kernel_size == patches.stride and size % patches.stride[0]:
+            side = patches.stride[0]  # some networks ignore the pixels beyond the last whole patch
+            raise ValueError(_wrong_size(name, size, f"its patches have {side}×{side} px, which do not divide it"))
         training = network.training
-        with torch.no_grad():
-            found = network.eval().forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
+        try:
+            with torch.no_grad():
+                found = network.eval().forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(_wrong_size(name, size, str(error).partition("\n")[0].rstrip("."))) from None
         network.train(training)
         self.width = self._checked_width(found, name)
 
@@ -100,6 +107,13 @@ def take_last(trunk: nn.Module) -> nn.Module:
     return last
 
 
+def _wrong_size(name: str, size: int, reason: str) -> str:
+    return (
+        f"{PREFIX}{name} does not take images of {size}×{size} px: {reason}. Set data.resize and data.input_size to "
+        "another size; multiples of 32 suit most networks"
+    )
+
+
 def _classifiers(config: Mapping[str, Any]) -> list[str]:
     """The names of a network's classifier layers."""
     found = config.get("classifier") or []
@@ -130,6 +144,8 @@ def inputs_of(name: str) -> Inputs:
 
 def build_timm(name: str, weights: str | None, size: int) -> tuple[nn.Module, int]:
     """The trunk called `name` for images of size×size, and its feature width C.
+
+    Networks that are built for one size are built for this one, and position embeddings of weights are resampled.
 
     Args:
         weights: `pip`, from an installed package of weights (`PIP_PACKAGES`); `hub`, fetched from the Hugging Face hub

@@ -164,3 +164,39 @@ def test_the_last_convolution_and_the_rest_are_the_whole_network() -> None:
 def test_what_weights_expect_of_images_is_known() -> None:
     assert inputs_of("tf_efficientnet_lite0") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
     assert inputs_of("test_resnet").interpolation == "bilinear"
+
+
+@pytest.mark.parametrize("size", [128, 224, 384])
+@pytest.mark.parametrize(("name", "stride"), [("test_vit", 16), ("test_efficientnet", 32)])
+def test_weights_serve_other_sizes_than_their_own(name: str, stride: int, size: int, tmp_path: Path) -> None:
+    trunk, _ = build_backbone(f"timm/{name}", None, 160)
+    assert isinstance(trunk, TimmTrunk)
+    tensors = {key: tensor.clone() for key, tensor in trunk.network.state_dict().items()}
+    ramp = torch.linspace(-1, 1, 10)
+    if name == "test_vit":  # position embeddings that rise from left to right and fall from top to bottom
+        places = torch.stack([ramp.expand(10, 10), -ramp[:, None].expand(10, 10)], dim=2).flatten(0, 1)
+        tensors["pos_embed"] = torch.cat([torch.zeros(1, 2), places]).repeat(1, trunk.width // 2)[None]
+    save_file(tensors, tmp_path / "mine.safetensors")
+    other, width = build_backbone(f"timm/{name}", str(tmp_path / "mine.safetensors"), size)
+    assert isinstance(other, TimmTrunk)
+    side = size // stride
+    with torch.inference_mode():
+        assert other.eval()(_images(size)).shape == (2, width, side, side)
+    if name == "test_vit":
+        found = other.network.pos_embed[0, 1:].unflatten(0, (side, side))  # type: ignore[index]
+        across, down = found[side // 2, :, 0], found[:, side // 2, 1]
+        assert (across.diff() > 0).all() and (down.diff() < 0).all()
+        assert across[0] < -0.8 and across[-1] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "reason"),
+    [
+        ("test_vit", 200, "its patches have 16×16 px, which do not divide it"),
+        ("beit_base_patch16_224", 200, "its patches have 16×16 px, which do not divide it"),
+        ("maxvit_pico_rw_256", 200, r"height \(50\) must be divisible by window \(6\)"),
+    ],
+)
+def test_a_size_that_a_network_does_not_take_is_refused(name: str, size: int, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"timm/{name} does not take images of 200×200 px: {reason}. Set data.resize"):
+        build_backbone(f"timm/{name}", None, size)

@@ -15,6 +15,7 @@ from camcal.training import pipeline
 from camcal.training.checkpoints import build_network
 from camcal.training.data import load_dataset
 from camcal.training.data.dataset import long_tail_counts
+from camcal.training.data.sources import preprocessing_of
 from camcal.training.export.verify import verify
 from camcal.training.recipe import RECIPES, load_recipe
 from camcal.training.run import RunFolder
@@ -156,6 +157,15 @@ def test_marc_on_cifar_has_the_paper_s_settings(classes: int, images: int) -> No
     assert (recipe.model.backbone, recipe.model.head, recipe.loss.name) == ("resnet32", "linear", "cross_entropy")
     assert (margins.iterations, margins.warmup, margins.batch_size, margins.lr) == (2000, 800, 512, 0.1)
     assert (margins.weight_decay, margins.exponent, margins.marc_on) == (5e-4, 1.2, "train")
+
+
+@pytest.mark.parametrize("size", [128, 160, 224, 256, 320, 384])
+@pytest.mark.parametrize("fit", ["crop", "stretch", "letterbox"])
+@pytest.mark.parametrize("name", ["photos", "photos-fast", "photos-from-scratch"])
+def test_photographs_of_any_size_from_128_to_384(name: str, fit: str, size: int) -> None:
+    changes = [f"data.resize={size}", f"data.input_size={size}", f"data.fit={fit}"]
+    recipe = load_recipe(name, ["data.root=somewhere", *changes])
+    assert preprocessing_of(recipe.data).place(3, 3) == (0, 0, size, size)
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(RECIPES.glob("*.toml"))])
