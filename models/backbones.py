@@ -8,24 +8,36 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from torch import nn
 
 Backbone: TypeAlias = "tuple[nn.Module, int]"
 
+STRIDED = (
+    "that is for torchvision's networks, and for those of timm that can dilate their convolutions, such as ResNets, "
+    "EfficientNets and ConvNeXts. A larger data.input_size gives any network a finer map"
+)
+"""Which networks have an output stride, for errors."""
 
-def _cifar(depth: int, weights: str | None) -> Backbone:
+
+def _cifar(depth: int, weights: str | None, output_stride: int | None) -> Backbone:
     from camcal.models.resnet_cifar import CifarResNet
 
-    if weights is not None:
-        raise ValueError(f"resnet{depth} has no pretrained weights")
+    _check_plain(f"resnet{depth}", weights, output_stride)
     return CifarResNet(depth), CifarResNet.width
 
 
-def _torchvision(name: str, weights: str | None) -> Backbone:
-    """A torchvision ResNet without pooling and classifier; the map is 32 times smaller than the image."""
+def _check_plain(name: str, weights: str | None, output_stride: int | None) -> None:
+    if weights is not None:
+        raise ValueError(f"{name} has no pretrained weights")
+    if output_stride is not None:
+        raise ValueError(f"{name} has no output_stride: {STRIDED}")
+
+
+def _torchvision(name: str, weights: str | None, output_stride: int | None) -> Backbone:
+    """A torchvision ResNet without pooling and classifier; the map is 32 times smaller than the image by default."""
     from torch import hub, nn
     from torchvision.models import get_model, get_model_weights
     from torchvision.models.resnet import ResNet
@@ -45,10 +57,31 @@ def _torchvision(name: str, weights: str | None) -> Backbone:
         ) from None
     assert isinstance(network, ResNet)
     width: int = network.fc.in_features
+    last = {None: [], 16: [network.layer4], 8: [network.layer3, network.layer4]}[output_stride]
+    for i, stage in enumerate(last):
+        _dilate(stage, 2**i)
     return nn.Sequential(*list(network.children())[:-2]), width
 
 
-def _slim(weights: str | None) -> Backbone:
+def _dilate(stage: nn.Module, before: int) -> None:
+    """Drop the stride of a ResNet's stage, and let its convolutions reach as far as with it (à trous).
+
+    At every second position the map then stays as it was.
+
+    Args:
+        before: dilation of the convolutions before the stride.
+    """
+    from torch import nn
+
+    for module in stage.modules():
+        if isinstance(module, nn.Conv2d):
+            dilation = before if module.stride == (2, 2) else 2 * before
+            module.stride = (1, 1)
+            if module.kernel_size == (3, 3):
+                module.dilation = module.padding = (dilation, dilation)
+
+
+def _slim(weights: str | None, output_stride: int | None) -> Backbone:
     """ResNet-18 at half width whose last stage keeps its resolution: 2.8 million parameters, a map 16 times smaller.
 
     For small photographs: 112 pixels give a 7×7 map.
@@ -56,8 +89,7 @@ def _slim(weights: str | None) -> Backbone:
     from torch import nn
     from torchvision.models.resnet import BasicBlock
 
-    if weights is not None:
-        raise ValueError("resnet18_slim has no pretrained weights")
+    _check_plain("resnet18_slim", weights, output_stride)
     layers: list[nn.Module] = [
         nn.Conv2d(3, 32, 7, stride=2, padding=3, bias=False),
         nn.BatchNorm2d(32),
@@ -78,7 +110,7 @@ def _slim(weights: str | None) -> Backbone:
     return trunk, inputs
 
 
-_BUILDERS: dict[str, Callable[[str | None], Backbone]] = {
+_BUILDERS: dict[str, Callable[[str | None, int | None], Backbone]] = {
     **{f"resnet{depth}": partial(_cifar, depth) for depth in (8, 20, 32)},
     "resnet18_slim": _slim,
     **{
@@ -112,7 +144,9 @@ def inputs_of(name: str) -> dict[str, Any]:
     return timm_trunk.inputs_of(name.removeprefix("timm/"))._asdict()
 
 
-def build_backbone(name: str, weights: str | None = None, size: int = 224) -> Backbone:
+def build_backbone(
+    name: str, weights: str | None = None, size: int = 224, output_stride: Literal[8, 16] | None = None
+) -> Backbone:
     """The trunk called `name` and its feature width C: images B×3×H×W to features B×C×h×w.
 
     Args:
@@ -120,13 +154,16 @@ def build_backbone(name: str, weights: str | None = None, size: int = 224) -> Ba
         weights: for torchvision's networks its name of pretrained weights, such as `IMAGENET1K_V1`; for timm's see
             `build_timm`; None starts from scratch.
         size: side of the images, px, which some of timm's networks are built for.
+        output_stride: pixels of the image per position of the map, by dilation in place of the last strides; by default
+            the network's own.
 
     Raises:
-        ValueError: if the name or the weights are unknown, or the weights cannot be fetched or read.
+        ValueError: if the name or the weights are unknown, the weights cannot be fetched or read, or the network has
+            no `output_stride`.
     """
     check_backbone(name)
     if name.startswith("timm/"):
         from camcal.models.timm_trunk import build_timm
 
-        return build_timm(name.removeprefix("timm/"), weights, size)
-    return _BUILDERS[name](weights)
+        return build_timm(name.removeprefix("timm/"), weights, size, output_stride)
+    return _BUILDERS[name](weights, output_stride)

