@@ -22,11 +22,11 @@ STRIDED = (
 """Which networks have an output stride, for errors."""
 
 
-def _cifar(depth: int, weights: str | None, output_stride: int | None) -> Backbone:
+def _cifar(name: str, depth: int, first: int, weights: str | None, output_stride: int | None) -> Backbone:
     from camcal.models.resnet_cifar import CifarResNet
 
-    _check_plain(f"resnet{depth}", weights, output_stride)
-    return CifarResNet(depth), CifarResNet.width
+    _check_plain(name, weights, output_stride)
+    return (trunk := CifarResNet(depth, first)), trunk.width
 
 
 def _check_plain(name: str, weights: str | None, output_stride: int | None) -> None:
@@ -111,7 +111,8 @@ def _slim(weights: str | None, output_stride: int | None) -> Backbone:
 
 
 _BUILDERS: dict[str, Callable[[str | None, int | None], Backbone]] = {
-    **{f"resnet{depth}": partial(_cifar, depth) for depth in (8, 20, 32)},
+    **{name: partial(_cifar, name, depth, 16) for name, depth in (("resnet8", 8), ("resnet20", 20), ("resnet32", 32))},
+    "resnet32_wide": partial(_cifar, "resnet32_wide", 32, 64),
     "resnet18_slim": _slim,
     **{
         name: partial(_torchvision, name)

@@ -31,26 +31,26 @@ class CifarBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """The trunk of a 6n+2-layer ResNet: images B×3×H×W to features B×64×H/4×W/4.
+    """The trunk of a 6n+2-layer ResNet: images B×3×H×W to features B×C×H/4×W/4.
 
     Args:
         depth: 6n+2; 32 is the one that the long-tail literature uses.
+        first: channels of the first stage; the next ones have twice and four times as many (C).
 
     Raises:
         ValueError: if depth is not 6n+2.
     """
 
-    width = 64
-
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, first: int = 16) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n+2, got {depth}")
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        self.width = 4 * first
+        self.conv1 = nn.Conv2d(3, first, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
         blocks: list[nn.Module] = []
-        inputs = 16
-        for width in (16, 32, 64):
+        inputs = first
+        for width in (first, 2 * first, 4 * first):
             for _ in range((depth - 2) // 6):
                 blocks.append(CifarBlock(inputs, width, stride=1 if width == inputs else 2))
                 inputs = width
@@ -60,6 +60,6 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """The last block's map, B×64×H/4×W/4."""
+        """The last block's map, B×C×H/4×W/4."""
         features: Tensor = self.blocks(torch.relu(self.bn1(self.conv1(images_BCHW))))
         return features

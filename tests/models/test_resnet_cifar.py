@@ -2,6 +2,7 @@ import pytest
 import torch
 from torchvision.models.resnet import BasicBlock
 
+from camcal.models.backbones import build_backbone
 from camcal.models.resnet_cifar import CifarBlock, CifarResNet
 
 
@@ -10,6 +11,18 @@ def test_resnet32_has_the_published_number_of_parameters() -> None:
     classifier_of_ten = 64 * 10 + 10
     # He et al., table 6: 0.46 million.
     assert sum(p.numel() for p in trunk.parameters()) + classifier_of_ten == 464_154
+
+
+def test_the_wide_one_has_sixteen_times_as_many() -> None:
+    trunk, width = build_backbone("resnet32_wide")
+    assert width == 256
+    stem = 3 * 9 * 64 + 2 * 64
+    stages = 5 * (2 * 9 * 64**2 + 4 * 64)
+    stages += 9 * 64 * 128 + 9 * 9 * 128**2 + 10 * 2 * 128
+    stages += 9 * 128 * 256 + 9 * 9 * 256**2 + 10 * 2 * 256
+    parameters = sum(p.numel() for p in trunk.parameters())
+    assert parameters == stem + stages and round(parameters / 1e6, 1) == 7.4
+    assert trunk(torch.zeros(2, 3, 32, 32)).shape == (2, 256, 8, 8)
 
 
 def test_the_map_is_a_quarter_of_the_image() -> None:

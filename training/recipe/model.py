@@ -19,7 +19,8 @@ class ModelConfig(Section):
 
     backbone: str = Field(
         default="resnet32",
-        description="The trunk: `resnet8`, `resnet20`, `resnet32` for 32-pixel images; `resnet18_slim` for small "
+        description="The trunk: `resnet8`, `resnet20`, `resnet32` for 32-pixel images; `resnet32_wide`, "
+        "which is four times as wide, for comparisons with GLMC and SURE; `resnet18_slim` for small "
         "photographs; torchvision's `resnet18`, `resnet50`, `resnet152`, `resnext50_32x4d`, `resnext101_32x8d`; or "
         "`timm/NAME` for any network of timm.",
     )
