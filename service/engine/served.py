@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+import weakref
 
 from camcal.models.bundle import BundleError, Manifest, manifest_checksum
 from camcal.models.canary import canary_images
@@ -15,12 +17,14 @@ from camcal.service.engine.proofs import Proofs
 from camcal.service.engine.ranking import Ranking
 from camcal.service.engine.session import DeviceError
 from camcal.service.engine.soundness import Soundness
+from camcal.service.memory import release_memory
 from camcal.service.metrics import Metrics
 from camcal.service.settings import Settings
 
 log = logging.getLogger("camcal")
 
 LATE_S = 5.0  # timeout for a reload to end after the test of its bundle was stopped
+FREE_S = 0.2  # interval of the checks for the end of a replaced model
 
 
 class ServedModel:
@@ -78,7 +82,7 @@ class ServedModel:
                 model = await in_background(lambda: load_model(self._settings, self._proofs))
                 if len(model.runs) != len(self.model.runs):
                     raise DeviceError(f"the device is now {model.sessions[0].provider}; restart the server to use it")
-                self.model = model
+                replaced, self.model = weakref.ref(self.model), model
                 self._soundness.reset()
             except Exception as error:  # a bad bundle may cause anything, and must not stop a working server
                 log.error("reload failed, still serving %s: %s", old, error)
@@ -87,6 +91,7 @@ class ServedModel:
             log.info("reloaded: model %s replaces %s", self.model.label, old)
             self._metrics.reloads.labels("done").inc()
             self._describe()
+            await self._release(replaced)
 
     async def watch(self, period_s: float = 1.0) -> None:
         """Reload when files in the bundle's folder have changed, and then stayed the same for one period."""
@@ -117,6 +122,13 @@ class ServedModel:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._reloading.acquire(), LATE_S)
         await self.batcher.close()
+
+    async def _release(self, replaced: weakref.ref[Model]) -> None:
+        """Release the memory of a replaced model once its last request has finished."""
+        end = time.monotonic() + self._settings.answer_s
+        while replaced() is not None and time.monotonic() < end:
+            await asyncio.sleep(FREE_S)
+        await in_background(release_memory)
 
     def _is_served(self) -> bool:
         """Whether the bundle in the folder is the current model."""

@@ -1,9 +1,11 @@
-"""Request bodies are freed with their responses, not by the next full garbage collection."""
+"""Request bodies are freed with their responses, not by the next full garbage collection; freed memory is released."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import platform
+import subprocess
 import sys
 import threading
 import weakref
@@ -102,3 +104,31 @@ def test_after_a_model_failure(
     gated.failing = True
     assert client.post(path, files={"image": png()}).status_code == (500 if path == "/predict" else 200)
     wait_for(lambda: freed(bodies))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries release freed memory differently")
+def test_freed_memory_is_released() -> None:
+    """Blocks below one that is still in use, which glibc keeps for later."""
+    script = """
+import ctypes
+from pathlib import Path
+from camcal.service.memory import release_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+blocks = [libc.malloc(100_000) for _ in range(1000)]
+for block in blocks:
+    ctypes.memset(block, 1, 100_000)
+above, full = libc.malloc(100_000), resident()
+for block in blocks:
+    libc.free(block)
+kept = resident()
+release_memory()
+print(full - kept, full - resident())
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    before, after = map(int, found.split())
+    assert before < 20_000_000 and after > 80_000_000
