@@ -218,7 +218,7 @@ def check_placement(
 def write_small_objects(
     folder: Annotated[Path, typer.Argument(help="Folder with photographs and boxes.csv.")],
 ) -> None:
-    """Write small-objects/split.csv in the folder: the photographs whose object covers less than 30 % of the picture."""
+    """Write small-objects/split.csv in the folder: photographs whose object covers less than 30 % of the picture."""
     out = folder / "small-objects" / "split.csv"  # away from classes.csv, by which labels would be numbers
     out.parent.mkdir(exist_ok=True)
     classes, train, test = forms.list_small_objects(folder, out)
