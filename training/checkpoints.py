@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from camcal.models.classifier import LongTailClassifier
+from camcal.models.lora import add_lora, merge_lora
 from camcal.models.preprocessing import Preprocessing
 from camcal.training.data import Dataset
 from camcal.training.data.sources import preprocessing_of
@@ -85,7 +86,7 @@ def network_tensors(network: LongTailClassifier, prefix: str = NETWORK) -> dict[
 def load_network(path: Path) -> Trained:
     """A network from `checkpoint.safetensors` or `network.safetensors`, its recipe, and the rest of the metadata.
 
-    With `fit.ema`, the average of the weights.
+    With `fit.ema`, the average of the weights; with `fit.lora`, layers with the adapted weights.
 
     Raises:
         RunError: if the file is missing or damaged, or does not fit the network.
@@ -96,7 +97,10 @@ def load_network(path: Path) -> Trained:
         # What was trained replaces the pretrained weights, which need not be fetched again.
         blank = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
         network = build_network(blank, len(meta["classes"]))
+        if any(".parametrizations." in name for name in tensors):
+            add_lora(network.trunk, recipe.fit.lora)
         restore(network, tensors, EMA if any(name.startswith(EMA) for name in tensors) else NETWORK)
+        merge_lora(network.trunk)
     except (KeyError, RuntimeError, RecipeError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{path} does not fit this version of camcal: {reason}") from None

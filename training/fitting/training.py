@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from camcal.models.camc import TaughtAttention
 from camcal.models.classifier import LongTailClassifier
+from camcal.models.lora import add_lora, merge_lora
 from camcal.models.report import Made
 from camcal.models.stages import stages
 from camcal.training.checkpoints import EMA, check_data, data_meta, load_tensors, network_tensors, restore, save_tensors
@@ -48,6 +49,8 @@ class Training:
 
     def __init__(self, run: Run, network: LongTailClassifier, teacher: Teacher | None = None) -> None:
         self.run, self.recipe, self.network, self.teacher = run, run.recipe, network, teacher
+        if run.recipe.fit.lora and run.recipe.fit.mode != "frozen":
+            add_lora(network.trunk, run.recipe.fit.lora)
         network.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
         network.marc.requires_grad_(False)
         self.frozen = run.recipe.fit.mode == "frozen"
@@ -177,8 +180,13 @@ class Training:
         save_tensors(self.run.folder.checkpoint, tensors, meta)
 
     def trained(self) -> LongTailClassifier:
-        """The network that training results in, in evaluation mode: the average if there is one."""
-        return (self.ema_network or self.network).eval()
+        """The network that training results in, in evaluation mode: the average if there is one.
+
+        Adapted layers become plain ones, so this ends the training.
+        """
+        network = self.ema_network or self.network
+        merge_lora(network.trunk)
+        return network.eval()
 
 
 def freeze_stages(trunk: nn.Module, count: int) -> None:
@@ -194,7 +202,8 @@ def freeze_stages(trunk: nn.Module, count: int) -> None:
             "or the whole trunk with fit.mode = frozen"
         )
     for name, parameter in trunk.named_parameters():
-        parameter.requires_grad_(found[name] >= count)
+        if found[name] < count:
+            parameter.requires_grad_(False)
 
 
 def keep_frozen(trunk: nn.Module) -> None:

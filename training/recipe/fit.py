@@ -69,7 +69,14 @@ class FitConfig(Section):
         description="How many of the trunk's first stages keep their pretrained weights and batch statistics; the stem "
         "counts as one.",
     )
-
+    lora: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Rank of low-rank adaptation (LoRA, arXiv 2106.09685): the pretrained trunk keeps its weights, and "
+        "each linear layer learns a product of two thin matrices that is added to its own. For transformers; 0 for "
+        "none.",
+    )
     ema: float = Field(
         default=0.0,
         ge=0,

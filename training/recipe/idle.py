@@ -38,6 +38,7 @@ _ONLY_WITH: dict[str, tuple[Mapping[str, tuple[object, ...]], ...]] = {
     "fit.head_lr": ({"fit.mode": ("head-then-all",)},),
     "fit.trunk_lr": ({"fit.mode": ("all", "head-then-all")},),
     "fit.layer_decay": ({"fit.mode": ("all", "head-then-all")},),
+    "fit.lora": ({"fit.mode": ("all", "head-then-all")},),
     "fit.frozen_stages": ({"fit.mode": ("all", "head-then-all")},),
     "calibrate.scalar": ({"model.head": ("weight", "cosine", "cosnorm", "causal")},),
     "calibrate.tau": ({"calibrate.rescale": ("tau",)},),

@@ -68,6 +68,8 @@ class Recipe(Section):
             self._freezes_well()
         if self.fit.frozen_stages and self.model.weights is None:
             raise ValueError("stages can only be frozen with pretrained weights, such as model.weights = 'pip'")
+        if self.fit.lora and self.model.weights is None:
+            raise ValueError("fit.lora adapts pretrained weights: set model.weights, such as model.weights = 'hub'")
         if self.fit.mode == "head-then-all":
             self.head_first()
         if self.data.source == "list" and self.augment.area[1] > 1:

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import save_file
 from torch import Tensor
 
+from camcal.models.backbones import build_backbone
 from camcal.models.classifier import LongTailClassifier
+from camcal.models.timm_trunk import TimmTrunk
 from camcal.training.checkpoints import build_network, load_finished, load_tensors
 from camcal.training.data import Dataset
 from camcal.training.distributed import Processes
@@ -58,7 +61,13 @@ def _fit(recipe: Recipe, data: Dataset, path: Path) -> str:
     ids=["plain", "branches", "deferred", "taught", "averaged", "adamw"],
 )
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
-    recipe: Recipe, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    _equal_after_interruption(overrides, data, tmp_path, monkeypatch)
+
+
+def _equal_after_interruption(
+    overrides: list[str], data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe("digits", ["fit.epochs=3", "data.imbalance=20", "fit.warmup_epochs=1", *overrides])
     _fit(recipe, data, tmp_path / "whole")
@@ -71,6 +80,17 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     parts, meta = load_tensors(RunFolder(tmp_path / "parts").checkpoint)
     assert whole.keys() == parts.keys() and meta["epoch"] == 3
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_an_interrupted_run_of_an_adapted_transformer_does_too(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk, _ = build_backbone("timm/test_vit", None, 32)
+    assert isinstance(trunk, TimmTrunk)
+    save_file(trunk.network.state_dict(), tmp_path / "own.safetensors")
+    weights = ["model.backbone=timm/test_vit", f"model.weights={tmp_path / 'own.safetensors'}"]
+    changes = ["fit.lora=2", "fit.layer_decay=0.7", "fit.ema=0.9", "fit.optimizer=adamw", "fit.lr=0.01"]
+    _equal_after_interruption([*weights, "model.camc=off", *changes], data, tmp_path, monkeypatch)
 
 
 def test_a_run_in_fp16_goes_on_with_the_scale_of_its_gradients(

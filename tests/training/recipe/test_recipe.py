@@ -121,6 +121,7 @@ def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
             "optimizer = 'adamw' needs a rate below 0.1, such as lr = 0.001: lr is 0.1",
         ),
         (["fit.frozen_stages=1"], "stages can only be frozen with pretrained weights"),
+        (["fit.lora=4"], "fit.lora adapts pretrained weights: set model.weights, such as model.weights = 'hub'"),
         (["augment.shift=32"], "augment.shift must be below data.input_size = 32, .*, got 32"),
         (["data.mean=[1, 2]"], r"'data.mean' has too few values \(found \[1, 2\]\)"),
         (["data.source=list", "augment.area=[0.5, 1.1]"], "augment.area must be at most 1 with data.source = 'list'"),
