@@ -42,6 +42,8 @@ GROUPS: tuple[Group, ...] = ("many", "medium", "few")
 Prior = Literal["balanced", "train", "given"]
 Precision = Literal["fp32", "fp16", "int8"]
 Views = Literal["one", "flip"]
+PlainPrior = Literal["balanced", "train", "other"]
+"""The class prior that uncalibrated probabilities are for: uniform, the training frequencies, or something else."""
 
 
 def group_of(train_count: int) -> Group:
@@ -83,6 +85,8 @@ class Calibration(_Strict):
     omega, beta, weight_norms: MARC, z'_j = ω_j·z_j + β_j·‖W_j‖ (arXiv 2112.07225), K values each; a lean that was
         fitted (`calibrate.lean`) is a part of β.
     temperature: T; calibrated probabilities under a balanced prior are softmax(z'/T).
+    probability_prior: the class prior that softmax(z) is for, which follows from loss and sampler; None if the bundle
+        does not say.
     prior_temperatures: T of the probabilities for another prior π, softmax(z'/T + log π): the `train`ing prior, and the
         one that was `given`. T of the balanced prior where there is none.
     """
@@ -92,6 +96,7 @@ class Calibration(_Strict):
     beta: list[Finite]
     weight_norms: list[Finite]
     temperature: Positive
+    probability_prior: PlainPrior | None = None
     prior_temperatures: dict[Prior, Positive] = {}
 
     @field_validator("omega")

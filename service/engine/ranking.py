@@ -25,7 +25,8 @@ def is_index(name: str, classes: int) -> bool:
 class Ranking:
     """The result for one image: K values of each kind, and the top classes in descending order.
 
-    `probabilities` are softmax(z) of the plain logits; `calibrated_probabilities` are for the requested prior.
+    `probabilities` are softmax(z) of the plain logits, for the prior of the training
+    (`Calibration.probability_prior`); `calibrated_probabilities` are for the requested prior.
     """
 
     classes: list[int]

@@ -85,6 +85,7 @@ def to_json(prediction: Prediction, options: PredictOptions, root_path: str) -> 
         "id": prediction.id,
         "model": {"name": manifest.name, "version": manifest.version},
         "prior": options.prior,
+        "probability_prior": manifest.calibration.probability_prior,
         "predictions": prediction.model.ranker.rows(ranking),
         "cam": None
         if stored is None

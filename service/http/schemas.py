@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from camcal.models.bundle import Group, Prior
+from camcal.models.bundle import Group, PlainPrior, Prior
 from camcal.models.preprocessing import Preprocessing
 from camcal.models.report import GroupCalibration, ReliabilityBin
 
@@ -29,7 +29,9 @@ class ClassPrediction(BaseModel):
     )
     train_count: int = Field(description="Number of training images of the class.")
     logit: float = Field(description="Plain score z. The plain heatmap sums to it.")
-    probability: float = Field(description="softmax(z)")
+    probability: float = Field(
+        description="softmax(z), for the class prior named by `probability_prior`, which is that of the training."
+    )
     calibrated_logit: float = Field(description="Calibrated score z'. The calibrated heatmap sums to it.")
     calibrated_probability: float = Field(description="softmax(z'/T), for the requested class prior.")
 
@@ -62,6 +64,7 @@ class Prediction(BaseModel):
                     "id": "Rz0w9XkVh1eGDqgLPbY0sA",
                     "model": {"name": "caltech100", "version": "8e36c413e4db"},
                     "prior": "balanced",
+                    "probability_prior": "train",
                     "predictions": [
                         {
                             "class_id": 60,
@@ -89,6 +92,11 @@ class Prediction(BaseModel):
     id: str = Field(description="Names the prediction's heatmaps: `GET /cam/{id}`.")
     model: ModelName
     prior: Prior = Field(description="Class prior of the calibrated probabilities.")
+    probability_prior: PlainPrior | None = Field(
+        description="Class prior of the plain probabilities: `balanced` (uniform), `train` (training-set frequencies) "
+        "or `other`, as loss and sampler of the training imply. Null if the bundle does not say. Where it differs from "
+        "`prior`, a part of the move from `probability` to `calibrated_probability` is the change of the prior."
+    )
     predictions: list[ClassPrediction] = Field(description="Best classes, by descending calibrated probability.")
     cam: CamLink | None = Field(description="Null if no heatmap was kept.")
     image: ImageSize
@@ -156,6 +164,7 @@ class CalibrationDescription(BaseModel):
 
     scalar: float
     temperature: float
+    probability_prior: PlainPrior | None = Field(description="Class prior of softmax(z); null if unknown.")
     prior_temperatures: dict[str, float]
     omega: list[float]
     beta: list[float]

@@ -41,6 +41,7 @@ from camcal.training.data import Dataset
 from camcal.training.data.sources import preprocessing_of
 from camcal.training.export.graph import ExportError, export_onnx, strip, write_graph
 from camcal.training.export.precision import PrecisionError, compare, halve, quantize
+from camcal.training.fitting.learned_prior import plain_prior
 from camcal.training.priors import given_prior
 
 
@@ -182,6 +183,7 @@ def _manifest(
             beta=network.marc.beta.tolist(),
             weight_norms=network.weight_norms().tolist(),
             temperature=float(network.temperature),
+            probability_prior=plain_prior(recipe, np.array(trained.meta["train_counts"])),
             prior_temperatures=report.calibration.prior_temperatures,
         ),
         grid=(height, width),

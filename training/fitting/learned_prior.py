@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from camcal.models.bundle import PlainPrior
 from camcal.training.fitting.losses import class_weights, log_prior
 from camcal.training.fitting.samplers import class_shares
 from camcal.training.priors import Floats, even_prior
@@ -30,6 +31,14 @@ def logit_prior(recipe: Recipe, counts_K: NDArray[np.int64]) -> Floats:
         prior_K = prior_K * class_weights(recipe.loss, counts_K).double().numpy()
     prior_K = prior_K / np.exp(log_prior(recipe.loss, counts_K).double().numpy())
     return np.asarray(prior_K / prior_K.sum())
+
+
+def plain_prior(recipe: Recipe, counts_K: NDArray[np.int64]) -> PlainPrior:
+    """The name of the prior that softmax of the logits is for, once a linear head is rescaled if the recipe says so."""
+    prior_K = logit_prior(recipe, counts_K)
+    if recipe.calibrate.rescale != "off" or np.allclose(prior_K, 1 / len(counts_K)):
+        return "balanced"
+    return "train" if np.allclose(prior_K, counts_K / counts_K.sum()) else "other"
 
 
 def is_balanced(prior_K: Floats, counts_K: NDArray[np.int64]) -> bool:

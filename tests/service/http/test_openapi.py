@@ -180,6 +180,7 @@ def test_generated_client_predicts_and_fetches_heatmaps(api: Api, bundle: Bundle
     prediction = api.call("predict.predict", body=body, top_k=3, prior=api.models.PredictPrior.TRAIN)
     assert isinstance(prediction, api.models.Prediction)
     assert (len(prediction.predictions), prediction.prior) == (3, "train")
+    assert prediction.probability_prior == "train"
 
     picture = Image.open(api.call("heatmaps.get_cam", prediction.id, size=200).payload)
     assert (picture.format, max(picture.size)) == ("PNG", 200)

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize
 
 from camcal.training.fitting import losses
-from camcal.training.fitting.learned_prior import balanced_twice, is_balanced, logit_prior
+from camcal.training.fitting.learned_prior import balanced_twice, is_balanced, logit_prior, plain_prior
 from camcal.training.priors import shift_prior
 from camcal.training.recipe import Recipe, load_recipe
 
@@ -37,6 +37,15 @@ def _recipe(*overrides: str) -> Recipe:
 )
 def test_the_prior_that_trained_logits_are_for(overrides: list[str], wanted: Floats) -> None:
     np.testing.assert_allclose(logit_prior(_recipe(*overrides), COUNTS), wanted / wanted.sum(), rtol=1e-5)
+    names = {id(PI): "train", id(EVEN): "balanced"}
+    expected = "balanced" if np.allclose(wanted / wanted.sum(), EVEN) else names.get(id(wanted), "other")
+    assert plain_prior(_recipe(*overrides), COUNTS) == expected
+
+
+def test_rescaled_logits_are_for_the_balanced_prior() -> None:
+    recipe = _recipe("model.head=linear", "model.camc=off", "calibrate.rescale=tau")
+    assert plain_prior(recipe, COUNTS) == "balanced"
+    assert plain_prior(_recipe(), np.array([7, 7, 7])) == "balanced"
 
 
 def test_who_minimises_the_training_loss_has_probabilities_under_that_prior() -> None:

@@ -39,9 +39,9 @@ def test_form_and_raw_body_agree(client: TestClient) -> None:
 
 def test_answer(client: TestClient, bundle: Bundle) -> None:
     body = client.post("/predict", content=png(), headers=RAW).json()
-    assert list(body) == ["id", "model", "prior", "predictions", "cam", "image"]
+    assert list(body) == ["id", "model", "prior", "probability_prior", "predictions", "cam", "image"]
     assert body["model"] == {"name": bundle.manifest.name, "version": bundle.manifest.version}
-    assert body["prior"] == "balanced"
+    assert (body["prior"], body["probability_prior"]) == ("balanced", "train")
     assert body["image"] == {"width": 60, "height": 40}
     assert len(body["predictions"]) == 5
     assert list(body["predictions"][0]) == [
