@@ -83,7 +83,7 @@ class Calibration(_Strict):
 
     scalar: s of the normalised classifier, already inside the graph's `logits`.
     omega, beta, weight_norms: MARC, z'_j = ω_j·z_j + β_j·‖W_j‖ (arXiv 2112.07225), K values each; a lean that was
-        fitted (`calibrate.lean`) is a part of β.
+        fitted (`calibrate.method`) is a part of β.
     temperature: T; calibrated probabilities under a balanced prior are softmax(z'/T).
     probability_prior: the class prior that softmax(z) is for, which follows from loss and sampler; None if the bundle
         does not say.

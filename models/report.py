@@ -14,6 +14,9 @@ Step = Literal["trained", "adjusted", "scalar", "marc", "calibrated"]
 """`adjusted` stands beside the others: trained logits with the selected scalar, minus the log of their class prior."""
 PriorStep = Literal["trained", "scalar", "calibrated"]
 
+Method = Literal["temperature", "lean", "marc", "shrunk"]
+"""A calibration after the scalar, from one number to 2K; see the recipe's `calibrate.method`."""
+
 
 class ReportError(ValueError):
     """A file that is not a report."""
@@ -29,13 +32,25 @@ class ReliabilityBin(BaseModel):
     accuracy: float | None = Field(description="The share of them that is right.")
 
 
-class GroupCalibration(BaseModel):
+class CalibrationErrors(BaseModel):
+    """Expected calibration error of some answers, 15 bins, with what few images do to it."""
+
+    ece: float = Field(
+        description="Expected calibration error, 15 bins of equal width. Chance alone makes it positive."
+    )
+    ece_by_chance: float = Field(description="The ECE that would be expected if the probabilities were perfect.")
+    ece_debiased: float = Field(description="The ECE less its bias on so few images, at least 0.")
+    ece_interval: tuple[float, float] = Field(
+        description="A 95 % bootstrap interval of the error on endlessly many images; often below `ece`, never below 0."
+    )
+
+
+class GroupCalibration(CalibrationErrors):
     """The test answers that name a class of one group."""
 
     share: float = Field(description="Of all answers.")
     confidence: float = Field(description="Their mean.")
     accuracy: float = Field(description="The share of them that is right.")
-    ece: float = Field(description="Their expected calibration error, 15 bins.")
 
 
 class ServedReport(BaseModel):
@@ -66,22 +81,21 @@ class DataSummary(BaseModel):
     groups: dict[str, int] = Field(description="Classes with many, medium and few training images.")
 
 
-class Figures(BaseModel):
+class Figures(CalibrationErrors):
     """Accuracy and calibration of one set of probabilities."""
 
     accuracy: float
     groups: dict[str, float | None] = Field(description="Mean accuracy of the group's classes; null if it has none.")
-    ece: float
     classwise_ece: float
     nll: float
     brier: float
 
 
-class Chance(BaseModel):
-    """What perfect probabilities would show on these test images."""
+class CandidateFigures(BaseModel):
+    """What a calibration that was compared gives on the test images. The choice was made without them."""
 
-    samples: float = Field(description="The effective number of test images: (Σw)²/Σw² of their weights.")
-    ece: float = Field(description="The ECE that chance alone would show.")
+    test: Figures
+    test_under_train_prior: Figures
 
 
 class TemperatureOnly(BaseModel):
@@ -161,6 +175,27 @@ class TauPoint(BaseModel):
     nll: float
 
 
+class Candidate(BaseModel):
+    """A calibration that was fitted: softmax((ω_k·z_k + offset_k)/T) for the balanced prior, z after the scalar.
+
+    Its likelihood is that of held-out images, each by a calibration that was fitted without it, class-balanced.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    method: Method
+    numbers: int = Field(description="How many were fitted, the scalar not counted.")
+    nll: float | None = Field(description="Cross-fitted, in nats; null with fewer than two held-out images.")
+    difference: float | None = Field(description="From the nll of the calibration that is served.")
+    standard_error: float | None = Field(description="Of the difference.")
+    lean: float = Field(description="δ, 0 where it was not fitted.")
+    penalty: float = Field(description="λ of the margins.")
+    temperature: float = Field(description="T of probabilities for the balanced prior.")
+    prior_temperatures: dict[str, float] = Field(description="T for the other priors, by name.")
+    omega: list[float] = Field(description="ω of each class.")
+    offset: list[float] = Field(description="The offset of each class; MARC's is β_k‖W_k‖.")
+
+
 class FittedCalibration(BaseModel):
     """What calibration found."""
 
@@ -168,7 +203,9 @@ class FittedCalibration(BaseModel):
 
     trained_scalar: float = Field(description="s as trained.")
     scalar: float = Field(description="s as selected.")
-    lean: float = Field(default=0.0, description="δ, 0 where it was not fitted.")
+    method: Method = Field(description="What is served.")
+    candidates: list[Candidate] = Field(description="What was fitted; of `calibrate.method = auto`, all it compared.")
+    lean: float = Field(description="δ, 0 where it was not fitted.")
     tau: float | None = Field(description="τ of τ-normalisation, if used.")
     tau_curve: list[TauPoint] = Field(description="Each τ that was tried.")
     temperature: float = Field(description="T of probabilities for the balanced prior.")
@@ -211,7 +248,12 @@ class Report(BaseModel):
     data: DataSummary
     test: dict[Step, Figures]
     test_under_train_prior: dict[PriorStep, Figures]
-    by_chance: Chance | None = Field(default=None, exclude_if=lambda found: found is None)
+    effective_size: float = Field(
+        description="The effective number of test images for the balanced prior: (Σw)²/Σw² of their weights."
+    )
+    candidates: dict[Method, CandidateFigures] = Field(
+        description="The calibrations in `calibration.candidates` on the test images, which had no part in the choice."
+    )
     temperature_only: dict[Literal["scalar", "adjusted"], TemperatureOnly]
     rank_groups: RankGroups
     by_predicted_group: dict[Literal["trained", "calibrated"], dict[str, GroupCalibration | None]]

@@ -1,10 +1,9 @@
-"""After training: rescale the logits, fit margins on cached logits, fit the temperature. N samples, K classes."""
+"""After training: rescale the logits, fit calibrations to cached logits, choose one. N samples, K classes."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,13 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from camcal.models.classifier import LongTailClassifier
-from camcal.models.marc import MARC
 from camcal.models.normalized import Rescale, WeightNormHead, tau_norm
-from camcal.models.report import FittedCalibration, TauPoint
+from camcal.models.report import Candidate, FittedCalibration, TauPoint
+from camcal.training.calibration import crossfit
 from camcal.training.calibration.logits import TrainedLogits
-from camcal.training.calibration.margins import MIN_OMEGA, fit_lws, fit_marc
+from camcal.training.calibration.margins import MIN_OMEGA, Margins, fit_lws
+from camcal.training.calibration.methods import CalibrationError, Fit, FitData, Methods, choose, wanted
 from camcal.training.calibration.placement import measure_shift
-from camcal.training.calibration.temperature import fit_lean, fit_scale, fit_temperature, lean_offset, mean_nll
+from camcal.training.calibration.temperature import fit_scale, fit_temperature, lean_offset, mean_nll
 from camcal.training.data import Dataset
 from camcal.training.fitting.learned_prior import balanced_twice, is_balanced, logit_prior
 from camcal.training.priors import Floats, even_prior, given_prior, prior_weights
@@ -26,12 +26,7 @@ from camcal.training.recipe import Recipe
 from camcal.training.run import Run
 
 TAUS = tuple(t / 10 for t in range(21))
-PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 FEW_HELD = 200
-
-
-class CalibrationError(ValueError):
-    """Fits without a usable result."""
 
 
 class _Cache:
@@ -62,29 +57,15 @@ class _Cache:
             return None
         return float((self._train_NK.argmax(dim=1) == self.train_labels).double().mean())
 
-    def samples(self, held: Tensor) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
-        """What margins are fitted on, with these held-out positions: logits, labels, and images per class."""
-        on = self.recipe.calibrate.marc_on
-        held_NK, held_labels = self.held_NK[held], self.held_labels[held]
-        if on == "train":
-            return self.train_NK, self.train_labels, self.counts_K
-        counts_K = held_labels.bincount(minlength=self.classes).numpy()
-        if on == "holdout":
-            return held_NK, held_labels, counts_K
-        passes = self.recipe.calibrate.passes
-        logits_NK = torch.cat([self.train_NK, held_NK.repeat(passes, 1)])
-        return logits_NK, torch.cat([self.train_labels, held_labels.repeat(passes)]), counts_K + self.counts_K
-
 
 def calibrate(run: Run, network: LongTailClassifier) -> FittedCalibration:
-    """Rescale, fit margins, lean and temperature, in this order, and store them. The test part is not looked at.
+    """Rescale, fit the calibrations of the recipe, and store the one to serve. The test part is not looked at.
 
     The scalar is selected by the likelihood of held-out images under the class prior that the logits are trained for;
-    lean and temperature by class-balanced likelihood, since calibrated probabilities are for the balanced prior, and
-    the temperature again for each prior that they may be shifted to, since under it other classes determine the right
-    confidence. MARC is fitted on cached logits of augmented training images, with the frozen network in evaluation
-    mode, or on the held-out part as well: then lean and temperatures are fitted on held-out logits that were calibrated
-    by margins fitted without them. The lean is stored as a part of MARC's β.
+    everything after it by class-balanced likelihood, since calibrated probabilities are for the balanced prior, and the
+    temperature again for each prior that they may be shifted to, since under it other classes determine the right
+    confidence. `calibrate.method = "auto"` fits several and takes the one that does best on held-out images that its
+    fit has not seen (`camcal.training.calibration.methods`).
 
     Args:
         run: its recipe says what to fit, and trained logits are kept in its folder.
@@ -100,8 +81,8 @@ def calibrate(run: Run, network: LongTailClassifier) -> FittedCalibration:
 def calibrate_retrained(run: Run, network: LongTailClassifier, first: FittedCalibration) -> FittedCalibration:
     """Calibrate a network that was trained again on all images, so that none is held out.
 
-    Only margins are fitted. Scalar, lean and temperatures are those of `first`, which were found for the first network
-    of the same recipe. Raises as `calibrate` does.
+    MARC's margins are fitted again. Scalar, lean, temperatures and margins of held-out images are those of `first`,
+    which were found for the first network of the same recipe. Raises as `calibrate` does.
     """
     return _Calibration(run, network).take_over(first)
 
@@ -126,31 +107,53 @@ class _Calibration:
         self.tau_curve: list[TauPoint] = []
 
     def fit(self) -> FittedCalibration:
-        settings, held_labels = self.recipe.calibrate, self.cache.held_labels
         self._rescale()
-        margins_NK, penalty = _fit_margins(self.network, self.cache, self.learned_K, self.weights_N)
-        if settings.lean:
-            lean, temperature = fit_lean(margins_NK, held_labels, self.priors["train"], settings.spread)
-        else:
-            lean, temperature = 0.0, fit_temperature(margins_NK, held_labels, self.even_K, settings.spread)
-        calibrated_NK = self._store(margins_NK, lean, temperature)
-        temperatures = {
-            name: fit_temperature(calibrated_NK, held_labels, wanted_K, settings.spread)
-            for name, wanted_K in self.priors.items()
-        }
-        warnings = _warnings(self.recipe, self.learned_K, self.cache.counts_K, len(held_labels))
-        return self._found(penalty, lean, temperatures, warnings)
+        methods = Methods(self.recipe, self._held_out())
+        names = wanted(self.recipe, self.learned_K, self.cache.counts_K, len(self.cache.held_labels))
+        fits = [methods.fit(name) for name in names]
+        chosen = choose(fits, self.weights_N.numpy())
+        candidates = [self._candidate(fit, chosen) for fit in fits]
+        return self._stored(candidates, fits.index(chosen))
 
     def take_over(self, first: FittedCalibration) -> FittedCalibration:
         if isinstance(self.network.head, WeightNormHead) and self.recipe.calibrate.scalar == "select":
             self.network.rescale.factor.fill_(first.scalar / self.network.head.scalar.item())
-        margins_NK, penalty = _fit_margins(self.network, self.cache, self.learned_K, self.weights_N)
-        self._store(margins_NK, first.lean, first.temperature)
-        return self._found(penalty, first.lean, first.prior_temperatures, first.warnings)
+        candidates = [self._again(candidate) for candidate in first.candidates]
+        served = [candidate.method for candidate in candidates].index(first.method)
+        return self._stored(candidates, served, first.warnings)
+
+    def _again(self, first: Candidate) -> Candidate:
+        """A calibration of the first network for this one."""
+        if first.method == "shrunk":
+            return first
+        omega_K, offset_K = Margins.none(self.cache.classes)
+        if first.method == "marc":
+            omega_K, offset_K = Methods(self.recipe, self._held_out()).marc_of_training()
+        else:
+            offset_K = -first.temperature * torch.from_numpy(np.log(self.learned_K * self.cache.classes)).float()
+        offset_K = offset_K + lean_offset(first.lean, first.temperature, self.priors["train"])
+        return first.model_copy(update={"omega": omega_K.tolist(), "offset": offset_K.tolist()})
 
     def _held_weights(self, prior_K: Floats) -> Tensor:
         """Weights under which the held-out images have these class frequencies."""
         return torch.from_numpy(prior_weights(self.cache.held_labels.numpy(), prior_K))
+
+    def _held_out(self) -> FitData:
+        """What calibrations are fitted to, of a network that is rescaled already."""
+        cache, rescale = self.cache, Rescale(self.cache.classes)
+        rescale.load_state_dict(self.network.rescale.state_dict())
+
+        def training() -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+            return rescale(cache.train_NK), cache.train_labels, cache.counts_K
+
+        return FitData(
+            held_NK=rescale(cache.held_NK),
+            held_labels_N=cache.held_labels,
+            prior_K=self.learned_K if self.recipe.calibrate.rescale == "off" else self.even_K,
+            weight_norms_K=self.network.weight_norms().detach().cpu(),
+            train_prior_K=self.priors["train"],
+            training=training,
+        )
 
     def _rescale(self) -> None:
         """Select the scalar, or scale the rows of a linear head, as the recipe says."""
@@ -165,28 +168,50 @@ class _Calibration:
             scale_K = fit_lws(cache.train_NK, cache.train_labels, cache.counts_K, settings, self.recipe.seed)
             rescale.scale.copy_(scale_K)
 
-    def _store(self, margins_NK: Tensor, lean: float, temperature: float) -> Tensor:
-        """Store lean and temperature in the network; returns the held-out logits with the lean taken out."""
-        network, offset_K = self.network, lean_offset(lean, temperature, self.priors["train"])
-        network.marc.beta.data += offset_K.to(network.mean.device) / network.weight_norms()
-        network.temperature.fill_(temperature)
-        _check_finite(network, margins_NK)
-        return margins_NK + offset_K
+    def _candidate(self, fit: Fit, chosen: Fit) -> Candidate:
+        """A fit with its temperatures for the other priors, beside the chosen one."""
+        known, weights_N = len(fit.losses_N) > 0, self.weights_N.numpy()
+        apart = crossfit.difference(fit.losses_N, chosen.losses_N, weights_N) if known else None
+        return Candidate(
+            method=fit.method,
+            numbers=fit.numbers,
+            nll=float(weights_N @ fit.losses_N / weights_N.sum()) if known else None,
+            difference=apart and apart.mean,
+            standard_error=apart and apart.error,
+            lean=fit.lean,
+            penalty=fit.penalty,
+            temperature=fit.temperature,
+            prior_temperatures={
+                name: fit_temperature(fit.unseen_NK, self.cache.held_labels, prior_K, self.recipe.calibrate.spread)
+                for name, prior_K in self.priors.items()
+            },
+            omega=fit.margins.omega_K.tolist(),
+            offset=fit.margins.offset_K.tolist(),
+        )
 
-    def _found(
-        self, penalty: float, lean: float, prior_temperatures: dict[str, float], warnings: list[str]
-    ) -> FittedCalibration:
-        network = self.network
+    def _stored(self, candidates: list[Candidate], served: int, warnings: list[str] | None = None) -> FittedCalibration:
+        """Put one of the calibrations into the network."""
+        network, chosen = self.network, candidates[served]
+        with torch.no_grad():
+            network.marc.omega.copy_(torch.tensor(chosen.omega))
+            network.marc.beta.copy_(torch.tensor(chosen.offset).to(network.mean.device) / network.weight_norms())
+            network.temperature.fill_(chosen.temperature)
+        _check_finite(network, self.cache.held_NK)
+        if warnings is None:
+            held = len(self.cache.held_labels)
+            warnings = _warnings(self.recipe, chosen, self.learned_K, self.cache.counts_K, held)
         return FittedCalibration(
             trained_scalar=network.head.scalar.item(),
             scalar=network.scalar,
-            lean=lean,
+            method=chosen.method,
+            candidates=candidates,
+            lean=chosen.lean,
             tau=self.tau,
             tau_curve=self.tau_curve,
-            temperature=float(network.temperature),
-            prior_temperatures=prior_temperatures,
+            temperature=chosen.temperature,
+            prior_temperatures=chosen.prior_temperatures,
             logit_prior=self.learned_K.tolist(),
-            penalty=penalty,
+            penalty=chosen.penalty,
             omega_at_bound=int((network.marc.omega <= 1.01 * MIN_OMEGA).sum()),
             map_shift=self.map_shift,
             train_accuracy=self.cache.train_accuracy(),
@@ -235,92 +260,8 @@ def _fit_tau(network: LongTailClassifier, cache: _Cache, weights_N: Tensor) -> t
     return best[1], curve
 
 
-def _fit_margins(
-    network: LongTailClassifier, cache: _Cache, prior_K: Floats, weights_N: Tensor
-) -> tuple[Tensor, float]:
-    """Fit and store ω and β.
-
-    Returns the held-out logits, calibrated by margins that were fitted without them, and the penalty of the fit. If
-    held-out images take part and no penalty is given, it is the one of `PENALTIES` for which these logits, at their
-    best temperature, have the best class-balanced likelihood.
-    """
-    config, margins = cache.recipe.calibrate, _Margins(network, cache, prior_K)
-    everything = torch.arange(len(cache.held_labels))
-    if not config.marc or config.marc_on == "train":
-        penalty = config.penalty or 0.0
-        marc = margins.fit(everything, penalty)
-        unseen_NK = margins.calibrated(marc, everything)
-    else:
-        if config.marc_on == "holdout" and len(everything) < 2:
-            raise CalibrationError(
-                f"calibrate.marc_on = 'holdout' needs two held-out images, and there are {len(everything)}: use 'both' "
-                "or a larger data.holdout_fraction"
-            )
-        candidates = margins.unseen(PENALTIES if config.penalty is None else (config.penalty,))
-        penalty = min(candidates, key=lambda p: _best_nll(candidates[p], cache.held_labels, weights_N))
-        marc, unseen_NK = margins.fit(everything, penalty), candidates[penalty]
-    network.marc.load_state_dict(marc.state_dict())
-    return unseen_NK, penalty
-
-
-def _best_nll(logits_NK: Tensor, labels_N: Tensor, weights_N: Tensor) -> float:
-    """At the best temperature."""
-    return mean_nll(fit_scale(logits_NK, labels_N, weights_N) * logits_NK, labels_N, weights_N)
-
-
-class _Margins:
-    """Fits of MARC to the cached logits of a network that is rescaled already.
-
-    Args:
-        prior_K: the class prior that the trained logits are for.
-    """
-
-    def __init__(self, network: LongTailClassifier, cache: _Cache, prior_K: Floats) -> None:
-        self.cache, self.config = cache, cache.recipe.calibrate
-        self.norms_K = network.weight_norms().detach().cpu()
-        self.rescale = Rescale(cache.classes)
-        self.rescale.load_state_dict(network.rescale.state_dict())
-        self.held_NK = self.rescale(cache.held_NK)
-        as_published = self.config.marc and self.config.marc_on == "train"
-        start = self.config.start or ("identity" if as_published or self.config.rescale != "off" else "prior")
-        self.start_K = torch.zeros(cache.classes)
-        if start == "prior":
-            self.start_K = -torch.from_numpy(np.log(prior_K * cache.classes)).float()
-
-    def fit(self, held: Tensor, penalty: float, near: MARC | None = None) -> MARC:
-        """Margins fitted with these held-out positions, as far as the recipe uses them; `near` as in `fit_marc`."""
-        if not self.config.marc:
-            marc = MARC(self.cache.classes)
-            marc.beta.data = self.start_K / self.norms_K
-            return marc
-        logits_NK, labels_N, counts_K = self.cache.samples(held)
-        logits_NK, seed = self.rescale(logits_NK), self.cache.recipe.seed
-        return fit_marc(logits_NK, labels_N, self.norms_K, counts_K, self.config, seed, self.start_K, penalty, near)
-
-    def calibrated(self, marc: MARC, held: Tensor) -> Tensor:
-        """The held-out logits at these positions."""
-        found: Tensor = marc(self.held_NK[held], self.norms_K).detach()
-        return found
-
-    def unseen(self, penalties: Sequence[float]) -> dict[float, Tensor]:
-        """For each penalty, the held-out logits of each half, calibrated by margins fitted on the other half.
-
-        The halves alternate within each class.
-        """
-        everything = torch.arange(len(self.held_NK))
-        half_N = torch.empty_like(everything)
-        half_N[self.cache.held_labels.argsort(stable=True)] = everything % 2
-        found = {penalty: torch.empty_like(self.held_NK) for penalty in penalties}
-        for half in (0, 1):
-            marc = None
-            for penalty in sorted(penalties, reverse=True):  # the strongest is quickest, and a start for the next
-                marc = self.fit(everything[half_N != half], penalty, marc)
-                found[penalty][half_N == half] = self.calibrated(marc, everything[half_N == half])
-        return found
-
-
-def _warnings(recipe: Recipe, prior_K: Floats, counts_K: NDArray[np.int64], held: int) -> list[str]:
-    config, warnings = recipe.calibrate, []
+def _warnings(recipe: Recipe, chosen: Candidate, prior_K: Floats, counts_K: NDArray[np.int64], held: int) -> list[str]:
+    warnings = []
     if held < FEW_HELD:
         warnings.append(
             f"only {held} images are held out, so scalar and temperature are rough estimates; more images, or a larger "
@@ -328,16 +269,16 @@ def _warnings(recipe: Recipe, prior_K: Floats, counts_K: NDArray[np.int64], held
         )
     if (turned := balanced_twice(prior_K, counts_K)) is not None:
         warnings.append(turned)
-    elif config.marc and is_balanced(prior_K, counts_K):
+    elif chosen.method == "marc" and is_balanced(prior_K, counts_K):
         warnings.append(
             "the loss or the sampler balances the classes already; MARC on top may cost accuracy: compare with "
-            "--set calibrate.marc=false"
+            "--set calibrate.method=auto"
         )
-    elif config.marc and config.rescale != "off":
-        warnings.append(f"MARC on top of calibrate.rescale = {config.rescale!r} balances the classes twice")
-    if recipe.loss.smoothing:
+    elif chosen.method == "marc" and recipe.calibrate.rescale != "off":
+        warnings.append(f"MARC on top of calibrate.rescale = {recipe.calibrate.rescale!r} balances the classes twice")
+    if recipe.loss.smoothing and chosen.method == "temperature":
         warnings.append(
             "loss.smoothing brings the logits of common and rare classes closer than the class prior implies: "
-            "subtracting the logarithm of the prior then favours rare classes"
+            "subtracting the logarithm of the prior then favours rare classes; --set calibrate.method=lean corrects it"
         )
     return warnings

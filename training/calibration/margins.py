@@ -1,4 +1,5 @@
-"""Fits of a few numbers per class to cached logits of a frozen network: MARC, and learned weight scaling.
+"""Fits of a few numbers per class to cached logits of a frozen network: MARC, margins shrunk towards a start, and
+learned weight scaling.
 
 N samples, K classes.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +17,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from camcal.models.marc import MARC
+from camcal.training.calibration.temperature import present
 from camcal.training.fitting.losses import grw_weights
 from camcal.training.fitting.samplers import class_shares
 from camcal.training.recipe import CalibrateConfig
 
 MIN_OMEGA = 1e-3
 CHUNK = 2**22  # logits at once, in fp64: all of a large data set would take many gigabytes
+
+
+class Margins(NamedTuple):
+    """ω_k·z_k + offset_k, K values each; the offset of MARC is β_k‖W_k‖."""
+
+    omega_K: Tensor
+    offset_K: Tensor
+
+    def of(self, logits_NK: Tensor) -> Tensor:
+        """The logits N×K with these margins."""
+        return self.omega_K * logits_NK + self.offset_K
+
+    @classmethod
+    def none(cls, classes: int) -> Margins:
+        """Those that change nothing."""
+        return cls(torch.ones(classes), torch.zeros(classes))
 
 
 def fit_marc(
@@ -32,7 +51,7 @@ def fit_marc(
     seed: int,
     start_K: Tensor | None = None,
     penalty: float = 0.0,
-    near: MARC | None = None,
+    near: Margins | None = None,
 ) -> MARC:
     """ω and β of MARC on cached logits, by re-weighted cross-entropy, L = Σ w_y·ℓ/Σ w_y.
 
@@ -55,7 +74,8 @@ def fit_marc(
     weights_K = grw_weights(counts_K, config.exponent)
     if penalty:
         pull_K = penalty / (2 * len(counts_K) * torch.from_numpy(np.maximum(counts_K, 1)).double())
-        return _penalised(logits_NK, labels_N, weight_norms_K, weights_K, start_K, pull_K, near)
+        found = _penalised(logits_NK, labels_N, weights_K, start_K, pull_K, near)
+        return _as_marc(found, weight_norms_K)
     marc = MARC(logits_NK.shape[1])
     with torch.no_grad():
         marc.beta.copy_(start_K / weight_norms_K)
@@ -68,6 +88,39 @@ def fit_marc(
     limit = _highest_rate(logits_NK, labels_N, weight_norms_K, weights_K)
     _descend([marc.omega, marc.beta], marc.omega, step_loss, config, min(config.lr, limit))
     return marc
+
+
+def _as_marc(margins: Margins, weight_norms_K: Tensor) -> MARC:
+    marc = MARC(len(weight_norms_K))
+    with torch.no_grad():
+        marc.omega.copy_(margins.omega_K)
+        marc.beta.copy_(margins.offset_K / weight_norms_K)
+    return marc
+
+
+def fit_shrunk(logits_NK: Tensor, labels_N: Tensor, penalty: float, near: Margins | None = None) -> Margins:
+    """ω and offsets by the class-balanced likelihood of logits that are about right already, so near 1 and 0.
+
+    Least is the mean over the classes of -log p plus λ/(2K)·Σ_k [(ω_k-1)² + offset_k²]/n_k: the posterior mode under
+    independent normal priors with standard deviation 1/√λ, each class's n_k images being the only evidence for it. A
+    class without images keeps 1 and 0, and takes no part.
+
+    Args:
+        penalty: λ > 0.
+        near: a solution for another penalty, as a start for the search; it affects the time only.
+    """
+    counts_K = labels_N.bincount(minlength=logits_NK.shape[1])
+    present_K, among_N = present(labels_N, len(counts_K))
+    found = Margins.none(len(counts_K))
+    counts_k = counts_K[present_K].double()
+    if len(counts_k) < 2:
+        return found
+    pull_k = penalty / (2 * len(counts_k) * counts_k)
+    start_k = torch.zeros(len(counts_k))
+    begin = None if near is None else Margins(near.omega_K[present_K], near.offset_K[present_K])
+    fitted = _penalised(logits_NK[:, present_K], among_N, 1 / counts_k, start_k, pull_k, begin)
+    found.omega_K[present_K], found.offset_K[present_K] = fitted.omega_K.float(), fitted.offset_K.float()
+    return found
 
 
 def _highest_rate(logits_NK: Tensor, labels_N: Tensor, weight_norms_K: Tensor, weights_K: Tensor) -> float:
@@ -125,20 +178,19 @@ def _descend(
 def _penalised(
     logits_NK: Tensor,
     labels_N: Tensor,
-    weight_norms_K: Tensor,
     weights_K: Tensor,
     start_K: Tensor,
     pull_K: Tensor,
-    near: MARC | None,
-) -> MARC:
-    """The minimum of `fit_marc`'s penalised loss, over ω and the offsets β_k‖W_k‖, in fp64."""
+    near: Margins | None,
+) -> Margins:
+    """The minimum of the weighted mean loss plus Σ_k pull_k·[(ω_k-1)² + (offset_k-start_k)²], in fp64."""
     weights_K, start_K = weights_K.double(), start_K.double()
     parts = list(zip(*(rows.split(max(1, CHUNK // len(start_K))) for rows in (logits_NK, labels_N)), strict=True))
     total = weights_K[labels_N].sum()
     # ω = MIN_OMEGA + log(1 + exp v) is never below its bound. Near it the slope vanishes, so the search starts above.
-    first_K = torch.ones_like(start_K) if near is None else near.omega.detach().double().clamp(min=0.1)
+    first_K = torch.ones_like(start_K) if near is None else near.omega_K.double().clamp(min=0.1)
     raw_K = nn.Parameter((first_K - MIN_OMEGA).expm1().log())
-    offset_K = nn.Parameter(start_K.clone() if near is None else near.beta.detach().double() * weight_norms_K)
+    offset_K = nn.Parameter(start_K.clone() if near is None else near.offset_K.double())
     optimizer = torch.optim.LBFGS([raw_K, offset_K], max_iter=1000, history_size=20, line_search_fn="strong_wolfe")
 
     def closure() -> float:
@@ -154,8 +206,4 @@ def _penalised(
         return found
 
     optimizer.step(closure)
-    marc = MARC(len(start_K))
-    with torch.no_grad():
-        marc.omega.copy_(MIN_OMEGA + functional.softplus(raw_K))
-        marc.beta.copy_(offset_K / weight_norms_K)
-    return marc
+    return Margins((MIN_OMEGA + functional.softplus(raw_K)).detach(), offset_K.detach())

@@ -1,4 +1,8 @@
-"""Scale, temperature and lean: few numbers, fitted by the likelihood of held-out logits. N samples, K classes."""
+"""Scale, temperature and lean: few numbers, fitted by the likelihood of held-out logits. N samples, K classes.
+
+Classes without a sample are left out of the softmax: their probabilities would only ever be too high, which says
+nothing about them. What is left is the likelihood of the labels given that they are among the others.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,9 @@ def fit_scale(
     """
     if not len(labels_N):
         return 1.0
-    logits_NK, weights_N = logits_NK.double(), weights_N.double()
-    offset_K = logits_NK.new_zeros(()) if offset_K is None else offset_K
+    present_K, labels_N = present(labels_N, logits_NK.shape[1])
+    logits_NK, weights_N = logits_NK[:, present_K].double(), weights_N.double()
+    offset_K = logits_NK.new_zeros(()) if offset_K is None else offset_K[present_K]
     pull = _pull(weights_N, spread)
 
     def loss(t: float) -> float:
@@ -49,8 +54,10 @@ def fit_temperature(
     return 1 / fit_scale(logits_NK, labels_N, weights_N, spread, torch.from_numpy(np.log(prior_K / raw_prior_K)))
 
 
-def fit_lean(logits_NK: Tensor, labels_N: Tensor, prior_K: Floats, spread: float) -> tuple[float, float]:
-    """The lean δ and the temperature T of balanced probabilities softmax(z/T - δ·log π), by their likelihood.
+def fit_lean(
+    logits_NK: Tensor, labels_N: Tensor, prior_K: Floats, spread: float, raw_prior_K: Floats | None = None
+) -> tuple[float, float]:
+    """The lean δ and the temperature T of balanced probabilities softmax(z/T - log q - δ·log π), by their likelihood.
 
     Temperature scaling with a bias, after Alexandari et al. (arXiv 1901.06852), in one direction only: δ is how far
     balanced logits still favour the common classes (or, below zero, the rare ones). As in `fit_scale`, the mode under
@@ -58,18 +65,21 @@ def fit_lean(logits_NK: Tensor, labels_N: Tensor, prior_K: Floats, spread: float
 
     Args:
         prior_K: π, the training frequencies. If they are uniform, δ is 0.
+        raw_prior_K: q, the prior that softmax(z) is for; by default balanced.
     """
     if not len(labels_N):
         return 0.0, 1.0
     weights_N = torch.from_numpy(prior_weights(labels_N.numpy(), even_prior(len(prior_K))))
     pull = _pull(weights_N, spread)
-    logits_NK, log_prior_K = logits_NK.double(), torch.from_numpy(np.log(prior_K))
+    present_K, labels_N = present(labels_N, logits_NK.shape[1])
+    logits_NK, log_prior_K = logits_NK[:, present_K].double(), torch.from_numpy(np.log(prior_K))[present_K]
+    offset_K = 0.0 if raw_prior_K is None else -torch.from_numpy(np.log(raw_prior_K))[present_K]
     log_factor, lean = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2))
     optimizer = torch.optim.LBFGS([log_factor, lean], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        loss = _mean_loss(log_factor.exp() * logits_NK - lean * log_prior_K, labels_N, weights_N)
+        loss = _mean_loss(log_factor.exp() * logits_NK + offset_K - lean * log_prior_K, labels_N, weights_N)
         loss = loss + pull * (log_factor.square() + lean.square())
         loss.backward()
         return loss
@@ -77,6 +87,13 @@ def fit_lean(logits_NK: Tensor, labels_N: Tensor, prior_K: Floats, spread: float
     with torch.enable_grad():
         optimizer.step(closure)
     return lean.item(), math.exp(-log_factor.item())
+
+
+def present(labels_N: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Which of K classes have a sample, a boolean each; and the labels counted among those."""
+    present_K = torch.zeros(classes, dtype=torch.bool)
+    present_K[labels_N] = True
+    return present_K, (present_K.cumsum(0) - 1)[labels_N]
 
 
 def lean_offset(lean: float, temperature: float, prior_K: Floats) -> Tensor:

@@ -140,7 +140,7 @@ def calibrate(
         typer.Option(
             "--set",
             metavar="SECTION.KEY=VALUE",
-            help="Change a value of the section calibrate, such as calibrate.marc_on=both, or set data.root=PATH if "
+            help="Change a value of the section calibrate, such as calibrate.method=lean, or set data.root=PATH if "
             "the data has moved; may be repeated. Other values stay as they were last.",
         ),
     ] = None,

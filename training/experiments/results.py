@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from camcal.models.report import Figures, Report, Step
+from camcal.models.report import Candidate, Figures, Report, Step
 from camcal.training.recipe import MADE_TAILED, AugmentConfig
 from camcal.training.report.summary import recipe_in
 
@@ -69,7 +69,7 @@ class _ResultFile(_Strict):
     rows: list[_Method] = Field(min_length=1)
 
 
-_FITTED_ON = {"train": [], "both": ["held-out too"], "holdout": ["held-out alone"]}
+_FITTED_ON = {"train": [], "both": ["held-out too"]}
 
 
 def result_of(report: Report, method: str, calibrated: str | None = None, *, plain: bool = True) -> Row:
@@ -78,10 +78,10 @@ def result_of(report: Report, method: str, calibrated: str | None = None, *, pla
     Args:
         method: the name of the network as trained. If its logits are for a class prior that is not uniform, the row
             `method + logit adjustment` has that prior subtracted afterwards.
-        calibrated: its name after MARC or the lean, by default `method + MARC`, `method + MARC, held-out too`, either
-            with `, lean`, and without MARC `method + logit adjustment, lean` or, if the logits are for a uniform prior,
-            `method + lean`. A run with neither has no such row.
-        plain: whether the file has the rows without either.
+        calibrated: its name after calibration: by default `method + auto`; `method + MARC`, `method + MARC, held-out
+            too`, either with `, lean`; `method + shrunk margins`; `method + logit adjustment, lean` or, if the logits
+            are for a uniform prior, `method + lean`. `calibrate.method = "temperature"` has no such row.
+        plain: whether the file has the rows without it.
     """
     recipe, data = recipe_in(report), report.data
     source, calibrate = recipe.data.source, recipe.calibrate
@@ -94,9 +94,13 @@ def result_of(report: Report, method: str, calibrated: str | None = None, *, pla
         rows.append(_plain_row(report, "scalar", method))
         if uneven:
             rows.append(_plain_row(report, "adjusted", f"{method} + logit adjustment"))
-    if calibrate.marc or calibrate.lean:
-        margins = ["MARC", *_FITTED_ON[calibrate.marc_on]]
-        steps = (margins if calibrate.marc else ["logit adjustment"] * uneven) + ["lean"] * calibrate.lean
+    if calibrate.method != "temperature":
+        steps = {
+            "auto": ["auto"],
+            "lean": ["logit adjustment"] * uneven + ["lean"],
+            "marc": ["MARC", *_FITTED_ON[calibrate.marc_on]] + ["lean"] * calibrate.marc_lean,
+            "shrunk": ["shrunk margins"],
+        }[calibrate.method]
         rows.append(_calibrated_row(report, calibrated or f"{method} + {', '.join(steps)}"))
     result = {
         "dataset": _DATASETS.get(source, report.recipe),
@@ -112,6 +116,8 @@ def result_of(report: Report, method: str, calibrated: str | None = None, *, pla
         "rows": rows,
         "recipe": report.settings,
     }
+    if len(report.calibration.candidates) > 1:
+        result["candidates"] = [_candidate(report, each) for each in report.calibration.candidates]
     if report.teachers:
         result["teachers"] = [teacher.model_dump() for teacher in report.teachers]
     return result
@@ -142,6 +148,31 @@ def _calibrated_row(report: Report, method: str) -> Row:
     prior = report.test_under_train_prior["calibrated"]
     ranks = report.rank_groups.test["calibrated"]
     return _row(method, report.test["calibrated"], ranks, report.test["marc"].ece, prior)
+
+
+def _candidate(report: Report, each: Candidate) -> Row:
+    """A calibration that was compared: by held-out images, and on the test, which had no part in the choice."""
+    found = report.candidates[each.method]
+    return {
+        "method": each.method,
+        "served": each.method == report.calibration.method,
+        "numbers": each.numbers,
+        "nll": _short(each.nll),
+        "difference": _short(each.difference),
+        "standard_error": _short(each.standard_error),
+        "test": {
+            "accuracy": _short(found.test.accuracy),
+            "few": _short(found.test.groups["few"]),
+            "ece": _short(found.test.ece),
+            "ece_debiased": _short(found.test.ece_debiased),
+            "nll": _short(found.test.nll),
+        },
+        "train_prior": {
+            "accuracy": _short(found.test_under_train_prior.accuracy),
+            "ece": _short(found.test_under_train_prior.ece),
+            "nll": _short(found.test_under_train_prior.nll),
+        },
+    }
 
 
 def _row(method: str, final: Figures, ranks: dict[str, float | None], ece: float, prior: Figures) -> Row:
@@ -178,6 +209,7 @@ def load_results(folder: Path) -> list[Row]:
         result = _read(path)
         shared = {key: result[key] for key in (*SETTING, "seed", "commit", "hardware")}
         shared["trained_with"] = result.get("trained_with", [])  # absent from older files
+        shared["candidates"] = result.get("candidates", [])  # of calibrate.method = auto
         rows += [shared | row | {"file": path.name} for row in result["rows"]]
     return sorted(rows, key=_order)
 
@@ -221,7 +253,7 @@ def methods(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
         by_method.setdefault(row["method"], []).append(row)
 
     def place(method: str) -> tuple[float, str, str]:
-        base = re.split(r" \+ (?:MARC|logit adjustment|lean)", method)[0]
+        base = re.split(r" \+ (?:MARC|logit adjustment|lean|shrunk margins|auto)", method)[0]
         return mean(row["accuracy"] for row in by_method.get(base, by_method[method])), base, method
 
     return [(method, by_method[method]) for method in sorted(by_method, key=place)]

@@ -147,8 +147,10 @@ def _draft(table: str, data: TableData, row: TableRow, seed: int, overrides: lis
         # CIFAR recipes are not valid without a root: use the current folder until the source is known.
         recipe = load_recipe(data.recipe, ["data.root=.", *overrides])
     refuse_idle(recipe, row.set)
-    if not (row.plain or recipe.calibrate.marc or recipe.calibrate.lean):
-        raise RecipeError(f"{table}.toml: {row.method}: plain = false leaves no row without MARC and lean")
+    if not row.plain and recipe.calibrate.method == "temperature":
+        raise RecipeError(
+            f"{table}.toml: {row.method}: plain = false leaves no row of calibrate.method = 'temperature'"
+        )
     slug = re.sub(r"[^a-z0-9]+", "-", (row.method if row.plain else row.calibrated or row.method).lower()).strip("-")
     tail = f"-if{recipe.data.imbalance:g}" if recipe.data.source in MADE_TAILED else ""
     return Job(name=f"{recipe.name}{tail}_{slug}_{table}_s{seed}", row=row, recipe=recipe)

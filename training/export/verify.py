@@ -15,7 +15,7 @@ from camcal.training.export import precision
 from camcal.training.priors import even_prior, prior_weights, shift_prior
 from camcal.training.recipe import Recipe, RecipeError, parse_recipe
 from camcal.training.report.evaluate import by_predicted_group
-from camcal.training.report.summary import figures_table, group_table
+from camcal.training.report.summary import errors_table, figures_table, group_table
 
 JUDGED = ("probabilities", "calibrated_probabilities", "calibrated_logits")
 """The graph outputs that figures are computed from."""
@@ -70,13 +70,12 @@ def verify(bundle: Bundle, data: Dataset, console: Console) -> dict[str, Figures
         rows |= {name: found[name], f"{name}, by the report": reported}
     title = f"{manifest.name} {manifest.version}, {len(labels_N)} test images"
     console.print(figures_table(title, report.data.groups, rows))
-    chance = metrics.chance_calibration_error(judged["calibrated_probabilities"][0], even_N)
+    console.print(errors_table(rows))
     groups = {
         name: by_predicted_group(probabilities_NK, labels_N, manifest.train_counts(), weights_N)
         for name, (probabilities_NK, weights_N, _) in judged.items()
     }
     console.print(group_table(report, groups))
-    console.print(f"perfect probabilities would show an ECE of {chance:.1%} on these images by chance")
     for name, (_, weights_N, reported) in judged.items():
         # The report is of the network in fp32. One image may always differ, even the only one of a class.
         allowed = ALLOWED if manifest.precision == "fp32" else precision.ALLOWED

@@ -25,7 +25,7 @@ from camcal.training.data.features import with_maps
 from camcal.training.recipe import Recipe, parse_recipe
 from camcal.training.report.evaluate import evaluate
 from camcal.training.report.page import page
-from camcal.training.report.summary import print_report
+from camcal.training.report.summary import comparison, print_report
 from camcal.training.run import Run, RunError, RunFolder, default_device
 
 
@@ -42,7 +42,7 @@ def open_run(folder: RunFolder, console: Console, overrides: Sequence[str] = ())
 
 
 def calibrate_run(run: Run) -> None:
-    """Fit scalar, MARC, lean and temperature to the trained network; writes `network.safetensors`.
+    """Fit scalar and calibration to the trained network; writes `network.safetensors`.
 
     Raises:
         RunError: if a training is not finished, or the data is not that of the run.
@@ -72,6 +72,8 @@ def calibrate_run(run: Run) -> None:
         meta["made_with"] = [*made, *(one for one in again_meta["made_with"] if one not in made)]
         network = again
     console.print(f"calibrated in {time.perf_counter() - began:.0f} s{_outcome(recipe, fitted)}")
+    if len(fitted.candidates) > 1:
+        console.print(comparison(fitted))
     for warning in fitted.warnings:
         console.print(f"warning: {warning}")
     meta |= {"recipe": recipe.model_dump(mode="json"), "calibration": fitted.model_dump()}
@@ -82,7 +84,8 @@ def _outcome(recipe: Recipe, fitted: FittedCalibration) -> str:
     facts = []
     if recipe.model.head != "linear":
         facts.append(f"scalar {fitted.trained_scalar:.2f} → {fitted.scalar:.2f}")
-    if recipe.calibrate.lean:
+    facts.append(f"method {fitted.method}")
+    if fitted.lean:
         facts.append(f"lean {fitted.lean:+.2f}")
     facts.append(f"temperature {fitted.temperature:.3f}")
     if fitted.omega_at_bound:

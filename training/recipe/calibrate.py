@@ -10,7 +10,7 @@ from camcal.training.recipe.section import Section
 
 
 class CalibrateConfig(Section):
-    """The steps after training: scalar, margins, lean and temperature.
+    """The steps after training: scalar, margins and temperature.
 
     They take seconds, and `camcal calibrate` repeats them.
     """
@@ -38,26 +38,29 @@ class CalibrateConfig(Section):
     tau: float | None = Field(
         default=None, ge=0, le=2, description='τ of `rescale = "tau"`; by default chosen on held-out images.'
     )
-    marc: bool = Field(default=True, description="Fit margins (MARC, arXiv 2112.07225).")
-    marc_on: Literal["train", "holdout", "both"] = Field(
-        default="train", description="The images that margins are fitted on; the paper takes those of training."
+    method: Literal["auto", "temperature", "lean", "marc", "shrunk"] = Field(
+        default="auto",
+        description="What is fitted after the scalar. `temperature`: the confidence (1 number); the logarithm of the "
+        "class prior that training implies is subtracted. `lean`: how far that was too little or too much as well (2 "
+        "numbers). `marc`: a scale and a shift per class, fitted on training images (MARC, arXiv 2112.07225). "
+        "`shrunk`: a scale and a shift per class, fitted on held-out images and pulled towards `lean`. `auto` takes "
+        "the one with the best cross-fitted, class-balanced likelihood on held-out images, or one with fewer numbers "
+        "that is within a standard error of it. It leaves out `marc` where loss or sampler balance the classes "
+        "already or a linear head is rescaled, and `shrunk` where held-out logits have more than 2^25 values.",
     )
-    start: Literal["identity", "prior"] | None = Field(
-        default=None,
-        description="Where margins start, and stay without `marc`: `identity`, or `prior`, which subtracts the "
-        'logarithm of the class prior from the logits. By default `identity` for `marc_on = "train"` and after '
-        "rescaling, otherwise `prior`.",
+    marc_on: Literal["train", "both"] = Field(
+        default="train",
+        description="The images that MARC's margins are fitted on: those of training, as published, or held-out ones "
+        "as well, with a penalty towards logit adjustment.",
+    )
+    marc_lean: bool = Field(
+        default=False, description="After MARC's margins, fit the lean together with the temperature."
     )
     penalty: float | None = Field(
         default=None,
         ge=0,
-        description='λ, which pulls margins towards their start. By default 0 for `marc_on = "train"`, otherwise '
-        "chosen by cross-validation.",
-    )
-    lean: bool = Field(
-        default=False,
-        description="Fit on held-out images, with the temperature, how far the logits still lean to the common "
-        "classes, and correct it.",
+        description="λ, which pulls margins towards their start. By default chosen by cross-fitting, and 0 for "
+        '`marc_on = "train"`, as published.',
     )
     passes: int = Field(
         default=4, ge=1, description="Augmented passes over the training images that MARC's cached logits come from."

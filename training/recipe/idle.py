@@ -10,9 +10,10 @@ from camcal.training.recipe.section import RecipeError
 
 _BRANCHES = ("cifar", "large", "large-official")
 _LWS: dict[str, tuple[object, ...]] = {"calibrate.rescale": ("lws",)}
+_MARC: dict[str, tuple[object, ...]] = {"calibrate.method": ("auto", "marc")}
 _SGD = (
-    {"calibrate.marc": (True,), "calibrate.marc_on": ("train",), "calibrate.penalty": (None,)},
-    {"calibrate.marc": (True,), "calibrate.penalty": (0.0,)},
+    _MARC | {"calibrate.marc_on": ("train",), "calibrate.penalty": (None,)},
+    _MARC | {"calibrate.penalty": (0.0,)},
     _LWS,
 )
 _ONLY_WITH: dict[str, tuple[Mapping[str, tuple[object, ...]], ...]] = {
@@ -42,10 +43,11 @@ _ONLY_WITH: dict[str, tuple[Mapping[str, tuple[object, ...]], ...]] = {
     "fit.frozen_stages": ({"fit.mode": ("all", "head-then-all")},),
     "calibrate.scalar": ({"model.head": ("weight", "cosine", "cosnorm", "causal")},),
     "calibrate.tau": ({"calibrate.rescale": ("tau",)},),
-    "calibrate.marc_on": ({"calibrate.marc": (True,)},),
-    "calibrate.exponent": ({"calibrate.marc": (True,)},),
-    "calibrate.penalty": ({"calibrate.marc": (True,)},),
-    "calibrate.passes": ({"calibrate.marc": (True,), "calibrate.marc_on": ("train", "both")}, _LWS),
+    "calibrate.marc_on": (_MARC,),
+    "calibrate.marc_lean": (_MARC,),
+    "calibrate.exponent": (_MARC,),
+    "calibrate.penalty": ({"calibrate.method": ("marc", "shrunk")},),
+    "calibrate.passes": (_MARC, _LWS),
     "calibrate.iterations": _SGD,
     "calibrate.warmup": _SGD,
     "calibrate.batch_size": _SGD,

@@ -90,13 +90,8 @@ class Recipe(Section):
             )
         if self.calibrate.rescale != "off" and self.model.head != "linear":
             raise ValueError(f"calibrate.rescale = {self.calibrate.rescale!r} is for model.head = 'linear'")
-        if self.calibrate.rescale != "off" and self.calibrate.start == "prior":
-            raise ValueError("calibrate.start = 'prior' and calibrate.rescale both balance the classes: choose one")
-        if not self.calibrate.marc and self.calibrate.start == "identity" and self.calibrate.rescale == "off":
-            raise ValueError(
-                "calibrate.start = 'identity' with calibrate.marc = false would present probabilities for the training "
-                "frequencies as balanced ones: leave calibrate.start out"
-            )
+        if self.calibrate.method == "shrunk" and self.calibrate.penalty == 0:
+            raise ValueError("calibrate.penalty must be above 0 with calibrate.method = 'shrunk'")
         if self.calibrate.refit and (self.calibrate.marc_on != "train" or self.calibrate.rescale != "off"):
             raise ValueError("calibrate.refit needs calibrate.marc_on = 'train' and calibrate.rescale = 'off'")
         self.teaching()

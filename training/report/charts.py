@@ -9,7 +9,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from camcal.models.report import ClassFigures, Report
+from camcal.models.report import ClassFigures, Figures, Report
 from camcal.training.report import plots
 from camcal.training.report.plots import Point, Series
 from camcal.training.report.summary import steps_for_prior, steps_taken
@@ -60,13 +60,18 @@ def reliability(report: Report) -> list[Chart]:
     for step, name in steps_taken(report).items():
         style = "calibrated" if step == "calibrated" else "trained"
         svg = plots.reliability(f"Reliability diagram, {name}, balanced prior", report.reliability[step], style)
-        found.append(_chart(name, f"balanced prior, ECE {100 * report.test[step].ece:.1f}\u00a0%", svg))
+        found.append(_chart(name, f"balanced prior, {_error(report.test[step])}", svg))
     names = steps_for_prior(report)
     for end in ENDS:
-        bins, ece = report.reliability_under_train_prior[end], report.test_under_train_prior[end].ece
+        bins = report.reliability_under_train_prior[end]
         svg = plots.reliability(f"Reliability diagram, {names[end]}, training prior", bins, end)
-        found.append(_chart(names[end], f"training prior, ECE {100 * ece:.1f}\u00a0%", svg))
+        found.append(_chart(names[end], f"training prior, {_error(report.test_under_train_prior[end])}", svg))
     return found
+
+
+def _error(figures: Figures) -> str:
+    by_chance = f"{100 * figures.ece_by_chance:.1f} by chance"
+    return f"ECE {100 * figures.ece:.1f}\u00a0% ({by_chance})"
 
 
 def scalar(report: Report) -> list[Chart]:

@@ -14,7 +14,8 @@ from camcal.models.bundle import GROUPS, group_of
 from camcal.models.classifier import LongTailClassifier
 from camcal.models.normalized import WeightNormHead
 from camcal.models.report import (
-    Chance,
+    Candidate,
+    CandidateFigures,
     ClassFigures,
     Confusion,
     CurvePoint,
@@ -98,7 +99,6 @@ class _Evaluation:
         self.groups_K: list[str] = [group_of(int(count)) for count in self.counts_K]
         self.priors = other_priors(recipe, data)
         self.even_K, self.train_K = even_prior(len(self.counts_K)), self.priors["train"]
-        self.offset_K = lean_offset(fitted.lean, network.temperature.item(), self.train_K)
         seen_K = np.bincount(data.train.labels.cpu().numpy(), minlength=len(self.counts_K))
         held_prior_K = logit_prior(recipe, seen_K)
         raw_prior_K = held_prior_K if before_refit is None else logit_prior(recipe, self.counts_K)
@@ -113,8 +113,13 @@ class _Evaluation:
         self.train_N = prior_weights(self.test.labels_N, self.train_K)
 
     def _part(self, network: LongTailClassifier, labels: Tensor, trained_NK: Tensor, raw_prior_K: Floats) -> _Part:
-        logits = _steps(network, trained_NK, raw_prior_K, self.offset_K)
-        return _Part(labels, logits, raw_prior_K, rescaled=self.recipe.calibrate.rescale != "off")
+        rescaled = self.recipe.calibrate.rescale != "off"
+        logits = _steps(network, trained_NK, raw_prior_K)
+        if self.fitted.method in ("temperature", "lean"):
+            logits["marc"] = logits["scalar" if rescaled else "adjusted"]
+        elif self.fitted.method == "marc":  # the lean comes after it
+            logits["marc"] -= lean_offset(self.fitted.lean, network.temperature.item(), self.train_K)
+        return _Part(labels, logits, raw_prior_K, rescaled)
 
     def report(self) -> Report:
         """All sections together."""
@@ -127,7 +132,8 @@ class _Evaluation:
             data=self._data(),
             test={step: self._figures(p, self.even_N) for step, p in self.probabilities.items()},
             test_under_train_prior={step: self._figures(p, self.train_N) for step, p in under_train.items()},
-            by_chance=self._by_chance(),
+            effective_size=float(self.even_N.sum() ** 2 / (self.even_N**2).sum()),
+            candidates={candidate.method: self._candidate(candidate) for candidate in self.fitted.candidates},
             temperature_only={
                 "scalar": self._temperature_only("scalar"),
                 "adjusted": self._temperature_only("adjusted"),
@@ -170,7 +176,8 @@ class _Evaluation:
 
     def _calibrated_for(self, prior: str) -> Floats:
         """Calibrated probabilities for another prior than the balanced one, with a temperature of their own."""
-        logits_NK = (self.test.logits["marc"] + self.offset_K) / self.fitted.prior_temperatures[prior]
+        served_NK = self.test.logits["calibrated"] * self.network.temperature.item()
+        logits_NK = served_NK / self.fitted.prior_temperatures[prior]
         return shift_prior(metrics.softmax(logits_NK.numpy()), self.priors[prior])
 
     @cached_property
@@ -192,14 +199,18 @@ class _Evaluation:
         given_N = prior_weights(self.test.labels_N, self.priors["given"])
         return {"calibrated": self._figures(self._calibrated_for("given"), given_N)}
 
-    def _by_chance(self) -> Chance:
-        return Chance(
-            samples=float(self.even_N.sum() ** 2 / (self.even_N**2).sum()),
-            ece=metrics.chance_calibration_error(self.probabilities["calibrated"], self.even_N),
+    def _candidate(self, candidate: Candidate) -> CandidateFigures:
+        """Of another calibration of the network, which was not chosen or was."""
+        logits_NK = torch.tensor(candidate.omega) * self.test.logits["scalar"] + torch.tensor(candidate.offset)
+        balanced_NK = metrics.softmax((logits_NK / candidate.temperature).numpy())
+        for_train_NK = metrics.softmax((logits_NK / candidate.prior_temperatures["train"]).numpy())
+        return CandidateFigures(
+            test=self._figures(balanced_NK, self.even_N),
+            test_under_train_prior=self._figures(shift_prior(for_train_NK, self.train_K), self.train_N),
         )
 
     def _temperature_only(self, step: Step) -> TemperatureOnly:
-        """Figures of a step with a temperature only, without MARC.
+        """Figures of a step with a temperature only, without margins.
 
         Fitted as after MARC: by class-balanced likelihood on the held-out part, and again for the training prior.
         """
@@ -287,14 +298,8 @@ class _Evaluation:
         ]
 
 
-def _steps(
-    network: LongTailClassifier, trained_NK: Tensor, raw_prior_K: Floats, offset_K: Tensor
-) -> dict[Step, Tensor]:
-    """The logits after each step of a network's calibration, N×K.
-
-    Args:
-        offset_K: the correction of the lean in the network's logits; it comes after `marc`.
-    """
+def _steps(network: LongTailClassifier, trained_NK: Tensor, raw_prior_K: Floats) -> dict[Step, Tensor]:
+    """The logits after each step of a network's calibration, N×K."""
     with torch.no_grad():
         logits_NK = network.rescale(trained_NK.to(network.mean.device)).cpu()
         served_NK = network.calibrate(logits_NK.to(network.mean.device)).cpu()
@@ -302,7 +307,7 @@ def _steps(
         "trained": trained_NK,
         "adjusted": network.rescale.factor.cpu() * trained_NK - torch.from_numpy(np.log(raw_prior_K)),
         "scalar": logits_NK,
-        "marc": served_NK - offset_K,
+        "marc": served_NK,
         "calibrated": served_NK / network.temperature.item(),
     }
 

@@ -14,10 +14,20 @@ from markupsafe import Markup
 from camcal.models.report import Figures, Report, TeacherFacts
 from camcal.training.recipe import Recipe
 from camcal.training.report import charts
-from camcal.training.report.summary import groups_shown, recipe_in, reservations, steps_for_prior, steps_taken
+from camcal.training.report.summary import (
+    candidate_rows,
+    errors,
+    groups_shown,
+    has_margins,
+    recipe_in,
+    reservations,
+    steps_for_prior,
+    steps_taken,
+)
 
 FOLDER = Path(__file__).parent
 TEMPLATE = "page.html.jinja"
+ERRORS = ("ECE", "95 %", "by chance", "debiased")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +54,14 @@ def page(report: Report) -> str:
         charts=charts,
         reservations=reservations(report),
         steps=steps_taken(report),
-        figure_columns=["", "top-1", *_sizes(report.data.groups), "ECE", "class-wise", "NLL", "Brier"],
-        balanced=_balanced(report, recipe),
+        figure_columns=["", "top-1", *_sizes(report.data.groups), *ERRORS, "class-wise", "NLL", "Brier"],
+        balanced=_balanced(report),
         under_train=_under_train(report),
         under_given=_under_given(report),
         every_class=_every_class(report),
+        group_columns=["", "share", "confidence", "accuracy", *ERRORS],
+        candidates=_candidates(report),
+        has_margins=has_margins(report),
         by_predicted_group=_by_predicted_group(report),
         train_counts={row.name: row.train_count for row in report.per_class},
         facts=_facts(report, recipe),
@@ -64,15 +77,15 @@ def _sizes(groups: dict[str, int]) -> list[str]:
 
 
 def _figures_row(name: str, f: Figures, style: str = "") -> Row:
-    cells = [_percent(f.accuracy), *map(_percent, f.groups.values()), _percent(f.ece), _percent(f.classwise_ece, 2)]
+    cells = [_percent(f.accuracy), *map(_percent, f.groups.values()), *errors(f), _percent(f.classwise_ece, 2)]
     return Row(name=name, cells=[*cells, f"{f.nll:.3f}", f"{f.brier:.3f}"], style=style)
 
 
-def _balanced(report: Report, recipe: Recipe) -> list[Row]:
+def _balanced(report: Report) -> list[Row]:
     alone = report.temperature_only
     rows = [_figures_row(name, report.test[step]) for step, name in steps_taken(report).items()]
     rows.append(_figures_row("temperature only", alone["scalar"].test, "aside"))
-    if recipe.calibrate.marc:
+    if has_margins(report):
         rows.append(_figures_row("− log prior", report.test["adjusted"], "aside"))
         rows.append(_figures_row("− log prior, temperature", alone["adjusted"].test, "aside"))
     return rows
@@ -85,6 +98,12 @@ def _under_train(report: Report) -> list[Row]:
 def _under_given(report: Report) -> list[Row]:
     names = steps_for_prior(report)
     return [_figures_row(names[step], f) for step, f in (report.test_under_given_prior or {}).items()]
+
+
+def _candidates(report: Report) -> list[Row]:
+    rows = candidate_rows(report)
+    served = f"{report.calibration.method} (served)"
+    return [Row(name=name, cells=cells, style="" if name == served else "aside") for name, *cells in rows]
 
 
 def _every_class(report: Report) -> list[Row]:
@@ -108,8 +127,10 @@ def _by_predicted_group(report: Report) -> list[Row]:
     for step, name in zip(charts.ENDS, ("as trained", "calibrated"), strict=True):
         for group, size in groups_shown(report).items():
             found = report.by_predicted_group[step][group]
-            figures = (None,) * 4 if found is None else (found.share, found.confidence, found.accuracy, found.ece)
-            rows.append(Row(name=f"{group} ({size}), {name}", cells=[_percent(figure) for figure in figures]))
+            cells = ["n/a"] * 7
+            if found is not None:
+                cells = [*map(_percent, (found.share, found.confidence, found.accuracy)), *errors(found)]
+            rows.append(Row(name=f"{group} ({size}), {name}", cells=cells))
     return rows
 
 
@@ -129,9 +150,10 @@ def _facts(report: Report, recipe: Recipe) -> dict[str, str]:
     if report.scalar_curve:
         selected = "selected on held-out images" if calibrate.scalar == "select" else "kept"
         facts["scalar"] = f"{fitted.trained_scalar:.2f} as trained, {fitted.scalar:.2f} {selected}"
-    if calibrate.lean:
+    facts["calibration"] = f"{fitted.method}{', chosen by calibrate.method = auto' * (calibrate.method == 'auto')}"
+    if fitted.lean:
         facts["lean"] = f"{fitted.lean:+.2f} of the logarithm of the training prior"
-    without = f"; {alone.temperature:.3f} without MARC" if calibrate.marc else ""
+    without = f"; {alone.temperature:.3f} without margins" if has_margins(report) else ""
     again = "; then trained again on all" if calibrate.refit else ""
     facts["temperature"] = f"{fitted.temperature:.3f}{without}"
     facts["held out"] = f"{report.data.holdout:,} of the training images, for scalar and temperature{again}"

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize
 
 from camcal.training.calibration import margins
-from camcal.training.calibration.margins import MIN_OMEGA, fit_lws, fit_marc
+from camcal.training.calibration.margins import MIN_OMEGA, Margins, fit_lws, fit_marc, fit_shrunk
 from camcal.training.fitting.losses import grw_weights
 from camcal.training.recipe import CalibrateConfig
 
@@ -163,7 +163,8 @@ def test_margins_of_exact_logits_end_at_the_prior_that_the_weights_leave(exponen
 
 def test_where_the_search_begins_changes_nothing() -> None:
     logits, labels = _problem()
-    near = fit_marc(-logits, labels, NORMS, COUNTS, CalibrateConfig(), seed=0, penalty=0.1)  # ω at its bound
+    found = fit_marc(-logits, labels, NORMS, COUNTS, CalibrateConfig(), seed=0, penalty=0.1)  # ω at its bound
+    near = Margins(found.omega.detach(), found.beta.detach() * NORMS)
     for penalty in (0.1, 1.0):
         fits = [
             fit_marc(logits, labels, NORMS, COUNTS, CalibrateConfig(), seed=0, penalty=penalty, near=begin)
@@ -216,6 +217,34 @@ def test_a_warm_up_and_weight_decay_change_the_way_but_not_where_it_leads() -> N
         marc = fit_marc(logits, labels, NORMS, COUNTS, config, seed=0)
         losses.append(_loss(marc.omega.detach().double().numpy(), marc.beta.detach().double().numpy() * n, w))
     assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.01
+
+
+@pytest.mark.parametrize("penalty", [0.5, 20.0])
+def test_shrunk_margins_are_the_minimum_that_scipy_finds(penalty: float) -> None:
+    logits, labels = _problem()
+    kept = torch.cat([(labels == k).nonzero().flatten()[: 40 >> k] for k in (0, 1, 2, 4)])  # class 3 has no image
+    z, y = 0.4 * logits[kept], labels[kept]
+    found = fit_shrunk(z, y, penalty)
+    assert (found.omega_K[3].item(), found.offset_K[3].item()) == (1, 0)
+    present, counts = [0, 1, 2, 4], np.array([40, 20, 10, 2])
+    z_N, y_N = z[:, present].double().numpy(), np.searchsorted(present, y.numpy())
+
+    def loss(parameters: Floats) -> float:
+        scores = parameters[:4] * z_N + parameters[4:]
+        losses = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(y_N)), y_N]
+        away = (parameters[:4] - 1) ** 2 + parameters[4:] ** 2
+        return float(np.mean([losses[y_N == k].mean() for k in range(4)]) + penalty / 8 * (away / counts).sum())
+
+    bounds = [(MIN_OMEGA, None)] * 4 + [(None, None)] * 4
+    best = minimize(loss, np.repeat([1.0, 0.0], 4), method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-15}).x
+    np.testing.assert_allclose(found.omega_K[present], best[:4], atol=1e-3)
+    np.testing.assert_allclose(found.offset_K[present], best[4:], atol=1e-3)
+    assert np.abs(best[:4] - 1).max() > 0.02
+
+
+def test_one_class_has_nothing_to_shrink() -> None:
+    found = fit_shrunk(torch.randn(3, 5), torch.full((3,), 2), 1.0)
+    assert found.omega_K.tolist() == [1] * 5 and found.offset_K.tolist() == [0] * 5
 
 
 def test_learned_weight_scaling_comes_close_to_the_balanced_optimum() -> None:

@@ -90,3 +90,15 @@ def test_without_samples_or_a_tail_nothing_leans() -> None:
     lean, temperature = fit_lean(logits, labels, np.full(5, 0.2), 0.3)
     assert lean == pytest.approx(0, abs=1e-6)
     assert temperature == pytest.approx(fit_temperature(logits, labels, np.full(5, 0.2), 0.3), rel=1e-4)
+
+
+def test_a_class_without_a_sample_does_not_bend_the_fits() -> None:
+    """Its probability is never right among these samples, which must not count against it."""
+    generator = np.random.default_rng(0)
+    prior = np.array([0.5, 0.25, 0.15, 0.07, 0.03])
+    labels = generator.choice(3, 20_000)
+    logits = torch.from_numpy(2 * (generator.normal(size=(20_000, 5)) + 2 * np.eye(5)[labels]))
+    lean, temperature = fit_lean(1.7 * logits, torch.from_numpy(labels), prior, 10.0)
+    assert lean == pytest.approx(0, abs=0.05) and temperature == pytest.approx(1.7, rel=0.05)
+    alone = fit_temperature(1.7 * logits, torch.from_numpy(labels), prior, np.inf)
+    assert alone == pytest.approx(1.7, rel=0.05)

@@ -53,7 +53,7 @@ def test_one_run_gives_the_row_as_trained_and_those_calibrated_afterwards(report
     plain, adjusted, marc = load_results(tmp_path)
     assert ASKED_FOR <= plain.keys() and plain.keys() == adjusted.keys() == marc.keys()
     methods = [row["method"] for row in (plain, adjusted, marc)]
-    assert methods == ["cosine", "cosine + logit adjustment", "cosine + MARC"]
+    assert methods == ["cosine", "cosine + logit adjustment", "cosine + auto"]
     test, alone = report.test, report.temperature_only
     assert plain["accuracy"] == pytest.approx(test["trained"].accuracy, abs=1e-5)
     assert plain["ece"] == pytest.approx(test["trained"].ece, abs=1e-5)
@@ -77,26 +77,40 @@ def test_a_result_names_the_hardware_of_the_training(report: Report) -> None:
 def test_rows_can_be_named_and_left_out(report: Report) -> None:
     assert [r["method"] for r in result_of(report, "a", "b", plain=False)["rows"]] == ["b"]
     calibrate = report.settings["calibrate"]
-    calibrate["lean"] = True
+    assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + auto"]
+    calibrate["method"] = "shrunk"
+    assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + shrunk margins"]
+    calibrate |= {"method": "marc", "marc_lean": True}
     assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + MARC, lean"]
     calibrate["marc_on"] = "both"
     assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + MARC, held-out too, lean"]
-    calibrate["marc"] = False
+    calibrate["method"] = "lean"
     assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + logit adjustment, lean"]
-    calibrate["lean"] = False
+    calibrate["method"] = "temperature"
     assert [r["method"] for r in result_of(report, "a")["rows"]] == ["a", "a + logit adjustment"]
     report.calibration = report.calibration.model_copy(update={"logit_prior": [0.1] * 10})
     assert [r["method"] for r in result_of(report, "a")["rows"]] == ["a"]
-    calibrate["lean"] = True
+    calibrate["method"] = "lean"
     assert [r["method"] for r in result_of(report, "a", plain=False)["rows"]] == ["a + lean"]
 
 
 def test_a_rescaled_head_is_judged_as_rescaled(report: Report) -> None:
     report.settings["model"]["head"] = "linear"
-    report.settings["calibrate"] |= {"marc": False, "rescale": "tau"}
+    report.settings["calibrate"] |= {"method": "temperature", "rescale": "tau"}
     report.test["scalar"].ece, report.test["trained"].ece = 0.125, 0.5
     (row,) = result_of(report, "tau-norm")["rows"]
     assert (row["method"], row["ece"]) == ("tau-norm", 0.125)
+
+
+def test_a_result_has_the_calibrations_that_were_compared(report: Report) -> None:
+    found = result_of(report, "cosine")["candidates"]
+    assert [each["method"] for each in found] == list(report.candidates)
+    (served,) = [each for each in found if each["served"]]
+    assert served["method"] == report.calibration.method and served["difference"] == 0
+    assert served["test"]["nll"] == pytest.approx(report.test["calibrated"].nll, abs=1e-4)
+    assert served["train_prior"]["ece"] == pytest.approx(report.test_under_train_prior["calibrated"].ece, abs=1e-4)
+    report.calibration = report.calibration.model_copy(update={"candidates": report.calibration.candidates[:1]})
+    assert "candidates" not in result_of(report, "cosine")
 
 
 def test_a_result_is_small_and_names_no_folder(report: Report, tmp_path: Path) -> None:

@@ -30,11 +30,11 @@ method = "CAMC"
 method = "CAMC"
 calibrated = "CAMC + MARC, gentler"
 plain = false
-set = ["calibrate.exponent=0.5"]
+set = ["calibrate.exponent=0.5", "calibrate.method=marc"]
 
 [[row]]
 method = "linear"
-set = ["fit.epochs=1", "model.head=linear", "calibrate.marc=false"]
+set = ["fit.epochs=1", "model.head=linear", "calibrate.method=temperature"]
 """
 
 
@@ -96,7 +96,10 @@ def test_several_processes_share_a_table(tmp_path: Path) -> None:
 
 
 def test_a_row_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
-    text = TABLE.replace('set = ["calibrate.exponent=0.5"]', 'set = ["model.reslt=cifar", "loss.branch_ranks=[3, 11]"]')
+    text = TABLE.replace(
+        'set = ["calibrate.exponent=0.5", "calibrate.method=marc"]',
+        'set = ["model.reslt=cifar", "loss.branch_ranks=[3, 11]"]',
+    )
     jobs = [job for job in load_table(_table(tmp_path, text)) if job.name != "digits-if10_camc_small_s0"]
     console = _console()
     assert run_table(jobs, tmp_path / "out", 1, console) == 1
@@ -226,6 +229,6 @@ def test_other_mistakes_are_named(tmp_path: Path) -> None:
         load_table(_table(tmp_path), ["cifar10"])
     with pytest.raises(RecipeError, match="has no row whose name contains 'x'; the first is digits-if10_camc_small_s0"):
         load_table(_table(tmp_path), only="x")
-    with pytest.raises(RecipeError, match="--set calibrate.exponent=1: it has no effect, since calibrate.marc is"):
+    with pytest.raises(RecipeError, match="--set calibrate.exponent=1: it has no effect, since calibrate.method is"):
         load_table(_table(tmp_path), overrides=["calibrate.exponent=1"], only="linear")
     assert len(load_table(_table(tmp_path), overrides=["calibrate.exponent=1"])) == 3

@@ -59,10 +59,12 @@ def test_the_graph_does_what_the_report_of_the_network_says(
     assert under.nll == pytest.approx(said.nll, abs=1e-4) and under.ece == pytest.approx(said.ece, abs=1e-4)
     out = capsys.readouterr().out
     few = report.by_predicted_group["calibrated"]["few"]
-    assert few is not None and report.by_chance is not None
-    assert f"{100 * few.confidence:.1f} → {100 * few.accuracy:.1f} ({100 * few.ece:.1f})" in out
+    assert few is not None
+    errors = f"{100 * few.ece:.1f}, {100 * few.ece_by_chance:.1f}"
+    assert f"{100 * few.confidence:.1f} → {100 * few.accuracy:.1f} ({errors})" in out
     assert f"{len(data.test)} test images" in out and "calibrated_probabilities, by the report" in out
-    assert f"an ECE of {report.by_chance.ece:.1%} on these images by chance" in out
+    low, high = report.test["calibrated"].ece_interval
+    assert "by chance" in out and f"{100 * low:.1f} to {100 * high:.1f}" in out
 
 
 @pytest.mark.parametrize(("figure", "by"), [("accuracy", 0.01), ("ece", -0.003)])

@@ -25,19 +25,20 @@ from camcal.training.recipe import Recipe, RecipeError, load_recipe
 from camcal.training.run import RunError, RunFolder
 from tests.training.runs import make_run
 
-QUICK = ["fit.epochs=2", "fit.warmup_epochs=1", "calibrate.iterations=50", "calibrate.passes=1", "calibrate.lean=true"]
+QUICK = ["fit.epochs=2", "fit.warmup_epochs=1", "calibrate.iterations=50", "calibrate.passes=1"]
+LEANING = [*QUICK, "calibrate.method=marc", "calibrate.marc_lean=true"]
 
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return load_recipe("digits", [*QUICK, "calibrate.refit=true"])
+    return load_recipe("digits", [*LEANING, "calibrate.refit=true"])
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> tuple[RunFolder, RunFolder, str]:
     """A run without the second training; the same with it, begun from the first one's checkpoint; and what it said."""
     plain, again = (RunFolder(tmp_path_factory.mktemp(name) / "run") for name in ("plain", "again"))
-    pipeline.train(load_recipe("digits", QUICK), plain, Console(file=io.StringIO()))
+    pipeline.train(load_recipe("digits", LEANING), plain, Console(file=io.StringIO()))
     again.path.mkdir()
     again.checkpoint.write_bytes(plain.checkpoint.read_bytes())
     console = Console(file=io.StringIO(), width=200)
@@ -142,7 +143,7 @@ def test_a_report_of_another_calibration_is_not_exported(
     runs: tuple[RunFolder, RunFolder, str], recipe: Recipe, tmp_path: Path
 ) -> None:
     shutil.copytree(runs[0].path, tmp_path / "run")
-    run = make_run(load_recipe("digits", [*QUICK, "calibrate.marc=false"]), tmp_path / "run")
+    run = make_run(load_recipe("digits", [*QUICK, "calibrate.method=temperature"]), tmp_path / "run")
     pipeline.calibrate_run(run)
     with pytest.raises(RunError, match=r"report.json is of another calibration: run `camcal evaluate"):
         pipeline.export_run(run, tmp_path / "bundle")
@@ -169,7 +170,7 @@ def test_another_calibration_starts_from_the_last_one(runs: tuple[RunFolder, Run
     _, again, _ = runs
     assert not load_network(again.checkpoint)[1].calibrate.refit  # the first training knew nothing of a second
     changed = pipeline.open_run(again, Console(), ["calibrate.exponent=1"]).recipe.calibrate
-    assert changed.refit and changed.lean and changed.exponent == 1
+    assert changed.refit and changed.marc_lean and changed.exponent == 1
     alone = RunFolder(tmp_path)
     alone.checkpoint.write_bytes(again.checkpoint.read_bytes())
     assert not pipeline.open_run(alone, Console()).recipe.calibrate.refit

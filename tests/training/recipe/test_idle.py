@@ -10,9 +10,14 @@ from camcal.training.recipe.idle import _IDLE_AT, _ONLY_WITH, refuse_idle
 def test_an_override_that_would_change_nothing_is_refused() -> None:
     for good in (["loss.name=focal", "loss.gamma=1"], ["model.scalar=30"], ["data.imbalance=5"], ["fit.epochs=9"]):
         refuse_idle(load_recipe("digits", good), good)
-    for good in (["calibrate.marc_on=both", "calibrate.penalty=1"], ["calibrate.lr=0.1"], ["calibrate.marc=false"]):
+    marc = ["calibrate.method=marc", "calibrate.marc_on=both"]
+    for good in ([*marc, "calibrate.penalty=1"], ["calibrate.lr=0.1"], ["calibrate.method=lean"]):
         refuse_idle(load_recipe("digits", good), good)
-    for good in (["calibrate.marc_on=both", "calibrate.penalty=0", "calibrate.lr=0.1"], ["calibrate.passes=2"]):
+    for good in (
+        [*marc, "calibrate.penalty=0", "calibrate.lr=0.1"],
+        ["calibrate.passes=2"],
+        ["calibrate.marc_on=both"],
+    ):
         refuse_idle(load_recipe("digits", good), good)
     rescaled = ["model.head=linear", "calibrate.rescale=lws", "calibrate.marc_on=both", "calibrate.lr=0.1"]
     refuse_idle(load_recipe("digits", rescaled), rescaled)
@@ -25,12 +30,13 @@ def test_an_override_that_would_change_nothing_is_refused() -> None:
         ["loss.gamma=1"],
         ["fit.optimizer=adamw", "fit.lr=0.001", "fit.momentum=0.8"],
         ["model.head=linear", "model.scalar=30"],
-        ["calibrate.marc=false", "calibrate.exponent=1"],
+        ["calibrate.method=lean", "calibrate.exponent=1"],
         ["calibrate.marc_on=both", "calibrate.lr=0.1"],
-        ["calibrate.marc=false", "calibrate.lr=0.1"],
-        ["calibrate.marc=false", "calibrate.passes=2"],
-        ["calibrate.marc_on=holdout", "calibrate.passes=2"],
-        ["calibrate.penalty=1", "calibrate.lr=0.1"],
+        ["calibrate.method=shrunk", "calibrate.lr=0.1"],
+        ["calibrate.method=temperature", "calibrate.passes=2"],
+        ["calibrate.method=lean", "calibrate.marc_lean=true"],
+        ["calibrate.penalty=1"],
+        ["calibrate.method=marc", "calibrate.penalty=1", "calibrate.lr=0.1"],
     ):
         with pytest.raises(RecipeError, match=f"--set {idle[-1]}: it has no effect, since .* is ('|false|0)"):
             refuse_idle(load_recipe("digits", idle), idle)

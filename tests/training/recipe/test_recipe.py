@@ -38,12 +38,8 @@ def test_overrides_are_toml_values_or_bare_words(tmp_path: Path) -> None:
             "recipe.toml: calibrate.rescale = 'tau' is for model.head = 'linear'",
         ),
         (
-            MINIMAL + "[calibrate]\nrescale = 'lws'\nstart = 'prior'\n[model]\nhead = 'linear'",
-            "calibrate.start = 'prior' and calibrate.rescale both balance the classes: choose one",
-        ),
-        (
-            MINIMAL + "[calibrate]\nmarc = false\nstart = 'identity'",
-            "would present probabilities for the training frequencies as balanced ones",
+            MINIMAL + "[calibrate]\nmethod = 'shrunk'\npenalty = 0",
+            "calibrate.penalty must be above 0 with calibrate.method = 'shrunk'",
         ),
         (
             MINIMAL + "[model]\nbackbone = 'resnet33'",
@@ -159,7 +155,6 @@ def test_one_value_of_a_table_that_was_not_given_can_be_set(tmp_path: Path) -> N
         ("data.split_file", '"split.csv"'),
         ("model.weights", '"IMAGENET1K_V1"'),
         ("loss.branch_ranks", "[3, 7]"),
-        ("calibrate.start", '"prior"'),
         ("calibrate.penalty", "10.0"),
         ("calibrate.prior", "{0 = 2.0}"),
     ],

@@ -156,7 +156,8 @@ def test_marc_on_cifar_has_the_paper_s_settings(classes: int, images: int) -> No
     assert (augment.erase, augment.erase_fill) == (0.5, "black")
     assert (recipe.model.backbone, recipe.model.head, recipe.loss.name) == ("resnet32", "linear", "cross_entropy")
     assert (margins.iterations, margins.warmup, margins.batch_size, margins.lr) == (2000, 800, 512, 0.1)
-    assert (margins.weight_decay, margins.exponent, margins.marc_on) == (5e-4, 1.2, "train")
+    assert (margins.weight_decay, margins.exponent) == (5e-4, 1.2)
+    assert (margins.method, margins.marc_on, margins.marc_lean) == ("marc", "train", False)
 
 
 @pytest.mark.parametrize("size", [128, 160, 224, 256, 320, 384])

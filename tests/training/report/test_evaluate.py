@@ -43,9 +43,11 @@ def test_the_report_of_a_real_run(digits_run: RunFolder) -> None:
     assert sum(b["share"] for b in report["reliability"]["calibrated"]) == pytest.approx(1)
 
 
-def test_margins_and_what_marc_did_to_them(digits_run: RunFolder) -> None:
-    report = json.loads(digits_run.report.read_text())
-    network, _, _ = load_network(digits_run.network)
+def test_margins_and_what_marc_did_to_them(digits_run: RunFolder, digits_recipe: Recipe) -> None:
+    network, recipe, _ = load_network(digits_run.network)
+    data = load_dataset(digits_recipe.data, digits_recipe.seed)
+    marc = parse_recipe(recipe.model_dump(mode="json"), "x", ["calibrate.method=marc"])
+    report = evaluated(network, data, marc, calibrated(network, data, marc)).to_json()
     omega, beta = network.marc.omega.tolist(), network.marc.beta.tolist()
     for k, row in enumerate(report["per_class"]):
         # d' = ω·d + β for every image of the class, so for their mean and spread too.
@@ -161,11 +163,14 @@ def test_the_report_has_the_curve_of_the_scalar(digits_run: RunFolder) -> None:
 
 def test_the_lean_comes_after_the_margins(digits_run: RunFolder, digits_recipe: Recipe) -> None:
     network, recipe, _ = load_network(digits_run.network)
-    leaning = parse_recipe(recipe.model_dump(mode="json"), "x", ["calibrate.lean=true"])
+    changes = ["calibrate.method=marc", "calibrate.marc_lean=true"]
+    leaning = parse_recipe(recipe.model_dump(mode="json"), "x", changes)
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     fitted = calibrated(network, data, leaning)
     report = evaluated(network, data, leaning, fitted)
-    before = Report.read(digits_run.report)
+    plain = parse_recipe(recipe.model_dump(mode="json"), "x", ["calibrate.method=marc"])
+    again, _, _ = load_network(digits_run.network)
+    before = evaluated(again, data, plain, calibrated(again, data, plain))
     steps: tuple[Step, ...] = ("scalar", "adjusted", "marc")
     for step in steps:
         assert report.test[step].nll == pytest.approx(before.test[step].nll, rel=1e-3), step
@@ -185,7 +190,23 @@ def test_the_lean_comes_after_the_margins(digits_run: RunFolder, digits_recipe: 
     report.calibration = fitted.model_copy(update={"lean": -0.2})
     words = page(report)
     assert "<dt>lean</dt><dd>-0.20 of the logarithm of the training prior</dd>" in words
-    assert "<dt>lean</dt>" not in digits_run.page.read_text()
+    assert "<dt>lean</dt>" not in page(before)
+
+
+def test_each_candidate_is_judged_as_if_it_were_served(digits_run: RunFolder, digits_recipe: Recipe) -> None:
+    network, recipe, meta = load_network(digits_run.network)
+    data = load_dataset(digits_recipe.data, digits_recipe.seed)
+    report = Report.read(digits_run.report)
+    assert list(report.candidates) == ["temperature", "lean", "marc", "shrunk"]
+    for method, found in report.candidates.items():
+        other = parse_recipe(recipe.model_dump(mode="json"), "x", [f"calibrate.method={method}"])
+        served = evaluated(network, data, other, calibrated(network, data, other))
+        assert served.test["calibrated"].nll == pytest.approx(found.test.nll, rel=1e-3)
+        assert served.test["calibrated"].accuracy == pytest.approx(found.test.accuracy)
+        under = served.test_under_train_prior["calibrated"]
+        assert under.nll == pytest.approx(found.test_under_train_prior.nll, rel=1e-3)
+        has_margins = method in ("marc", "shrunk")
+        assert (served.test["marc"].nll == pytest.approx(served.test["adjusted"].nll, rel=1e-6)) != has_margins
 
 
 def test_a_class_with_more_test_images_weighs_no_more(digits_run: RunFolder, digits_recipe: Recipe) -> None:
@@ -201,7 +222,8 @@ def test_a_class_with_more_test_images_weighs_no_more(digits_run: RunFolder, dig
         for alone in report.temperature_only.values():
             found += [alone.test, alone.test_under_train_prior]
         bins = [b for diagram in report.reliability.values() for b in diagram]
-        return [v for figures in found for k, v in figures if k != "groups"] + [b.share for b in bins]
+        resampled = ("groups", "ece_by_chance", "ece_debiased", "ece_interval")  # which more images change
+        return [v for figures in found for k, v in figures if k not in resampled] + [b.share for b in bins]
 
     assert flat(uneven) == pytest.approx(flat(even))
 
@@ -255,7 +277,7 @@ def test_a_temperature_alone_for_the_training_prior_keeps_to_the_prior_of_the_lo
 
 @pytest.mark.parametrize("rescale", ["tau", "lws"])
 def test_rescaled_logits_count_as_balanced(digits_recipe: Recipe, rescale: str) -> None:
-    changes = ["model.head=linear", "model.camc=off", "calibrate.marc=false", "calibrate.iterations=100"]
+    changes = ["model.head=linear", "model.camc=off", "calibrate.method=temperature", "calibrate.iterations=100"]
     recipe = load_recipe("digits", [*changes, f"calibrate.rescale={rescale}"])
     data = load_dataset(digits_recipe.data, digits_recipe.seed)
     network = build_network(recipe, 10).eval()

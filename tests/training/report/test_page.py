@@ -75,22 +75,45 @@ def test_the_page_shows_the_reports_figures(report: Report) -> None:
     for step in steps:
         figures = report.test[step]
         assert f"{100 * figures.accuracy:.1f}" in text and f"{figures.nll:.3f}" in text
-        assert f"balanced prior, ECE {100 * figures.ece:.1f} %" in text
+        assert f"balanced prior, ECE {100 * figures.ece:.1f} % ({100 * figures.ece_by_chance:.1f} by chance)" in text
     assert f"{report.test['adjusted'].nll:.3f}" in text
     for word in ("Step by step", "Margins", "Hardest classes", report.made_with.hardware, "[fit]", "epochs = 12"):
         assert word in text
 
 
 def test_the_page_says_how_far_each_group_is_to_be_believed(report: Report) -> None:
-    assert "<tr><th></th><th>share</th><th>confidence</th><th>accuracy</th><th>ECE</th></tr>" in page(report)
+    columns = ("", "share", "confidence", "accuracy", "ECE", "95 %", "by chance", "debiased")
+    assert f"<tr>{''.join(f'<th>{name}</th>' for name in columns)}</tr>" in page(report)
     names = {"trained": "as trained", "calibrated": "calibrated"}
     for step, groups in report.by_predicted_group.items():
         row = page(report).split(f'<th scope="row">few (2), {names[step]}</th>')[1].split("</tr>")[0]
         few = groups["few"]
         assert few is not None
         assert re.findall(r"<td>(.*?)</td>", row) == [
-            f"{100 * figure:.1f}" for figure in (few.share, few.confidence, few.accuracy, few.ece)
+            *(f"{100 * figure:.1f}" for figure in (few.share, few.confidence, few.accuracy, few.ece)),
+            " to ".join(f"{100 * end:.1f}" for end in few.ece_interval),
+            *(f"{100 * figure:.1f}" for figure in (few.ece_by_chance, few.ece_debiased)),
         ]
+
+
+def test_the_page_compares_calibrations_and_says_that_the_test_had_no_part(report: Report) -> None:
+    html = page(report)
+    assert "The test images had no part in the choice" in html
+    row = html.split(f'<th scope="row">{report.calibration.method} (served)</th>')[1].split("</tr>")[0]
+    (served,) = [each for each in report.calibration.candidates if each.method == report.calibration.method]
+    test = report.candidates[served.method].test
+    few = test.groups["few"]
+    assert few is not None
+    assert re.findall(r"<td>(.*?)</td>", row) == [
+        f"{served.numbers}",
+        f"{served.nll:.4f}",
+        "",
+        f"{test.nll:.4f}",
+        *(f"{100 * figure:.1f}" for figure in (test.accuracy, few, test.ece)),
+    ]
+    alone = {"candidates": [served]}
+    report.calibration = report.calibration.model_copy(update=alone)
+    assert "Calibrations compared" not in page(report)
 
 
 def test_the_page_says_where_it_was_trained(report: Report) -> None:
@@ -152,8 +175,10 @@ def test_the_curve_of_the_scalar_is_drawn_where_there_is_one(report: Report) -> 
 
 
 def test_a_report_without_marc_does_not_speak_of_it(report: Report) -> None:
+    report.calibration = report.calibration.model_copy(update={"method": "marc"})
     assert "MARC" in page(report) and "Before calibration" in page(report)
-    report.settings["calibrate"]["marc"] = False
+    alone = {"method": "temperature", "candidates": report.calibration.candidates[:1]}
+    report.calibration = report.calibration.model_copy(update=alone)
     recipe = page(report).index("<h3>Recipe</h3>")
     assert "MARC" not in page(report)[:recipe] and "After calibration" in page(report)
     report.test["marc"] = report.test["scalar"]
