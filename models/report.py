@@ -178,7 +178,7 @@ class TauPoint(BaseModel):
 class Candidate(BaseModel):
     """A calibration that was fitted: softmax((ω_k·z_k + offset_k)/T) for the balanced prior, z after the scalar.
 
-    Its likelihood is that of held-out images, each by a calibration that was fitted without it, class-balanced.
+    It is judged on held-out images, each by a calibration that was fitted without it; class-balanced.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -186,7 +186,8 @@ class Candidate(BaseModel):
     method: Method
     numbers: int = Field(description="How many were fitted, the scalar not counted.")
     nll: float | None = Field(description="Cross-fitted, in nats; null with fewer than two held-out images.")
-    difference: float | None = Field(description="From the nll of the calibration that is served.")
+    loss: float | None = Field(description="The same with one image more, of a random label: by this it is judged.")
+    difference: float | None = Field(description="From the loss of the calibration that is served.")
     standard_error: float | None = Field(description="Of the difference.")
     lean: float = Field(description="δ, 0 where it was not fitted.")
     penalty: float = Field(description="λ of the margins.")

@@ -28,7 +28,7 @@ def test_shipped_reports_can_be_read(folder: str) -> None:
     assert report.data.classes == len(report.per_class)
     assert report.per_class[0].name == raw["per_class"][0]["class"]
     served = ServedReport.model_validate(raw)
-    assert served.model_dump() == {name: raw[name] for name in ("reliability", "by_predicted_group")}
+    assert served.model_dump(mode="json") == {name: raw[name] for name in ("reliability", "by_predicted_group")}
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,8 @@ class _Calibration:
         return Candidate(
             method=fit.method,
             numbers=fit.numbers,
-            nll=float(weights_N @ fit.losses_N / weights_N.sum()) if known else None,
+            nll=fit.nll,
+            loss=float(weights_N @ fit.losses_N / weights_N.sum()) if known else None,
             difference=apart and apart.mean,
             standard_error=apart and apart.error,
             lean=fit.lean,

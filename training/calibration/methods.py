@@ -54,7 +54,9 @@ class Fit:
 
     margins: ω and offset, the lean included.
     unseen_NK: held-out logits z′ by margins that were fitted without their image, the lean included.
-    losses_N: -log p of each held-out image by a calibration that was fitted without it; empty with fewer than two.
+    nll: the mean of -log p of held-out images, class-balanced, each by a calibration that was fitted without it.
+    losses_N: the same of each, with the doubt of `crossfit.losses`, by which calibrations are compared; empty with
+        fewer than two images, of which there is no nll.
     """
 
     method: Method
@@ -64,6 +66,7 @@ class Fit:
     temperature: float
     penalty: float
     unseen_NK: Tensor
+    nll: float | None
     losses_N: Floats
 
 
@@ -105,6 +108,7 @@ class Methods:
         self.parts = crossfit.folds(self.labels_N)
         self.even_K = even_prior(self.classes)
         self.weights_N = prior_weights(self.labels_N.numpy(), self.even_K)
+        self.doubt = crossfit.doubt(self.weights_N)
 
     def fit(self, method: Method) -> Fit:
         """Fit and judge one method.
@@ -115,7 +119,7 @@ class Methods:
         leaning = method == "lean" or (method == "marc" and self.config.marc_lean)
         margins, unseen_NK, penalty = self._margins(method)
         end = self._end(leaning, self.data.prior_K if method in ("temperature", "lean") else self.even_K)
-        losses_N = self._cross_fitted(unseen_NK, end)
+        plain_N, losses_N = self._cross_fitted(unseen_NK, end)
         lean, temperature, offset_K = end(unseen_NK, self.labels_N)
         if method == "shrunk":
             # Its margins hold a lean and a temperature already. Of the size of z, that temperature is one of z.
@@ -130,6 +134,7 @@ class Methods:
             temperature=temperature,
             penalty=penalty,
             unseen_NK=unseen_NK + offset_K,
+            nll=float(self.weights_N @ plain_N / self.weights_N.sum()) if len(plain_N) else None,
             losses_N=losses_N,
         )
 
@@ -152,17 +157,18 @@ class Methods:
 
         return fit
 
-    def _cross_fitted(self, unseen_NK: Tensor, end: Callable[[Tensor, Tensor], tuple[float, float, Tensor]]) -> Floats:
-        """The loss of each held-out image, lean and temperature fitted without its part."""
-        found_N = np.empty(len(self.labels_N))
+    def _cross_fitted(
+        self, unseen_NK: Tensor, end: Callable[[Tensor, Tensor], tuple[float, float, Tensor]]
+    ) -> tuple[Floats, Floats]:
+        """The loss of each held-out image without and with a doubt, lean and temperature fitted without its part."""
         if len(self.parts) < 2:
-            return found_N[:0]
+            return np.empty(0), np.empty(0)
+        logits_NK = torch.empty_like(unseen_NK)
         for i, part in enumerate(self.parts):
             others = crossfit.rest(self.parts, i)
             _, temperature, offset_K = end(unseen_NK[others], self.labels_N[others])
-            logits_NK = (unseen_NK[part] + offset_K) / temperature
-            found_N[part.numpy()] = crossfit.losses(logits_NK, self.labels_N[part])
-        return found_N
+            logits_NK[part] = (unseen_NK[part] + offset_K) / temperature
+        return crossfit.losses(logits_NK, self.labels_N), crossfit.losses(logits_NK, self.labels_N, self.doubt)
 
     def marc_of_training(self) -> Margins:
         """MARC as published, on logits of training images."""
@@ -232,7 +238,7 @@ class Methods:
     def _losses(self, logits_NK: Tensor) -> Floats:
         """At the best temperature."""
         factor = fit_scale(logits_NK, self.labels_N, torch.from_numpy(self.weights_N))
-        return crossfit.losses(factor * logits_NK, self.labels_N)
+        return crossfit.losses(factor * logits_NK, self.labels_N, self.doubt)
 
 
 def choose(fits: list[Fit], weights_N: Floats) -> Fit:

@@ -158,6 +158,7 @@ def _candidate(report: Report, each: Candidate) -> Row:
         "served": each.method == report.calibration.method,
         "numbers": each.numbers,
         "nll": _short(each.nll),
+        "loss": _short(each.loss),
         "difference": _short(each.difference),
         "standard_error": _short(each.standard_error),
         "test": {

@@ -97,8 +97,9 @@ def markdown(rows: Sequence[Row]) -> str:
 _COMPARED = """\
 ## Calibrations compared
 
-`calibrate.method = "auto"` fits several calibrations, judges each by the class-balanced likelihood (NLL) of held-out
-images that its fit has not seen, and serves the best, or one with fewer numbers that is within a standard error of it.
+`calibrate.method = "auto"` fits several calibrations, judges each by a loss on held-out images that its fit has not
+seen ([the choice](../explanation/methods.md#the-choice-auto)), and serves the best, or one with fewer numbers that is
+within a standard error of it.
 Here is that choice beside what each gives on the test, which had no part in it: *served*, by how many of the seeds; and
 the mean over seeds of all figures. *auto* has those of the calibration that each seed served. *regret* is how much
 lower the test NLL would have been with the best calibration of each seed. Accuracies and ECE are in percent.
@@ -112,7 +113,18 @@ def _compared(rows: Sequence[Row]) -> list[str]:
         return []
     parts, titled = [_COMPARED], [(title, methods(part)) for title, part in settings(reversed(list(runs.values())))]
     for title, by_method in titled:
-        header = ["training", "calibration", "served", "held-out NLL", "test NLL", "regret", "top-1", "few", "ECE"]
+        header = [
+            "training",
+            "calibration",
+            "served",
+            "loss",
+            "held-out NLL",
+            "test NLL",
+            "regret",
+            "top-1",
+            "few",
+            "ECE",
+        ]
         table = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
         for method, part in by_method:
             table += [[method, *line] for line in _choices([row["candidates"] for row in part])]
@@ -127,8 +139,9 @@ def _choices(seeds: Sequence[Sequence[Row]]) -> list[list[str]]:
     def line(name: str, chosen: Sequence[Row], served: str) -> list[str]:
         regret = mean(each["test"]["nll"] - least for each, least in zip(chosen, best, strict=True))
         figures = (spread([each["test"][key] for each in chosen]) for key in ("accuracy", "few", "ece"))
-        nll = (mean(each["nll"] for each in chosen), mean(each["test"]["nll"] for each in chosen), regret)
-        return [name, served, *(f"{value:.4f}" for value in nll), *figures]
+        losses = [mean(each[key] for each in chosen) for key in ("loss", "nll")]
+        losses += [mean(each["test"]["nll"] for each in chosen), regret]
+        return [name, served, *(f"{value:.4f}" for value in losses), *figures]
 
     auto = [next(each for each in candidates if each["served"]) for candidates in seeds]
     lines = [line("**auto**", auto, str(len(seeds)))]

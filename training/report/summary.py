@@ -64,7 +64,7 @@ def has_margins(report: Report) -> bool:
 
 
 def comparison(fitted: FittedCalibration) -> str:
-    """A sentence about the calibrations that were compared, and by how much the chosen one won or lost."""
+    """A sentence about the calibrations that were compared, and by how much the chosen one is better or worse."""
     (chosen,) = [each for each in fitted.candidates if each.method == fitted.method]
     others = []
     for each in fitted.candidates:
@@ -72,7 +72,8 @@ def comparison(fitted: FittedCalibration) -> str:
             continue
         tied = ", within its error and of more numbers" if each.difference <= 0 else ""
         others.append(f"{each.method} {signed(each.difference)} ± {each.standard_error:.4f}{tied}")
-    return f"{chosen.method} has a cross-fitted NLL of {chosen.nll:.4f} on held-out images; {'; '.join(others)}"
+    found = f"{chosen.method} has a cross-fitted loss of {chosen.loss:.4f} (NLL {chosen.nll:.4f}) on held-out images"
+    return f"{found}; {'; '.join(others)}"
 
 
 def signed(value: float) -> str:
@@ -166,7 +167,7 @@ def errors(found: CalibrationErrors) -> list[str]:
 def candidates_table(report: Report) -> Table:
     """The calibrations that were compared, by held-out and then by test images; accuracies and ECE are in percent."""
     title = "calibrations compared on held-out images; the test had no part in the choice"
-    table = _table(title, ["numbers", "held-out NLL", "difference", "test NLL", "top-1", "few", "ECE"])
+    table = _table(title, ["numbers", "NLL", "difference in loss", "test NLL", "top-1", "few", "ECE"])
     for row in candidate_rows(report):
         table.add_row(*row)
     return table

@@ -153,7 +153,8 @@ def test_with_hardly_a_held_out_image_nothing_is_compared(digits_run: RunFolder,
     few = replace(digits, holdout=digits.holdout.subset(np.arange(held)))
     fitted = calibrated(network, few, load_recipe("digits"))
     (only,) = fitted.candidates
-    assert (fitted.method, only.nll, only.difference, only.standard_error) == ("temperature", None, None, None)
+    judged = only.nll, only.loss, only.difference, only.standard_error
+    assert fitted.method == "temperature" and judged == (None, None, None, None)
 
 
 def test_auto_serves_what_fits_unseen_images_best_or_a_simpler_one_that_ties(
@@ -162,12 +163,13 @@ def test_auto_serves_what_fits_unseen_images_best_or_a_simpler_one_that_ties(
     network, fitted = _calibrated(digits_run, digits, "calibrate.method=auto")
     assert [each.method for each in fitted.candidates] == ["temperature", "lean", "marc", "shrunk"]
     assert [each.numbers for each in fitted.candidates] == [1, 2, 21, 22]
-    nll = {each.method: each.nll for each in fitted.candidates}
+    losses = {each.method: each.loss for each in fitted.candidates}
     (chosen,) = [each for each in fitted.candidates if each.method == fitted.method]
-    assert (chosen.difference, chosen.standard_error) == (0, 0) and chosen.nll is not None
+    assert (chosen.difference, chosen.standard_error) == (0, 0) and chosen.loss is not None
     for each in fitted.candidates:
-        assert each.nll is not None and each.difference == pytest.approx(each.nll - chosen.nll)
-    best = min(nll, key=lambda method: nll[method] or 0)
+        assert each.loss is not None and each.difference == pytest.approx(each.loss - chosen.loss)
+        assert each.nll is not None and each.nll < each.loss  # a random label costs more
+    best = min(losses, key=lambda method: losses[method] or 0)
     assert best == fitted.method or chosen.numbers < max(each.numbers for each in fitted.candidates)
     # What is served is what the fixed method gives.
     alone, same = _calibrated(digits_run, digits, f"calibrate.method={fitted.method}")

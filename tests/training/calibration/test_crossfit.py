@@ -29,6 +29,13 @@ def test_fewer_samples_than_folds_are_a_fold_each(count: int) -> None:
 def test_losses_are_negative_log_likelihoods() -> None:
     found = crossfit.losses(torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]), torch.tensor([1, 0]))
     np.testing.assert_allclose(found, [math.log(4 / 3), math.log(2)])
+    found = crossfit.losses(torch.tensor([[0.0, math.log(3)]]), torch.tensor([1]), 0.2)
+    np.testing.assert_allclose(found, [0.8 * math.log(4 / 3) + 0.2 * (math.log(4) + math.log(4 / 3)) / 2])
+
+
+def test_the_doubt_is_the_share_of_one_sample_more() -> None:
+    assert crossfit.doubt(np.full(9, 0.3)) == pytest.approx(0.1)
+    assert crossfit.doubt(np.array([1.0, 1.0, 0.0])) == pytest.approx(1 / 3) and crossfit.doubt(np.ones(0)) == 0
 
 
 def test_the_error_of_a_difference_is_that_of_repeated_samples() -> None:

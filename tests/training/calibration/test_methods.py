@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -54,8 +56,10 @@ def test_cross_fitted_losses_are_of_fits_that_never_saw_the_image() -> None:
     z = data.held_NK.double()
     temperature = fit_temperature(z[others], labels[others], even_prior(5), 0.3, PRIOR)
     balanced = z[part] / temperature - torch.from_numpy(np.log(PRIOR))
-    expected = torch.nn.functional.cross_entropy(balanced, labels[part], reduction="none")
-    np.testing.assert_allclose(before, expected.numpy(), rtol=1e-5)
+    surprise = -balanced.log_softmax(dim=1).numpy()
+    share = 1 / (methods.weights_N.sum() ** 2 / (methods.weights_N**2).sum() + 1)  # of an image of a random label
+    own = surprise[np.arange(len(part)), labels[part].numpy()]
+    np.testing.assert_allclose(before, (1 - share) * own + share * surprise.mean(axis=1), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("lean", "bent", "best"), [(0.0, False, "temperature"), (0.5, False, "lean")])
@@ -83,6 +87,25 @@ def test_from_few_images_no_margins_are_taken(seed: int) -> None:
     shrunk, lean = methods.fit("shrunk"), methods.fit("lean")
     assert shrunk.lean == lean.lean and np.isfinite(shrunk.losses_N).all()
     assert choose([lean, shrunk], methods.weights_N).method == "lean"
+
+
+def test_a_few_images_that_are_all_right_are_no_evidence_for_confident_margins() -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(25) % 5
+    logits = 2 * random.normal(size=(25, 5)) + 9 * np.eye(5)[labels]
+    assert (logits.argmax(axis=1) == labels).all()
+    data = replace(
+        _data(25),
+        held_NK=torch.from_numpy(logits).float(),
+        held_labels_N=torch.from_numpy(labels),
+        prior_K=even_prior(5),
+    )
+    methods = _methods(data)
+    fits = [methods.fit(name) for name in ("temperature", "shrunk")]
+    assert choose(fits, methods.weights_N).method == "temperature"
+    methods.doubt = 0.0
+    careless = [methods.fit(name) for name in ("temperature", "shrunk")]
+    assert choose(careless, methods.weights_N).method == "shrunk"
 
 
 def test_auto_compares_what_can_pay() -> None:

@@ -42,7 +42,7 @@ def test_a_finished_run_is_not_trained_again(run: RunFolder) -> None:
 
 def test_the_steps_are_commands(run: RunFolder, tmp_path: Path) -> None:
     again = _camcal("calibrate", run.path, "--set", "data.root=moved")
-    assert again.exit_code == 0 and "has a cross-fitted NLL of" in again.output
+    assert again.exit_code == 0 and "has a cross-fitted loss of" in again.output
     wanted = ("--set", "calibrate.method=temperature")
     assert "cross-fitted" not in _camcal("calibrate", run.path, *wanted).output
     result = _camcal("evaluate", run.path)
@@ -51,7 +51,7 @@ def test_the_steps_are_commands(run: RunFolder, tmp_path: Path) -> None:
     # Without margins the prior that the network was trained for is taken out, and put back for that very prior.
     assert report["test"]["marc"]["nll"] == pytest.approx(report["test"]["adjusted"]["nll"], rel=1e-4)
     under_prior, alone = (r["test_under_train_prior"] for r in (report, report["temperature_only"]["adjusted"]))
-    assert under_prior["calibrated"]["nll"] == pytest.approx(alone["nll"], rel=0.02)
+    assert under_prior["calibrated"]["nll"] == pytest.approx(alone["nll"], rel=0.05)
     assert _camcal("export", run.path, "--out", tmp_path / "elsewhere").exit_code == 0
     manifest = json.loads((tmp_path / "elsewhere" / "manifest.json").read_text())
     assert manifest["calibration"]["omega"] == [1.0] * 10
@@ -154,10 +154,10 @@ def test_a_table_and_its_results_are_commands(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "1/1  digits-if10_quick_t_s3: quick" in result.output
     plain, _, marc = json.loads(_camcal("results", "--from", tmp_path / "out", "--json").output)
-    assert (plain["method"], marc["method"], plain["seed"]) == ("quick", "quick + MARC", 3)
-    assert "quick + MARC" in _camcal("results", "--from", tmp_path / "out").output
+    assert (plain["method"], marc["method"], plain["seed"]) == ("quick", "quick + auto", 3)
+    assert "quick + auto" in _camcal("results", "--from", tmp_path / "out").output
     assert (
-        "| quick + MARC | [3](../results/digits-if10_quick_t_s3.json) |"
+        "| quick + auto | [3](../results/digits-if10_quick_t_s3.json) |"
         in _camcal("results", "--from", tmp_path / "out", "--markdown").output
     )
 

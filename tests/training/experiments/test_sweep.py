@@ -211,7 +211,7 @@ def test_data_of_one_kind_of_source_may_lie_in_two_places() -> None:
         (TABLE.replace("fit.epochs", "fit.epoch"), "unknown key 'fit.epoch'; did you mean 'epochs'?"),
         (
             TABLE.replace('method = "linear"', 'method = "none"\nplain = false'),
-            "small.toml: none: plain = false leaves no row without MARC and lean",
+            "small.toml: none: plain = false leaves no row of calibrate.method = 'temperature'",
         ),
         (TABLE.replace('"digits"', '"cifar10-lt"'), "needs data: pass --data cifar10=PATH"),
     ],

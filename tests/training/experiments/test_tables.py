@@ -70,7 +70,7 @@ def test_markdown_has_what_was_chosen_beside_what_each_calibration_gives_on_the_
     served = {line[1]: line[2] for line in table}
     assert served["**auto**"] == "2" and served["lean"] == ("2" if first["method"] == "lean" else "1")
     regret = first["test"]["nll"] - min(each["test"]["nll"] for each in rows[0]["candidates"])
-    assert float(table[0][5]) == pytest.approx((regret + 0.25) / 2, abs=1e-4)
+    assert float(table[0][6]) == pytest.approx((regret + 0.25) / 2, abs=1e-4)
 
 
 def test_results_that_compared_nothing_have_no_such_section(rows: list[Row]) -> None:

@@ -93,7 +93,8 @@ def test_the_second_network_serves_the_lean_of_the_first(
     plain, _, _ = load_network(again.refit.checkpoint)
     data, fitted = load_dataset(recipe.data, recipe.seed), Report.read(again.report).calibration
     whole = make_run(recipe, again.refit, data.whole())
-    calibrate_retrained(whole, plain, fitted.model_copy(update={"lean": 0.0}))
+    upright = [each.model_copy(update={"lean": 0.0}) for each in fitted.candidates]
+    calibrate_retrained(whole, plain, fitted.model_copy(update={"candidates": upright}))
     prior = torch.tensor(meta["train_counts"]) / sum(meta["train_counts"])
     with torch.no_grad():
         moved = (served.marc.beta - plain.marc.beta) * served.weight_norms() / served.temperature

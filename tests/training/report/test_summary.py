@@ -61,7 +61,7 @@ def test_the_printed_report_compares_calibrations_and_says_that_the_test_had_no_
 def test_the_comparison_is_a_sentence(digits_run: RunFolder) -> None:
     def candidate(method: Method, numbers: int, nll: float, error: float) -> Candidate:
         none: dict[str, Any] = {"lean": 0, "penalty": 0, "temperature": 1, "prior_temperatures": {}}
-        apart = {"nll": nll, "difference": nll - 0.5, "standard_error": error}
+        apart = {"nll": nll - 0.1, "loss": nll, "difference": nll - 0.5, "standard_error": error}
         return Candidate(method=method, numbers=numbers, **apart, **none, omega=[], offset=[])
 
     compared = [
@@ -72,7 +72,7 @@ def test_the_comparison_is_a_sentence(digits_run: RunFolder) -> None:
     real = Report.read(digits_run.report).calibration
     fitted = real.model_copy(update={"method": "lean", "candidates": compared})
     assert comparison(fitted) == (
-        "lean has a cross-fitted NLL of 0.5000 on held-out images; temperature +0.0200 ± 0.0100; "
+        "lean has a cross-fitted loss of 0.5000 (NLL 0.4000) on held-out images; temperature +0.0200 ± 0.0100; "
         "shrunk −0.0100 ± 0.0200, within its error and of more numbers"
     )
 
