@@ -30,7 +30,7 @@ The names of the methods:
 
 - *+ MARC*: the training of the row without it, with margins calibrated afterwards on logits of training images.
   *held-out too*: on logits of held-out images as well.
-- *+ auto*: the calibration that held-out images chose for each seed.
+- *+ auto*: the calibration that held-out images chose for each seed ([Calibrations compared](#calibrations-compared)).
 - *+ logit adjustment*: the logarithm of the class prior is taken from the logits of the row without it. Nothing is
   fitted.
 - *lean*: one more number, fitted on held-out images with the temperature, takes out how far the logits still lean to
