@@ -170,7 +170,8 @@ def calibration_errors(probabilities_NK: Floats, labels_N: Labels, weights_N: Fl
     - `ece_interval` is the basic bootstrap interval (Davison and Hinkley, 1997, 5.2): 2·ECE minus the quantiles of
       resampled test sets. Quantiles themselves would have the bias twice, and cover nothing.
     """
-    confidence_N, index = probabilities_NK.max(axis=1), _bin_of(probabilities_NK.max(axis=1), BINS)
+    confidence_N = probabilities_NK.max(axis=1)
+    index = _bin_of(confidence_N, BINS)
     correct_N = (probabilities_NK.argmax(axis=1) == labels_N).astype(np.float64)
     weights_NB = np.zeros((len(labels_N), BINS))
     weights_NB[np.arange(len(labels_N)), index] = weights_N / weights_N.sum()

@@ -19,6 +19,7 @@ from camcal.training.report.summary import (
     errors,
     groups_shown,
     has_margins,
+    percent,
     recipe_in,
     reservations,
     steps_for_prior,
@@ -44,7 +45,7 @@ def page(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
-    environment.filters["percent"] = _percent
+    environment.filters["percent"] = percent
     recipe = recipe_in(report)
     return environment.get_template(TEMPLATE).render(
         report=report,
@@ -68,16 +69,12 @@ def page(report: Report) -> str:
     )
 
 
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "n/a" if value is None else f"{100 * value:.{digits}f}"
-
-
 def _sizes(groups: dict[str, int]) -> list[str]:
     return [f"{group} ({size})" for group, size in groups.items()]
 
 
 def _figures_row(name: str, f: Figures, style: str = "") -> Row:
-    cells = [_percent(f.accuracy), *map(_percent, f.groups.values()), *errors(f), _percent(f.classwise_ece, 2)]
+    cells = [percent(f.accuracy), *map(percent, f.groups.values()), *errors(f), percent(f.classwise_ece, 2)]
     return Row(name=name, cells=[*cells, f"{f.nll:.3f}", f"{f.brier:.3f}"], style=style)
 
 
@@ -114,8 +111,8 @@ def _every_class(report: Report) -> list[Row]:
                 f"{row.train_count:,}",
                 row.group,
                 f"{row.test_count:,}",
-                _percent(row.accuracy_trained),
-                _percent(row.accuracy_calibrated),
+                percent(row.accuracy_trained),
+                percent(row.accuracy_calibrated),
             ],
         )
         for row in sorted(report.per_class, key=lambda row: -row.train_count)
@@ -129,7 +126,7 @@ def _by_predicted_group(report: Report) -> list[Row]:
             found = report.by_predicted_group[step][group]
             cells = ["n/a"] * 7
             if found is not None:
-                cells = [*map(_percent, (found.share, found.confidence, found.accuracy)), *errors(found)]
+                cells = [*map(percent, (found.share, found.confidence, found.accuracy)), *errors(found)]
             rows.append(Row(name=f"{group} ({size}), {name}", cells=cells))
     return rows
 

@@ -145,7 +145,7 @@ def figures_table(title: str, groups: dict[str, int], rows: Mapping[str, Figures
     table = _table(title, ["top-1", *(f"{group} ({groups[group]})" for group in GROUPS), "NLL", "Brier"])
     for name, f in rows.items():
         accuracies = [f.accuracy, *(f.groups[group] for group in GROUPS)]
-        table.add_row(name, *map(_percent, accuracies), f"{f.nll:.3f}", f"{f.brier:.3f}")
+        table.add_row(name, *map(percent, accuracies), f"{f.nll:.3f}", f"{f.brier:.3f}")
     return table
 
 
@@ -161,7 +161,7 @@ def errors(found: CalibrationErrors) -> list[str]:
     """ECE, its interval, its level by chance, and the debiased estimate, in percent."""
     low, high = found.ece_interval
     interval = f"{100 * low:.1f} to {100 * high:.1f}"
-    return [_percent(found.ece), interval, _percent(found.ece_by_chance), _percent(found.ece_debiased)]
+    return [percent(found.ece), interval, percent(found.ece_by_chance), percent(found.ece_debiased)]
 
 
 def candidates_table(report: Report) -> Table:
@@ -181,7 +181,7 @@ def candidate_rows(report: Report) -> list[list[str]]:
         served = each.method == report.calibration.method
         apart = "" if served or each.difference is None else f"{signed(each.difference)} ± {each.standard_error:.4f}"
         held = "n/a" if each.nll is None else f"{each.nll:.4f}"
-        accuracies = map(_percent, (test.accuracy, test.groups["few"], test.ece))
+        accuracies = map(percent, (test.accuracy, test.groups["few"], test.ece))
         name = f"{each.method}{' (served)' if served else ''}"
         rows.append([name, str(each.numbers), held, apart, f"{test.nll:.4f}", *accuracies])
     return rows
@@ -218,5 +218,6 @@ def _reliability(f: GroupCalibration | None) -> str:
     return f"{100 * f.confidence:.1f} → {100 * f.accuracy:.1f} ({by_chance})"
 
 
-def _percent(value: float | None) -> str:
-    return "n/a" if value is None else f"{100 * value:.1f}"
+def percent(value: float | None, digits: int = 1) -> str:
+    """A fraction of one in percent, without the sign."""
+    return "n/a" if value is None else f"{100 * value:.{digits}f}"

@@ -6,12 +6,12 @@ import csv
 import json
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean, stdev
 
 import numpy as np
 
 from camcal.training.checkpoints import load_network
 from camcal.training.data.sources import preprocessing_of
+from camcal.training.experiments.results import spread
 from camcal.training.experiments.sweep import Job
 from camcal.training.run import RunFolder
 from tests.benchmarks.heatmaps import localisation, maps
@@ -89,15 +89,6 @@ def table(jobs: list[Job], out: Path, boxes: Path, per_group: int, seed: int) ->
             kept.write_text(json.dumps(measured, indent=1) + "\n")
     lines = [f"| data | method | seeds | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 3) + "|"]
     for (name, method), of_method in by_method.items():
-        cells = [_spread([measured[job.name].get(column) for job in of_method]) for column in COLUMNS]
+        cells = [spread([measured[job.name].get(column) for job in of_method]) for column in COLUMNS]
         lines.append(f"| {name} | {method} | {len(of_method)} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _spread(values: list[float | None]) -> str:
-    """Mean ± standard deviation over the seeds, in percent; a dash for a group without photographs."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "–"
-    deviation = f" ± {100 * stdev(known):.1f}" if len(known) > 1 else ""
-    return f"{100 * mean(known):.1f}{deviation}"
